@@ -1,0 +1,6 @@
+"""Find the best per-layer GLoRA adapter for a Hugging Face model."""
+
+from glora_search.tuners.glora import GLoraConfig, GLoraLayer, GLoraLinear, GLoraModel
+
+__version__ = "0.1.0"
+__all__ = ["GLoraConfig", "GLoraLayer", "GLoraLinear", "GLoraModel"]

@@ -1,0 +1,307 @@
+"""What a layer computes: one frozen linear layer and the paths of its adapters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from glora_search.errors import invalid
+from glora_search.paths import PATHS, LayerPaths, path_shapes
+from glora_search.tuners.glora.functional import (
+    PathTensors,
+    Terms,
+    collect,
+    effective_bias,
+    effective_weight,
+    glora_linear,
+)
+
+SUPPORTED_LAYERS = (nn.Linear, Conv1D)
+
+
+def base_linear(module: nn.Module, name: str) -> nn.Module:
+    """The layer under any tuner layers, if it is one that GLoRA can adapt.
+
+    A subclass may compute something else (quantized layers do), so the type has to match exactly.
+
+    Raises:
+        UserError: another type; the message names the module and the types that are supported.
+    """
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if type(base) not in SUPPORTED_LAYERS:
+        supported = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in SUPPORTED_LAYERS)
+        raise invalid(f"target module {name!r}", type(base).__qualname__, supported)
+    return base
+
+
+def linear_features(base: nn.Module) -> tuple[int, int]:
+    """``(in_features, out_features)`` of a supported layer."""
+    if isinstance(base, Conv1D):
+        return int(base.weight.shape[0]), int(base.weight.shape[1])
+    assert isinstance(base, nn.Linear)
+    return base.in_features, base.out_features
+
+
+def new_path(path: str, kind: str, in_features: int, out_features: int, r: int, init_weights: bool) -> nn.ParameterDict:
+    """The parameters of one path.
+
+    Args:
+        init_weights: True starts as a no-op: only the right factor of a low-rank path is not zero, so that the left
+            one has a gradient. False draws everything at random.
+    """
+    tensors = nn.ParameterDict(
+        {
+            name: nn.Parameter(torch.zeros(shape))
+            for name, shape in path_shapes(path, kind, in_features, out_features, r).items()
+        }
+    )
+    reset_path(tensors, init_weights)
+    return tensors
+
+
+@torch.no_grad()
+def reset_path(tensors: nn.ParameterDict, init_weights: bool) -> None:
+    """Draw the parameters of one path anew; see `new_path`."""
+    for name, value in tensors.items():
+        if name == "Xu":
+            # One column (path C) would leave kaiming's fan-in at 1, so the rank stands in for it.
+            bound = 1 / math.sqrt(max(value.shape) if value.shape[1] > 1 else value.shape[0])
+            nn.init.uniform_(value, -bound, bound)
+        elif init_weights:
+            nn.init.zeros_(value)
+        else:
+            nn.init.normal_(value, std=0.02)
+
+
+class FrozenLinear(BaseTunerLayer):
+    """What every layer of this package has in common: a frozen base layer, and merging that can be undone exactly.
+
+    A subclass says which terms its active adapters add up to. While something is merged, the base layer's own weight
+    and bias are kept aside (that is the memory an exact unmerge costs: one copy of the merged layers), and every
+    merge starts from them.
+    """
+
+    base_layer: nn.Module
+    active_adapters: list[str]
+
+    def _init_base(self, base_layer: nn.Module, name: str) -> None:
+        self.base_layer = base_layer
+        base = base_linear(base_layer, name)
+        self.in_features, self.out_features = linear_features(base)
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        self.has_bias = getattr(base, "bias", None) is not None
+        base.requires_grad_(False)
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._unmerged: tuple[Tensor, Tensor | None] | None = None
+
+    def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
+        """What these adapters add up to on this layer, in this dtype."""
+        raise NotImplementedError
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether this layer holds the adapter."""
+        raise NotImplementedError
+
+    def _adapted(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        """The layer's output with these adapters; the base layer's where they add nothing."""
+        base = self.get_base_layer()
+        names = [name for name in adapter_names if self.has_adapter(name)]
+        weight, bias = base.weight, base.bias if self.has_bias else None
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        terms = self.terms(names, dtype)
+        if terms.empty:
+            return self.base_layer(x)
+        if self.fan_in_fan_out:
+            weight = weight.T
+        return glora_linear(self._cast_input_dtype(x, dtype), weight, bias, terms)
+
+    @torch.no_grad()
+    def _effective(self, weight: Tensor, bias: Tensor | None, adapter_names: list[str]) -> tuple[Tensor, Tensor | None]:
+        """The base layer's weight (in its own layout) and bias with these adapters folded in, computed in float32
+        or better and rounded once."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        terms = self.terms(adapter_names, dtype)
+        if terms.empty:
+            return weight, bias
+        w0 = (weight.T if self.fan_in_fan_out else weight).to(dtype)
+        b0 = None if bias is None else bias.to(dtype)
+        w, b = effective_weight(w0, terms), effective_bias(w0, b0, terms)
+        w = w.T.contiguous() if self.fan_in_fan_out else w
+        return w.to(weight.dtype), None if b is None or bias is None else b.to(bias.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold adapters into the base layer's weight and bias.
+
+        Args:
+            safe_merge: refuse weights that are not finite, and leave the base layer as it is.
+            adapter_names: which; None is all active ones.
+
+        Raises:
+            ValueError: ``safe_merge`` found a weight that is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if self.has_adapter(name)]
+        if names:
+            self._remerge([*self.merged_adapters, *names], safe_merge)
+
+    def unmerge(self, adapter_names: list[str] | None = None) -> None:
+        """Take merged adapters out again; the base layer is restored bit for bit."""
+        remaining = [] if adapter_names is None else [n for n in self.merged_adapters if n not in adapter_names]
+        if len(remaining) < len(self.merged_adapters):
+            self._remerge(remaining, safe_merge=False)
+
+    def _remerge(self, adapter_names: list[str], safe_merge: bool) -> None:
+        base = self.get_base_layer()
+        if self._unmerged is None:
+            weight, bias = base.weight.data, base.bias.data if self.has_bias else None
+        else:
+            weight, bias = self._unmerged
+            weight = weight.to(base.weight)
+            bias = None if bias is None else bias.to(base.bias)
+        kept = (weight, bias)
+        if adapter_names:
+            weight, bias = self._effective(weight, bias, adapter_names)
+            if safe_merge and not all(t is None or bool(torch.isfinite(t).all()) for t in (weight, bias)):
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {', '.join(adapter_names)} seems to be broken"
+                )
+        base.weight.data = weight
+        if bias is not None:
+            base.bias.data = bias
+        self.merged_adapters = list(adapter_names)
+        self._unmerged = kept if adapter_names else None
+
+
+class GLoraLayer(FrozenLinear):
+    """The adapters of one frozen linear layer.
+
+    Attributes:
+        glora_A, glora_B, glora_C, glora_D, glora_E: adapter name -> the path's parameters; an adapter without the
+            path has no entry.
+        paths: adapter name -> `LayerPaths`.
+    """
+
+    adapter_layer_names: tuple[str, ...] = tuple(f"glora_{path}" for path in PATHS)
+    other_param_names: tuple[str, ...] = ("paths",)
+
+    def __init__(self, base_layer: nn.Module, name: str = "") -> None:
+        self._init_base(base_layer, name)
+        for attribute in self.adapter_layer_names:
+            setattr(self, attribute, nn.ModuleDict())
+        self.paths: dict[str, LayerPaths] = {}
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether this layer holds the adapter."""
+        return adapter_name in self.paths
+
+    def update_layer(
+        self, adapter_name: str, paths: LayerPaths, *, init_weights: bool = True, inference_mode: bool = False
+    ) -> None:
+        """Add an adapter, or replace the one of that name."""
+        if not self.has_bias:
+            paths = paths.without_bias()
+        self.paths[adapter_name] = paths
+        for path, kind in paths.kinds.items():
+            entries = getattr(self, f"glora_{path}")
+            if adapter_name in entries:
+                del entries[adapter_name]
+            if kind != "none":
+                entries[adapter_name] = new_path(path, kind, self.in_features, self.out_features, paths.r, init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def reset_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
+        """Draw an adapter's parameters anew."""
+        for tensors in self.path_tensors(adapter_name).values():
+            reset_path(tensors, init_weights)
+
+    def path_tensors(self, adapter_name: str) -> dict[str, nn.ParameterDict]:
+        """Path -> its parameters, for the paths that this adapter has."""
+        found = {path: getattr(self, f"glora_{path}") for path in PATHS}
+        return {path: entries[adapter_name] for path, entries in found.items() if adapter_name in entries}
+
+    def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
+        """What these adapters add up to on this layer, in this dtype."""
+        adapters: list[PathTensors] = [self.path_tensors(name) for name in adapter_names]  # type: ignore[misc]
+        return collect(adapters, dtype)
+
+
+class GLoraLinear(nn.Module, GLoraLayer):
+    """A frozen ``nn.Linear`` or ``Conv1D`` with GLoRA adapters.
+
+    Args:
+        base_layer: the layer to adapt, possibly wrapped by another tuner layer.
+        adapter_name: name of the first adapter.
+        paths: its paths on this layer.
+        name: the module's name, for error messages.
+
+    Raises:
+        UserError: the base layer is of another type.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        paths: LayerPaths,
+        *,
+        init_weights: bool = True,
+        inference_mode: bool = False,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        GLoraLayer.__init__(self, base_layer, name)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, paths, init_weights=init_weights, inference_mode=inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """``x @ W.T + b`` with the active adapters.
+
+        Args:
+            x: ``[..., in]``.
+            adapter_names: one adapter a row of x, ``"__base__"`` for none; inference only.
+
+        Returns:
+            ``[..., out]``.
+        """
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch(x, adapter_names)
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self._adapted(x, self.active_adapters)
+
+    def _mixed_batch(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        y: Tensor | None = None
+        for name in dict.fromkeys(adapter_names):
+            rows = [row for row, own in enumerate(adapter_names) if own == name]
+            part = self._adapted(x[rows], [name])
+            y = part.new_empty((len(x), *part.shape[1:])) if y is None else y
+            y[rows] = part
+        return self.base_layer(x) if y is None else y
+
+    def __repr__(self) -> str:
+        return "glora." + super().__repr__()
+
+
+Linear = GLoraLinear
