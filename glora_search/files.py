@@ -1,0 +1,152 @@
+"""Reading and writing files: YAML, JSON, what comes with the package, and checked data."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from glora_search.errors import UserError, invalid
+
+Model = TypeVar("Model", bound=BaseModel)
+PACKAGE = Path(__file__).parent
+
+
+def shipped_folder(kind: str) -> Path:
+    """The folder of files that come with the package: inside it when installed, beside it in a checkout."""
+    inside = PACKAGE / "shipped" / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
+    """A file by its path, or one that comes with the package by ``<kind>/<name>.yaml`` or ``<name>``.
+
+    Args:
+        kind: ``search_spaces`` or ``experiments``.
+        path: what the user wrote.
+        key: where the user wrote it, for the message.
+
+    Raises:
+        UserError: there is no such file; the message lists the shipped ones.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    folder = shipped_folder(kind)
+    if Path(path).parent in (Path(kind), Path(".")):
+        shipped = folder / Path(path).with_suffix(".yaml").name
+        if shipped.is_file():
+            return shipped
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(names)}")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise invalid(str(path), data, "a mapping of keys to values")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step, see `write_json`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def validate(model: type[Model], data: Mapping[str, Any], *, source: str) -> Model:
+    """Check data against a pydantic model, with messages for the person who wrote it.
+
+    Args:
+        source: where the data comes from; every message begins with it.
+
+    Raises:
+        UserError: one line for each key that is wrong, with its value and what is allowed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(model, problem)}" for problem in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    location, place = _locate(model, problem["loc"])
+    key, value, kind = ".".join(location) or "the file", problem["input"], problem["type"]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        # The message has its own key, below the one whose check it failed.
+        parent = location if str(cause).split(":")[0].split(".")[0] not in location else location[:-1]
+        return ".".join([*parent, str(cause)])
+    if kind == "extra_forbidden":
+        names = sorted(field.alias or name for name, field in place.model_fields.items())
+        close = difflib.get_close_matches(location[-1], names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{key}: no such key{hint}, got {value!r}; allowed here: {', '.join(names)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = str(problem["ctx"]["discriminator"]).strip("'")
+        got = value.get(tag) if isinstance(value, Mapping) else value
+        allowed = problem["ctx"].get("expected_tags") or "one of the sources"
+        return str(invalid(f"{key}.{tag}", got, allowed))
+    if kind == "literal_error":
+        return str(invalid(key, value, problem["ctx"]["expected"]))
+    return str(invalid(key, value, problem["msg"].replace("Input should be", "").strip() or problem["msg"]))
+
+
+def _locate(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The keys as the user wrote them, and the model that holds the last one.
+
+    pydantic puts the tag of a tagged union into the path; the user never wrote it there.
+    """
+    shown: list[str] = []
+    options, place = [model], model
+    for part in path:
+        tagged = [m for m in options if len(options) > 1 and part in _tags(m)]
+        if tagged:
+            options = tagged
+            continue
+        shown.append(str(part))
+        place = options[0] if options else place
+        field = next((f for n, f in place.model_fields.items() if part in (n, f.alias)), None) if options else None
+        options = _models_in(field.annotation) if field is not None else []
+    return shown, place
+
+
+def _tags(model: type[BaseModel]) -> set[str]:
+    return {value for field in model.model_fields.values() for value in typing.get_args(field.annotation)}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
