@@ -1,0 +1,20 @@
+"""The supernet: all choices of a search space with shared weights, as a PEFT method."""
+
+from glora_search.supernet.config import SupernetConfig
+from glora_search.supernet.layer import SupernetLayer, SupernetLinear
+from glora_search.supernet.model import SupernetModel
+from glora_search.supernet.sampling import SizeSampling, UniformSampling
+from glora_search.supernet.trainer import SupernetTrainer
+from glora_search.tuners.registry import GLoraSearchType, register
+
+register(GLoraSearchType.GLORA_SUPERNET, SupernetConfig, SupernetModel)
+
+__all__ = [
+    "SizeSampling",
+    "SupernetConfig",
+    "SupernetLayer",
+    "SupernetLinear",
+    "SupernetModel",
+    "SupernetTrainer",
+    "UniformSampling",
+]

@@ -1,0 +1,54 @@
+"""What the user sets: the supernet of a search space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from glora_search.errors import invalid
+from glora_search.space import BoundSpace, SearchSpace
+from glora_search.tuners.registry import GLoraSearchType
+
+
+@dataclass
+class SupernetConfig(PeftConfig):
+    """Configuration of a [`SupernetModel`].
+
+    Args:
+        space (`Union[SearchSpace, BoundSpace, str]`): the space whose choices the supernet holds, or its file's name;
+            it is bound to the model when the supernet is made, and saved as plain data.
+        modules_to_save (`List[str]`, *optional*): as in peft; the head is among them where the task has one.
+
+    Raises:
+        UserError: the space is missing or of another type.
+    """
+
+    space: Any = field(default=None, metadata={"help": "The search space, or the name of its file."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Set by the space when it is bound."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules besides the supernet's layers to train and save."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = GLoraSearchType.GLORA_SUPERNET
+        if isinstance(self.space, str):
+            self.space = SearchSpace.load(self.space)
+        if isinstance(self.space, BoundSpace):
+            self.set_bound(self.space)
+        elif not isinstance(self.space, (SearchSpace, dict)):
+            raise invalid("space", self.space, "a SearchSpace, a BoundSpace, or the name of a space's file")
+
+    def set_bound(self, space: BoundSpace) -> None:
+        """Keep a bound space, as plain data so that it can be saved, and target its layers."""
+        self.space = space.to_dict()
+        self.target_modules = [layer.name for layer in space.layers]
+
+    @property
+    def bound(self) -> BoundSpace:
+        """The bound space."""
+        return BoundSpace.from_dict(self.space)

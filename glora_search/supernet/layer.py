@@ -1,0 +1,113 @@
+"""What a supernet's layer computes: the active subnet's paths, out of tensors that all subnets share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glora_search.paths import PATHS, TIED, LayerPaths
+from glora_search.space import SpaceLayer
+from glora_search.tuners.glora.functional import Terms, collect
+from glora_search.tuners.glora.layer import FrozenLinear, new_path
+
+
+class SupernetLayer(FrozenLinear):
+    """All choices of one layer, with shared weights.
+
+    Every kind of a path has tensors of its own; the ranks of a low-rank path share theirs: rank r is the first r
+    columns of ``Xd`` and rows of ``Xu`` of the largest rank.
+
+    Attributes:
+        supernet_A, ..., supernet_E: adapter name -> the path's tensors, named ``<kind>_<tensor>``.
+        active_paths: the paths that the next forward takes.
+    """
+
+    adapter_layer_names: tuple[str, ...] = tuple(f"supernet_{path}" for path in PATHS)
+    other_param_names: tuple[str, ...] = ("spaces",)
+
+    def __init__(self, base_layer: nn.Module, name: str = "") -> None:
+        self._init_base(base_layer, name)
+        for attribute in self.adapter_layer_names:
+            setattr(self, attribute, nn.ModuleDict())
+        self.spaces: dict[str, SpaceLayer] = {}
+        self.active_paths = LayerPaths()
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether this layer holds the supernet of that name."""
+        return adapter_name in self.spaces
+
+    def update_layer(self, adapter_name: str, space: SpaceLayer) -> None:
+        """Make the tensors of all choices; it starts as a no-op, whatever is active."""
+        self.spaces[adapter_name] = space
+        r = max((int(rank) for rank in space.settings.get("r", ())), default=0)
+        for setting, kinds in space.settings.items():
+            for path in TIED.get(setting, (setting,)) if setting != "r" else ():
+                tensors = nn.ParameterDict()
+                for kind in kinds:
+                    if kind != "none" and not (kind == "lora" and r == 0):
+                        new = new_path(path, str(kind), self.in_features, self.out_features, r, init_weights=True)
+                        tensors.update({f"{kind}_{name}": value for name, value in new.items()})
+                if len(tensors):
+                    getattr(self, f"supernet_{path}")[adapter_name] = tensors
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def activate(self, paths: LayerPaths) -> None:
+        """Choose the paths that the next forward takes; what was merged is taken out first."""
+        if self.merged:
+            self.unmerge()
+        self.active_paths = paths
+
+    def subnet_tensors(self, paths: LayerPaths, adapter_name: str) -> dict[str, dict[str, Tensor]]:
+        """Path -> tensor name -> the part of the shared tensors that these paths use (views, not copies)."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for path, kind in paths.kinds.items():
+            if kind == "none":
+                continue
+            tensors = getattr(self, f"supernet_{path}")[adapter_name]
+            if kind == "lora":
+                found[path] = {"Xd": tensors["lora_Xd"][:, : paths.r], "Xu": tensors["lora_Xu"][: paths.r]}
+            else:
+                found[path] = {"X": tensors[f"{kind}_X"]}
+        return found
+
+    def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
+        """What the active subnet adds on this layer, in this dtype."""
+        return collect([self.subnet_tensors(self.active_paths, name) for name in adapter_names], dtype)
+
+
+class SupernetLinear(nn.Module, SupernetLayer):
+    """A frozen ``nn.Linear`` or ``Conv1D`` with every choice of its part of the search space.
+
+    Args:
+        base_layer: the layer to adapt.
+        adapter_name: the supernet's name.
+        space: what this layer may take.
+        name: the module's name, for error messages.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, space: SpaceLayer, *, name: str = "") -> None:
+        super().__init__()
+        SupernetLayer.__init__(self, base_layer, name)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, space)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``x @ W.T + b`` of the active subnet.
+
+        Args:
+            x: ``[..., in]``.
+
+        Returns:
+            ``[..., out]``.
+        """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self._adapted(x, self.active_adapters)
+
+    def __repr__(self) -> str:
+        return "supernet." + super().__repr__()
