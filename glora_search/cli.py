@@ -1,0 +1,130 @@
+"""The command line: from a recipe to a merged model, at once or stage by stage."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Find the best per-layer GLoRA adapter for a Hugging Face model.\n\n"
+    "[bold]run[/bold] does everything; the other commands do one stage of a run folder. A stage that is done is not "
+    "done again, and an interrupted one goes on where it was.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.")]
+Again = Annotated[bool, typer.Option("--again", help="Do the stage anew; what was made from its result goes too.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. search.trials=50.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run folder.", show_default="runs/<the recipe's name>")
+    ] = None,
+) -> None:
+    """Run all stages: supernet, search, export, retrain, merge, baselines, and the test at the end."""
+    from glora_search.pipeline import Run
+    from glora_search.recipe import Recipe
+
+    current = Run.create(Recipe.load(recipe, overrides or []), run_dir)
+    _show(current, current.all_stages())
+
+
+def _stage_command(command: str, stage: str, method: str, text: str) -> None:
+    def do(run: RunFolder, again: Again = False) -> None:
+        from glora_search.pipeline import Run
+
+        current = Run(run)
+        if again:
+            current.forget_from(stage)
+        result = getattr(current, method)()
+        if stage == "test":
+            _show(current, result)
+        else:
+            _summary(current, stage, result)
+
+    do.__doc__ = text
+    app.command(command)(do)
+
+
+_stage_command("train-supernet", "supernet", "train_supernet", "Train the supernet: all choices of every layer.")
+_stage_command("search", "search", "search", "Search the best subnet under the budget, or go on searching.")
+_stage_command("export", "best", "export", "Write the best subnet as an adapter folder.")
+_stage_command("retrain", "retrained", "retrain", "Train the best subnet on.")
+_stage_command("merge", "merged", "merge", "Fold the final subnet into a plain transformers model.")
+_stage_command("baselines", "baselines", "baselines", "Train the recipe's baselines.")
+_stage_command("evaluate", "test", "evaluate", "Read the test split, once, and write metrics.json and report.html.")
+
+
+def _summary(run: Any, stage: str, result: dict[str, Any]) -> None:
+    from glora_search.progress import console
+
+    facts = {k: v for k, v in result.items() if not isinstance(v, (dict, list))}
+    facts |= {k: v for k, v in result.get("best", {}).items() if k != "genome"}
+    shown = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+    )
+    console.print(f"{run.folder / stage}: {shown}", highlight=False)
+
+
+def _show(run: Any, metrics: dict[str, Any]) -> None:
+    from glora_search.progress import console
+    from glora_search.report import result_rows
+
+    budget = "no budget" if metrics["budget"] is None else f"budget {metrics['budget']:,} parameters"
+    table = Table(title=f"{metrics['name']}: {metrics['metric']}, {budget}", title_justify="left")
+    for column in ("model", "adapter parameters", "validation", "test"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in result_rows(metrics):
+        table.add_row(*row)
+    console.print(table)
+    for note in metrics["baselines_skipped"]:
+        console.print(f"left out: {note}")
+    difference = metrics["merged"]["max_abs_logit_difference"]
+    minutes = sum(metrics["seconds"].values()) / 60
+    console.print(
+        f"Merged and unmerged logits differ by at most {difference:.1e}. All stages together took {minutes:.1f} min.",
+        highlight=False,
+    )
+    console.print(f"Report: {run.folder / 'report.html'}", highlight=False)
+    console.print("Use the merged model, with transformers alone:", highlight=False)
+    text = "Your text here"
+    console.out(
+        f'  {sys.executable if ".venv" not in sys.executable else ".venv/bin/python"} -c "from transformers import '
+        f"pipeline; print(pipeline('text-classification', '{run.folder / 'merged'}')('{text}'))\"",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is one message and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    from glora_search.errors import UserError
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

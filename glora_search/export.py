@@ -1,0 +1,109 @@
+"""Writing a subnet as an adapter folder, and merging an adapter into a plain model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from glora_search.files import write_text
+from glora_search.space import Choice
+
+
+def export_subnet(
+    supernet: Any, genome: Mapping[str, Choice], folder: Path, *, base_model: str, facts: Mapping[str, Any]
+) -> None:
+    """Write a subnet, with the weights that it inherits and the head, as an adapter folder.
+
+    The folder has ``adapter_config.json``, ``adapter_model.safetensors`` and a model card, and
+    ``PeftModel.from_pretrained`` loads it where this package is imported.
+
+    Args:
+        supernet: a ``PeftModel`` made with a `SupernetConfig`.
+        genome: the subnet.
+        base_model: hub name or folder of the base model, for the card and the config.
+        facts: what the card says about it, name -> value.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = supernet.subnet_config(genome, base_model_name_or_path=base_model, inference_mode=True)
+    save_file(supernet.subnet_state_dict(genome), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    write_card(folder, base_model, facts)
+
+
+def write_card(folder: Path, base_model: str, facts: Mapping[str, Any]) -> None:
+    """The model card of an adapter folder: what it is and how it is loaded."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    kinds: dict[str, int] = {}
+    for paths in settings["path_pattern"].values():
+        for path, kind in paths.items():
+            if path != "r":
+                kinds[f"{path}={kind}"] = kinds.get(f"{path}={kind}", 0) + 1
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    layers = "\n".join(f"| {name} | {count} |" for name, count in sorted(kinds.items()))
+    write_text(
+        folder / "README.md",
+        f"""---
+base_model: {json.dumps(base_model)}
+library_name: peft
+tags: [glora, glora-search]
+---
+
+# GLoRA adapter with per-layer paths
+
+Found by glora-search (GLoRA: arXiv 2306.07967). The classification head is included.
+
+| | |
+| --- | --- |
+{rows}
+
+| path and kind | layers |
+| --- | --- |
+{layers}
+
+```python
+import glora_search  # makes the adapter's type known to peft
+from peft import AutoPeftModelForSequenceClassification
+
+model = AutoPeftModelForSequenceClassification.from_pretrained({json.dumps(str(folder))}, num_labels={facts["labels"]})
+plain = model.merge_and_unload()  # a transformers model, without peft and without this package
+```
+""",
+    )
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
+    """A base model with an adapter folder's adapter and head."""
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+
+
+def adapter_params(model: Any) -> int:
+    """Trainable parameters of the active adapter; the head is not among them."""
+    names = {f".{adapter}." for adapter in model.active_adapters}
+    prefix = model.base_model.prefix
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if f".{prefix}" in name and any(part in name for part in names)
+    )
+
+
+@torch.no_grad()
+def merge(model: Any) -> PreTrainedModel:
+    """Fold the active adapter into the base weights.
+
+    Returns:
+        The plain model, of the base model's class and size, with the trained head.
+
+    Raises:
+        ValueError: a merged weight is not finite.
+    """
+    plain: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    plain.requires_grad_(True)
+    return plain.eval()

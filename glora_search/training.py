@@ -1,0 +1,82 @@
+"""Training a model with transformers' Trainer: the settings that all stages share, a bar, and going on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from glora_search.progress import TrainingProgress, track
+
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 3,
+    "warmup_steps": 0.05,
+    "logging_steps": 20,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+"""What is used where a recipe says nothing; everything else is as in TrainingArguments."""
+
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+def train(
+    model: PreTrainedModel | nn.Module,
+    dataset: Dataset,
+    collator: Any,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    seed: int,
+    description: str,
+    trainer_cls: type[Trainer] = Trainer,
+    **trainer_options: Any,
+) -> Trainer:
+    """Train a model; its checkpoints go to ``folder/checkpoints``.
+
+    Where an interrupted training has left a whole checkpoint there, it goes on from it. They are the caller's to
+    remove, once the result is safe.
+
+    Args:
+        settings: fields of TrainingArguments, on top of `DEFAULTS`.
+        seed: of the order of the rows.
+        description: for the progress bar.
+        trainer_cls: `transformers.Trainer` or a subclass; ``trainer_options`` are passed to it.
+
+    Returns:
+        The trainer, after training.
+    """
+    checkpoints = folder / "checkpoints"
+    arguments = TrainingArguments(**{"output_dir": str(checkpoints), "seed": seed, **DEFAULTS, **settings})
+    trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
+    trainer.remove_callback(PrinterCallback)
+    with track(description, total_steps(trainer)) as bar:
+        trainer.add_callback(TrainingProgress(bar))
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    return trainer
+
+
+def total_steps(trainer: Trainer) -> int:
+    """The optimizer steps of a whole training."""
+    arguments = trainer.args
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
+    return round(per_epoch * arguments.num_train_epochs)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest checkpoint that was written to its end; a kill can leave a half-written one."""
+    found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in CHECKPOINT_FILES)]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
