@@ -113,10 +113,12 @@ def main() -> None:
     """Run the command line; what the user got wrong is one message and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    import huggingface_hub
     import transformers
 
     from glora_search.errors import UserError
 
+    huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

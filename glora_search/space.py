@@ -13,7 +13,7 @@ import numpy as np
 import peft
 from peft.tuners.tuners_utils import _ExcludedModule, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 from torch import nn
 
 from glora_search.errors import UserError, invalid
@@ -36,7 +36,7 @@ class Choices(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     paths: dict[str, list[str]] = Field(default_factory=dict)
-    ranks: list[int] | None = None
+    ranks: list[StrictInt] | None = None
 
     @field_validator("paths")
     @classmethod
@@ -81,7 +81,7 @@ class SearchSpace(Choices):
     targets: str | list[str] = "all-linear"
     exclude: str | list[str] | None = None
     paths: dict[str, list[str]]
-    ranks: list[int] = Field(default_factory=lambda: [4])
+    ranks: list[StrictInt] = Field(default_factory=lambda: [4])
     overrides: dict[str, Choices] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -334,7 +334,7 @@ class BoundSpace:
     def resize(
         self, genome: Mapping[str, Choice], max_params: int, rng: np.random.Generator, *, grow: bool = False
     ) -> Genome:
-        """Change random layers, one after the other, until the genome meets a number of parameters.
+        """Change random genes, one after the other, until the genome meets a number of parameters.
 
         Args:
             genome: where to start.
@@ -361,16 +361,15 @@ class BoundSpace:
         that would exceed ``stay_below`` is left out."""
         result = dict(genome)
         params = self.params(result)
-        for index in rng.permutation(len(self.layers)):
-            layer = self.layers[index]
-            for gene in rng.permutation(len(layer.genes)):
-                if stop_at is not None and params <= stop_at:
-                    return result
-                name = layer.genes[gene].name
-                changed = {**result, name: towards[name]}
-                before, after = (layer.params(self._paths_of(layer, g)) for g in (result, changed))
-                if stay_below is None or params + after - before <= stay_below:
-                    result, params = changed, params + after - before
+        for index in rng.permutation(len(self.genes)):
+            if stop_at is not None and params <= stop_at:
+                break
+            gene = self.genes[index]
+            layer = self._layers[gene.layer]
+            changed = {**result, gene.name: towards[gene.name]}
+            before, after = (layer.params(self._paths_of(layer, g)) for g in (result, changed))
+            if stay_below is None or params + after - before <= stay_below:
+                result, params = changed, params + after - before
         return result
 
     def uniform_methods(self) -> dict[str, Genome]:

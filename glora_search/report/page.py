@@ -15,6 +15,7 @@ from glora_search.paths import PATHS, LayerPaths
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers.
 KIND_COLOURS = {"none": "#e5e5e5", "constant": "#f0e442", "vector": "#56b4e9", "lora": "#d55e00"}
+CHART = {"responsive": True, "displayModeBar": False}
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
 
 
@@ -47,7 +48,7 @@ def write_report(run: Any) -> None:
         (_heat_map(layers), "The kind that the best subnet has in every layer and path; the number is the rank."),
     ]  # fmt: skip
     charts = "".join(
-        f"<figure>{figure.to_html(full_html=False, include_plotlyjs=False, config={'responsive': True})}"
+        f"<figure>{figure.to_html(full_html=False, include_plotlyjs=False, config=CHART)}"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for figure, caption in figures
     )

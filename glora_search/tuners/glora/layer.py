@@ -32,7 +32,10 @@ def base_linear(module: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: another type; the message names the module and the types that are supported.
     """
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(module, BaseTunerLayer) and not isinstance(module, FrozenLinear):
+        # Computing from the innermost layer would drop what the other tuner adds, without a word.
+        raise invalid(f"target module {name!r}", f"{type(module).__module__} layer", "a layer without another adapter")
+    base = module.get_base_layer() if isinstance(module, FrozenLinear) else module
     if type(base) not in SUPPORTED_LAYERS:
         supported = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in SUPPORTED_LAYERS)
         raise invalid(f"target module {name!r}", type(base).__qualname__, supported)
