@@ -1,6 +1,18 @@
 """Find the best per-layer GLoRA adapter for a Hugging Face model."""
 
+from glora_search.space import BoundSpace, SearchSpace
+from glora_search.supernet import SupernetConfig, SupernetModel, SupernetTrainer
 from glora_search.tuners.glora import GLoraConfig, GLoraLayer, GLoraLinear, GLoraModel
 
 __version__ = "0.1.0"
-__all__ = ["GLoraConfig", "GLoraLayer", "GLoraLinear", "GLoraModel"]
+__all__ = [
+    "BoundSpace",
+    "GLoraConfig",
+    "GLoraLayer",
+    "GLoraLinear",
+    "GLoraModel",
+    "SearchSpace",
+    "SupernetConfig",
+    "SupernetModel",
+    "SupernetTrainer",
+]
