@@ -61,7 +61,7 @@ def _stage_command(command: str, stage: str, method: str, text: str) -> None:
 
 
 _stage_command("train-supernet", "supernet", "train_supernet", "Train the supernet: all choices of every layer.")
-_stage_command("search", "search", "search", "Search the best subnet under the budget, or go on searching.")
+_stage_command("search", "search", "search", "Search the best subnet under the budget.")
 _stage_command("export", "best", "export", "Write the best subnet as an adapter folder.")
 _stage_command("retrain", "retrained", "retrain", "Train the best subnet on.")
 _stage_command("merge", "merged", "merge", "Fold the final subnet into a plain transformers model.")
@@ -96,14 +96,17 @@ def _show(run: Any, metrics: dict[str, Any]) -> None:
     difference = metrics["merged"]["max_abs_logit_difference"]
     minutes = sum(metrics["seconds"].values()) / 60
     console.print(
-        f"Merged and unmerged logits differ by at most {difference:.1e}. All stages together took {minutes:.1f} min.",
+        f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min.",
         highlight=False,
     )
     console.print(f"Report: {run.folder / 'report.html'}", highlight=False)
     console.print("Use the merged model, with transformers alone:", highlight=False)
     text = "Your text here"
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
     console.out(
-        f'  {sys.executable if ".venv" not in sys.executable else ".venv/bin/python"} -c "from transformers import '
+        f'  {python} -c "from transformers import '
         f"pipeline; print(pipeline('text-classification', '{run.folder / 'merged'}')('{text}'))\"",
         highlight=False,
     )
@@ -116,12 +119,15 @@ def main() -> None:
     import huggingface_hub
     import transformers
 
-    from glora_search.errors import UserError
+    from glora_search.errors import UserError, invalid
 
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            allowed = "1: a run is one process; SupernetTrainer in your own script can be launched with several"
+            raise invalid("WORLD_SIZE", os.environ["WORLD_SIZE"], allowed)
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -25,3 +26,15 @@ def invalid(key: str, value: object, allowed: str | Iterable[object]) -> UserErr
     """
     text = allowed if isinstance(allowed, str) else "one of " + ", ".join(repr(a) for a in allowed)
     return UserError(f"{key}: got {value!r}; allowed: {text}")
+
+
+def check_pattern(key: str, pattern: str) -> None:
+    """Check a pattern for module names.
+
+    Raises:
+        UserError: it is not a regular expression.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise invalid(key, pattern, f"a regular expression for module names ({error})") from None

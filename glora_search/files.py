@@ -39,7 +39,7 @@ def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     if Path(path).is_file():
         return Path(path)
     folder = shipped_folder(kind)
-    if Path(path).parent in (Path(kind), Path(".")):
+    if Path(path).name and Path(path).parent in (Path(kind), Path(".")):
         shipped = folder / Path(path).with_suffix(".yaml").name
         if shipped.is_file():
             return shipped
@@ -82,17 +82,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def validate(model: type[Model], data: Mapping[str, Any], *, source: str) -> Model:
+def validate(model: type[Model], data: Mapping[str, Any], *, source: str, context: Any = None) -> Model:
     """Check data against a pydantic model, with messages for the person who wrote it.
 
     Args:
         source: where the data comes from; every message begins with it.
+        context: passed on to the model's validators.
 
     Raises:
         UserError: one line for each key that is wrong, with its value and what is allowed.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         lines = [f"{source}: {_explain(model, problem)}" for problem in error.errors()]
         raise UserError("\n".join(lines)) from None

@@ -12,7 +12,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
@@ -27,11 +29,12 @@ from glora_search.errors import UserError
 from glora_search.export import adapter_params, export_subnet, load_adapter, merge, write_card
 from glora_search.files import load_yaml, read_json, validate, write_json, write_text
 from glora_search.progress import console, track
-from glora_search.recipe import Recipe
-from glora_search.retrain import lora_within, retrain
+from glora_search.recipe import OTHER_MACHINE, TRAINING_DEFAULTS, Recipe
+from glora_search.retrain import lora_within, subnet_to_train
 from glora_search.search import SubnetEvaluator, best_trial, search
 from glora_search.search.evaluator import evaluate, length_sorted_batches, predict
 from glora_search.search.sampler import LOSS, ORIGIN, make_sampler
+from glora_search.search.study import open_journal
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
 from glora_search.tasks.text_classification import TextClassification
@@ -68,7 +71,7 @@ class Run:
         path = self.folder / "recipe.yaml"
         if not path.is_file():
             raise UserError(f"run: got {str(folder)!r}; allowed: a run folder, made by 'glora-search run RECIPE'")
-        self.recipe = validate(Recipe, load_yaml(path), source=str(path))
+        self.recipe = validate(Recipe, load_yaml(path), source=str(path), context=OTHER_MACHINE)
 
     @classmethod
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
@@ -92,7 +95,7 @@ class Run:
             for name, text in files.items():
                 _refuse_other(folder / name, text)
             return cls(folder)
-        if folder.is_dir() and any(path.stem not in ("recipe", "space") for path in folder.iterdir()):
+        if folder.is_dir() and not all(_left_by_a_kill(path, files) for path in folder.iterdir()):
             raise UserError(f"run-dir: got {str(folder)!r}; allowed: a new or empty folder, or a run folder")
         task = _check(recipe)
         for name in ("space.yaml", "recipe.yaml"):  # the recipe last: it is what makes a run folder
@@ -111,7 +114,18 @@ class Run:
     @functools.cached_property
     def space(self) -> BoundSpace:
         """The run's own copy of the search space, bound to the model."""
-        return SearchSpace.load(self.folder / "space.yaml").bind(self.task.model())
+        model = self.task.model()
+        return SearchSpace.load(self.folder / "space.yaml").bind(model, self.task.modules_to_save)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where models are scored: the accelerator, if there is one and the recipe does not say ``use_cpu``."""
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        use_cpu = self.recipe.supernet.training.get("use_cpu", False)
+        return torch.device("cpu") if accelerator is None or use_cpu else accelerator
+
+    def _load(self, adapter: Path) -> PeftModel:
+        return load_adapter(self.task.model(), adapter).to(self.device)
 
     @functools.cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
@@ -135,31 +149,84 @@ class Run:
         return found
 
     def forget_from(self, stage: str) -> None:
-        """Remove a stage's result and all that was made from it, so that it is done again."""
-        for name in STAGES[STAGES.index(stage) :]:
-            if name == "baselines" and stage != "baselines":
-                continue  # they depend on the recipe alone
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("metrics.json", "report.html"):
-            (self.folder / name).unlink(missing_ok=True)
+        """Remove a stage's result and all that was made from it, so that it is done again.
+
+        Raises:
+            UserError: the stage could not be done now (its input or the data is missing); nothing was removed.
+        """
+        if stage in NEEDS:
+            self.result(NEEDS[stage])
+        _ = self.space  # loads data and model
+        with self._working():
+            self._remove(stage)
+            self._remove_made_from(stage)
+
+    def _remove(self, stage: str) -> None:
+        if stage == "test":
+            for name in ("metrics.json", "report.html"):
+                (self.folder / name).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.folder / stage, ignore_errors=True)
+
+    def _remove_made_from(self, stage: str) -> None:
+        for name in STAGES[STAGES.index(stage) + 1 :]:
+            if name != "baselines":  # they depend on the recipe alone
+                self._remove(name)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Held while a stage works; the kernel gives the lock back when the process dies.
+
+        Raises:
+            UserError: another process works in this run folder.
+        """
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            allowed = "a run folder that no other process works in"
+            raise UserError(f"run: got {str(self.folder)!r}; allowed: {allowed}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Do a stage's work unless it is done, and note what came of it and how long the call that finished took."""
-        done = self.done(name)
-        if done is not None:
-            console.print(f"[dim]{COMMANDS[name]}: done before, in {self.folder / name}[/dim]")
-            return done
-        if name in NEEDS:
-            self.result(NEEDS[name])
         folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        started = time.perf_counter()
-        result = work(folder)
-        result["seconds"] = round(time.perf_counter() - started, 1)
-        write_json(folder / "stage.json", result)
+        done = self.done(name)
+        if done is None:
+            if name in NEEDS:
+                self.result(NEEDS[name])
+            with self._working():
+                folder.mkdir(exist_ok=True)
+                started = time.perf_counter()
+                done = work(folder)
+                done["seconds"] = round(time.perf_counter() - started, 1)
+                # A later stage may have been done without this one, as merging is without retraining.
+                self._remove_made_from(name)
+                write_json(folder / "stage.json", done)
+        else:
+            console.print(f"[dim]{COMMANDS[name]}: done before, in {folder}[/dim]", highlight=False)
         for checkpoints in list(folder.rglob("checkpoints")):
             shutil.rmtree(checkpoints, ignore_errors=True)
-        return result
+        return done
+
+    def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> None:
+        """Train on the train rows; what the settings evaluate is evaluated on the validation rows."""
+        task = self.task
+        train(
+            model,
+            task.train,
+            task.collator,
+            settings,
+            folder,
+            seed=self.recipe.seed,
+            description=description,
+            eval_dataset=task.validation,
+            compute_metrics=lambda found: {task.metric: task.score(found.predictions, found.label_ids)},
+            **options,
+        )
 
     # -- the stages ------------------------------------------------------------------------------------------------
 
@@ -171,28 +238,31 @@ class Run:
         write_json(self.folder / "environment.json", environment())
         recipe, task = self.recipe, self.task
         base = task.model()
-        model = get_peft_model(base, SupernetConfig(space=self.space, task_type=task.task_type))
+        config = SupernetConfig(space=self.space, task_type=task.task_type, modules_to_save=task.modules_to_save)
+        model = get_peft_model(base, config)
+        budget = recipe.search.max_params
         sampling = (
-            SizeSampling(self.space, seed=recipe.seed, max_params=recipe.search.max_params)
+            SizeSampling(self.space, seed=recipe.seed, max_params=budget)
             if recipe.supernet.sampling == "sizes"
             else UniformSampling(self.space, seed=recipe.seed)
         )
-        train(
+        largest = self.space.largest
+        if budget is not None:
+            largest = self.space.resize(largest, budget, np.random.default_rng(recipe.seed))
+        self._train(
             model,
-            task.train,
-            task.collator,
             recipe.supernet.training,
             folder,
-            seed=recipe.seed,
-            description="train-supernet",
+            "train-supernet",
             trainer_cls=SupernetTrainer,
             sampling=sampling,
+            eval_genome=largest,
         )
         model.save_pretrained(str(folder))
         return {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
 
     def _supernet(self) -> PeftModel:
-        return load_adapter(self.task.model(), self.folder / "supernet")
+        return self._load(self.folder / "supernet")
 
     def search(self) -> dict[str, Any]:
         """Search the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``."""
@@ -203,13 +273,14 @@ class Run:
         evaluator = SubnetEvaluator(self._supernet(), self.task.validation, self.task, settings.batch_size)
         journal = folder / "journal.log"
         with track("search", settings.trials) as bar:
-            best = 0.0
+            before = open_journal(journal).get_trials(deepcopy=False)
+            best = max((trial.value for trial in before if trial.value is not None), default=0.0)
+            bar.start_at(len(before))
 
             def show(trial: Any) -> None:
                 nonlocal best
                 best = max(best, trial.value or 0.0)
-                bar.start_at(trial.number + 1) if trial.number else None
-                bar.advance(0, f"best {best:.4f}")
+                bar.advance(1, f"best {best:.4f}")
 
             study = search(
                 self.space,
@@ -257,16 +328,9 @@ class Run:
 
     def _retrain(self, folder: Path) -> dict[str, Any]:
         recipe, task = self.recipe, self.task
-        model = retrain(
-            task.model(),
-            self.folder / "best",
-            task.train,
-            task.collator,
-            recipe.retrain.training,
-            folder,
-            start=recipe.retrain.start,
-            seed=recipe.seed,
-        )
+        set_seed(recipe.seed)
+        model = subnet_to_train(task.model(), self.folder / "best", start=recipe.retrain.start)
+        self._train(model, recipe.retrain.training, folder, "retrain")
         scored = evaluate(model, self.validation, task.score)
         params = adapter_params(model)
         model.save_pretrained(str(folder))
@@ -286,13 +350,21 @@ class Run:
 
     def _merge(self, folder: Path) -> dict[str, Any]:
         source, _ = self.final()
-        model = load_adapter(self.task.model(), self.folder / source)
-        before, _, _ = predict(model, self.validation)
-        plain = merge(model)
-        after, _, _ = predict(plain, self.validation)
-        plain.save_pretrained(str(folder))
-        self.task.tokenizer.save_pretrained(str(folder))
-        return {"source": source, "max_abs_logit_difference": float(np.abs(before - after).max())}
+        with track("merge", 3) as bar:
+            model = self._load(self.folder / source)
+            before, _, _ = predict(model, self.validation)
+            bar.advance()
+            plain = merge(model)
+            after, labels, _ = predict(plain, self.validation)
+            bar.advance()
+            plain.save_pretrained(str(folder))
+            self.task.tokenizer.save_pretrained(str(folder))
+            bar.advance()
+        return {
+            "source": source,
+            "validation": self.task.score(after, labels),
+            "max_abs_logit_difference": float(np.abs(before - after).max()),
+        }
 
     def baselines(self) -> dict[str, Any]:
         """Train the recipe's baselines; leaves ``baselines/``."""
@@ -302,27 +374,28 @@ class Run:
         recipe, task = self.recipe, self.task
         result: dict[str, Any] = {"list": [], "skipped": []}
         for name in recipe.baselines:
-            config = lora_within(self.space.layers, recipe.search.max_params, task.task_type)
+            budget = recipe.search.max_params
+            config = lora_within(self.space.layers, budget, task.task_type, task.modules_to_save)
             if config is None:
                 result["skipped"].append(f"{name}: not even rank 1 on query and value fits the budget")
                 continue
             set_seed(recipe.seed)
             model = get_peft_model(task.model(), config)
             where = folder / name
-            train(
-                model, task.train, task.collator, self._baseline_training(), where, seed=recipe.seed, description=name
-            )
+            self._train(model, self._baseline_training(), where, name)
             scored = evaluate(model, self.validation, task.score)
             model.save_pretrained(str(where))
-            label = f"{name} r={config.r}"
-            result["list"].append({"name": label, "params": adapter_params(model), "validation": scored.metric})
+            entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
+            result["list"].append({**entry, "validation": scored.metric})
         return result
 
     def _baseline_training(self) -> dict[str, Any]:
-        """The supernet's settings, for as many epochs as the supernet and retraining take together."""
-        supernet, again = self.recipe.supernet.training, self.recipe.retrain.training
-        epochs = [settings.get("num_train_epochs", 3) for settings in (supernet, again)]
-        return {**supernet, "num_train_epochs": sum(epochs), **self.recipe.baseline.training}
+        """The supernet's settings, for as many epochs (or steps) as the supernet and retraining take together."""
+        both = [TRAINING_DEFAULTS | part.training for part in (self.recipe.supernet, self.recipe.retrain)]
+        total = {"num_train_epochs": sum(settings["num_train_epochs"] for settings in both)}
+        if all(settings.get("max_steps", -1) > 0 for settings in both):
+            total["max_steps"] = sum(settings["max_steps"] for settings in both)
+        return {**self.recipe.supernet.training, **total, **self.recipe.baseline.training}
 
     def evaluate(self) -> dict[str, Any]:
         """Read the test split, this once, and score what was made; leaves ``metrics.json`` and ``report.html``."""
@@ -330,7 +403,9 @@ class Run:
 
         metrics = self.done("test")
         if metrics is None:
-            metrics = self._evaluate()
+            self.result("merged")
+            with self._working():
+                metrics = self._evaluate()
         if not (self.folder / "report.html").is_file():
             write_report(self)
         return metrics
@@ -343,37 +418,39 @@ class Run:
         source, figures = merged["source"], self.result(merged["source"])
         batches = length_sorted_batches(task.test_split(), task.collator, recipe.search.batch_size)
 
-        def test(adapter: Path) -> float:
-            return evaluate(load_adapter(task.model(), adapter), batches, task.score).metric
-
-        plain = type(task.model()).from_pretrained(str(self.folder / "merged"))
-        names = recipe.baselines[: len(baselines["list"])]
+        adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), "best", source]
+        scores: dict[str, float] = {}
+        with track("evaluate", len(adapters) + 1) as bar:
+            for name in adapters:
+                scores[name] = evaluate(self._load(self.folder / name), batches, task.score).metric
+                bar.advance()
+            plain = type(task.model()).from_pretrained(str(self.folder / "merged")).to(self.device)
+            scores["merged"] = evaluate(plain, batches, task.score).metric
+            bar.advance()
         metrics = {
             "name": recipe.name,
             "metric": task.metric,
             "budget": recipe.search.max_params,
             "rows": {"train": len(task.train), "validation": len(task.validation), "test": _rows(batches)},
-            "baselines": [
-                {**entry, "test": test(self.folder / "baselines" / name)}
-                for name, entry in zip(names, baselines["list"], strict=True)
-            ],
+            "baselines": [{**entry, "test": scores[f"baselines/{entry['method']}"]} for entry in baselines["list"]],
             "baselines_skipped": baselines["skipped"],
             "search": {
                 **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
                 "best": {
                     **{key: found["best"][key] for key in ("validation", "params", "origin")},
-                    "test": test(self.folder / "best"),
+                    "test": scores["best"],
                 },
             },
             "final": {
                 "source": {"best": "inherited"}.get(source, source),
                 "params": figures["params"],
                 "validation": figures["validation"],
-                "test": test(self.folder / source),
+                "test": scores[source],
             },
             "merged": {
                 "max_abs_logit_difference": merged["max_abs_logit_difference"],
-                "test": evaluate(plain, batches, task.score).metric,
+                "validation": merged["validation"],
+                "test": scores["merged"],
             },
             "seconds": {COMMANDS[name]: done["seconds"] for name in STAGES[:-1] if (done := self.done(name))},
         }
@@ -415,6 +492,13 @@ def _dump_space(recipe: Recipe) -> str:
     return yaml.safe_dump(space.model_dump(), sort_keys=False)
 
 
+def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
+    """Whether a file in a folder without a recipe is one that an interrupted `Run.create` wrote."""
+    if path.name.endswith(".part"):
+        return path.name.removesuffix(".part") in files
+    return path.name == "space.yaml" and path.read_text(encoding="utf-8") == files["space.yaml"]
+
+
 def _refuse_other(path: Path, text: str) -> None:
     """Refuse a run folder that another recipe, or another space, made; name what differs."""
     old = load_yaml(path) if path.is_file() else {}
@@ -439,8 +523,9 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]
 
 def _check(recipe: Recipe) -> TextClassification:
     """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
+    console.print("[dim]reading data and model[/dim]")
     task = TextClassification(recipe)
-    space = SearchSpace.load(recipe.space).bind(task.model())
+    space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
     space.check_budget(recipe.search.max_params)
     make_sampler(recipe.search.sampler, space, max_params=recipe.search.max_params, options=recipe.search.options)
     return task

@@ -46,7 +46,7 @@ class _RichBar:
         self._progress.update(self._task, advance=steps, note=note)
 
     def start_at(self, done: int) -> None:
-        self._progress.update(self._task, completed=done)
+        self._progress.reset(self._task, completed=done)  # so that the rate is that of this process
 
 
 @contextmanager

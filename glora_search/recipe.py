@@ -7,8 +7,9 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -17,6 +18,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,13 +34,32 @@ TRAINING_TYPES = {
 }
 
 
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 3,
+    "warmup_steps": 0.05,
+    "logging_steps": 20,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+"""What is used where a recipe says nothing; everything else is as in TrainingArguments."""
+
+OTHER_MACHINE = {"other_machine": True}
+"""Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
+(``bf16``, say) are no error."""
+
+
 class Section(BaseModel):
     """A part of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-def _check_training(value: Any) -> Any:
+def _check_training(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, dict):
         raise invalid("training", value, "a mapping of TrainingArguments fields")
     checked: dict[str, Any] = {}
@@ -53,8 +74,10 @@ def _check_training(value: Any) -> Any:
             checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
         except ValidationError as error:
             raise invalid(f"training.{name}", setting, error.errors()[0]["msg"]) from None
+    if info.context == OTHER_MACHINE:
+        return checked
     try:
-        TrainingArguments(**{"output_dir": "unused", "report_to": "none", **checked})
+        TrainingArguments(**{"output_dir": "unused", **TRAINING_DEFAULTS, **checked})
     except (TypeError, ValueError, ImportError) as error:
         raise invalid("training", checked, f"what transformers.TrainingArguments takes ({error})") from None
     return checked
@@ -102,6 +125,12 @@ class Columns(Cut):
 
     text_column: str = "text"
     label_column: str = "label"
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.text_column == self.label_column:
+            raise invalid("label_column", self.label_column, "another column than text_column")
+        return self
 
 
 class Csv(Columns):

@@ -1,55 +1,40 @@
-"""Training a found subnet on, and the baselines that it is compared with."""
+"""What is trained after the search: the found subnet, and the baselines that it is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from glora_search.export import load_adapter
 from glora_search.space import ATTENTION_QV, SpaceLayer
-from glora_search.training import train
 from glora_search.tuners.glora import GLoraConfig
 
 
-def retrain(
-    base: PreTrainedModel,
-    adapter: Path,
-    dataset: Any,
-    collator: Any,
-    settings: Mapping[str, Any],
-    folder: Path,
-    *,
-    start: Literal["inherited", "scratch"] = "inherited",
-    seed: int = 0,
-) -> Any:
-    """Train an exported subnet on.
+def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:
+    """An exported subnet, ready to be trained on.
 
     Args:
         base: a fresh base model.
         adapter: the adapter folder.
-        start: from the folder's weights and head, or from new ones.
-        settings: fields of TrainingArguments.
-        folder: where checkpoints go.
+        start: with the folder's weights and head, or with new ones.
 
     Returns:
         The ``PeftModel``.
     """
-    set_seed(seed)
     if start == "inherited":
-        model = load_adapter(base, adapter, trainable=True)
-    else:
-        config = GLoraConfig.from_pretrained(str(adapter))
-        config.inference_mode = False
-        model = get_peft_model(base, config)
-    train(model, dataset, collator, settings, folder, seed=seed, description="retrain")
-    return model
+        return load_adapter(base, adapter, trainable=True)
+    config = GLoraConfig.from_pretrained(str(adapter))
+    config.inference_mode = False
+    return get_peft_model(base, config)
 
 
-def lora_within(layers: Sequence[SpaceLayer], max_params: int | None, task_type: str) -> LoraConfig | None:
+def lora_within(
+    layers: Sequence[SpaceLayer], max_params: int | None, task_type: str, modules_to_save: Sequence[str] = ()
+) -> LoraConfig | None:
     """peft's LoRA at the largest rank that fits a budget.
 
     On all layers where that fits, else on query and value only; 8 is the rank where there is no budget.
@@ -63,5 +48,8 @@ def lora_within(layers: Sequence[SpaceLayer], max_params: int | None, task_type:
         rank = 8 if max_params is None else max_params // cost if cost else 0
         if rank:
             names = [layer.name for layer in chosen]
-            return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type=task_type)
+            saved = list(modules_to_save) or None
+            return LoraConfig(
+                r=rank, lora_alpha=2 * rank, target_modules=names, task_type=task_type, modules_to_save=saved
+            )
     return None

@@ -13,20 +13,26 @@ import numpy as np
 import peft
 from peft.tuners.tuners_utils import _ExcludedModule, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
 from torch import nn
 
-from glora_search.errors import UserError, invalid
+from glora_search.errors import UserError, check_pattern, invalid
 from glora_search.files import find_shipped, load_yaml, validate
 from glora_search.paths import PATHS, TIED, LayerPaths, check_kind
 from glora_search.tuners.glora import GLoraConfig
 from glora_search.tuners.glora.layer import base_linear, linear_features
 
+SEQ_CLS_HEAD_NAMES = ("classifier", "score")
+"""What peft trains and saves in a sequence classification model, by the end of the module's name."""
+
 Choice = str | int
 Genome = dict[str, Choice]
 """Gene name -> the choice made: a kind, or a rank."""
 
-ATTENTION_QV = ("query", "value", "q_proj", "v_proj", "q", "v", "q_lin", "v_lin", "c_attn", "query_key_value")
+ATTENTION_QV = (
+    *("query", "value", "q_proj", "v_proj", "q", "v", "q_lin", "v_lin", "c_attn", "query_key_value"),
+    *("query_proj", "value_proj"),
+)
 """Last name of the modules that LoRA's paper adapts, over the architectures of transformers."""
 
 
@@ -90,6 +96,23 @@ class SearchSpace(Choices):
             raise invalid("paths", self.paths, "at least one path")
         return self
 
+    @field_validator("targets", "exclude", mode="before")
+    @classmethod
+    def _check_modules(cls, value: Any, info: ValidationInfo) -> Any:
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if not names and not isinstance(value, str) and not (value is None and info.field_name == "exclude"):
+            raise invalid(str(info.field_name), value, "module names, or a regular expression")
+        if isinstance(value, str):
+            check_pattern(str(info.field_name), value)
+        return value
+
+    @field_validator("overrides")
+    @classmethod
+    def _check_overrides(cls, overrides: dict[str, Choices]) -> dict[str, Choices]:
+        for pattern in overrides:
+            check_pattern("overrides", pattern)
+        return overrides
+
     @classmethod
     def load(cls, path: str | Path) -> SearchSpace:
         """Read a space from a file, or from the spaces that come with the package.
@@ -105,8 +128,7 @@ class SearchSpace(Choices):
 
     def choices_for(self, module_name: str) -> tuple[dict[str, list[str]], list[int]]:
         """``(path -> kinds, ranks)`` of one module, its override applied."""
-        key = module_name if module_name in self.overrides else get_pattern_key(list(self.overrides), module_name)
-        override = self.overrides.get(key, Choices())
+        override = self.overrides.get(self._override_of(module_name), Choices())
         paths = dict(self.paths)
         for name, kinds in override.paths.items():
             for tie, members in TIED.items():
@@ -117,18 +139,26 @@ class SearchSpace(Choices):
             paths[name] = kinds
         return paths, override.ranks if override.ranks is not None else self.ranks
 
-    def bind(self, model: nn.Module) -> BoundSpace:
+    def bind(self, model: nn.Module, modules_to_save: Sequence[str] = ()) -> BoundSpace:
         """Match the space against a model's layers.
 
+        Args:
+            model: the base model.
+            modules_to_save: modules that are trained as they are, in peft's semantics; what is inside of them is not
+                adapted. A classifier is always among them.
+
         Raises:
-            UserError: no layer matches, or one that matches cannot be adapted.
+            UserError: no layer matches, one that matches cannot be adapted, or an override matches no layer.
         """
+        saved = tuple(modules_to_save) + (SEQ_CLS_HEAD_NAMES if _task_type(model) == "SEQ_CLS" else ())
+        heads = [name for name, _ in model.named_modules() if name.endswith(saved)] if saved else []
         config = peft.LoraConfig(target_modules=self.targets, exclude_modules=self.exclude, task_type=_task_type(model))
         config = _maybe_include_all_linear_layers(config, model)
         layers = []
         for name, module in model.named_modules():
             matched = check_target_module_exists(config, name) if name else False
-            if matched and not isinstance(matched, _ExcludedModule):
+            inside = any(name == head or name.startswith(f"{head}.") for head in heads)
+            if matched and not isinstance(matched, _ExcludedModule) and not inside:
                 base = base_linear(module, name)
                 has_bias = getattr(base, "bias", None) is not None
                 layers.append(SpaceLayer(name, *linear_features(base), has_bias, *self.choices_for(name)))
@@ -140,7 +170,15 @@ class SearchSpace(Choices):
                 f"names that match a layer of {type(model).__name__}, e.g. {', '.join(linear[:4]) or 'none'}"
                 + (f" (exclude is {self.exclude!r})" if self.exclude else ""),
             )
+        for pattern in self.overrides:
+            if not any(self._override_of(layer.name) == pattern for layer in layers):
+                raise invalid("space.overrides", pattern, f"patterns that match a layer, e.g. of {layers[0].name}")
         return BoundSpace(layers, name=self.name)
+
+    def _override_of(self, module_name: str) -> str:
+        if module_name in self.overrides:
+            return module_name
+        return get_pattern_key(list(self.overrides), module_name)
 
 
 def _task_type(model: nn.Module) -> str | None:

@@ -6,28 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from glora_search.files import read_json
 from glora_search.progress import TrainingProgress, track
+from glora_search.recipe import TRAINING_DEFAULTS
 
-DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1e-3,
-    "num_train_epochs": 3,
-    "warmup_steps": 0.05,
-    "logging_steps": 20,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
-"""What is used where a recipe says nothing; everything else is as in TrainingArguments."""
-
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
 def train(
@@ -48,7 +35,7 @@ def train(
     remove, once the result is safe.
 
     Args:
-        settings: fields of TrainingArguments, on top of `DEFAULTS`.
+        settings: fields of TrainingArguments, on top of `recipe.TRAINING_DEFAULTS`.
         seed: of the order of the rows.
         description: for the progress bar.
         trainer_cls: `transformers.Trainer` or a subclass; ``trainer_options`` are passed to it.
@@ -57,7 +44,7 @@ def train(
         The trainer, after training.
     """
     checkpoints = folder / "checkpoints"
-    arguments = TrainingArguments(**{"output_dir": str(checkpoints), "seed": seed, **DEFAULTS, **settings})
+    arguments = TrainingArguments(**{"output_dir": str(checkpoints), "seed": seed, **TRAINING_DEFAULTS, **settings})
     trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
     trainer.remove_callback(PrinterCallback)
     with track(description, total_steps(trainer)) as bar:
@@ -78,5 +65,13 @@ def total_steps(trainer: Trainer) -> int:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The latest checkpoint that was written to its end; a kill can leave a half-written one."""
-    found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in CHECKPOINT_FILES)]
+    found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        read_json(checkpoint / "trainer_state.json")  # what Trainer writes last
+    except (OSError, ValueError):
+        return False
+    return all((checkpoint / name).is_file() for name in CHECKPOINT_FILES)

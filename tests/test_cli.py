@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from glora_search import cli
+from glora_search.pipeline import Run
+from glora_search.recipe import Recipe
 
 
 @pytest.fixture
@@ -45,12 +50,146 @@ def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recip
     assert "done before" in out
 
 
-def test_stages_run_one_by_one(call, recipe_file, tmp_path):
+def test_stages_run_one_by_one_on_a_folder_that_was_interrupted(call, recipe_file, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    code, _, err = call("run", recipe_file, "--run-dir", folder, "--set", "search.max_params=-3")
+    monkeypatch.setattr(Run, "train_supernet", lambda self: pytest.exit("stop", returncode=1))
+    with pytest.raises(pytest.exit.Exception):
+        call("run", recipe_file, "--run-dir", folder)
+    monkeypatch.undo()
+    code, _, err = call("search", folder)
     assert code == 2
-    assert "search.max_params" in err
-    assert not folder.exists()
+    assert f"glora-search train-supernet {folder}" in err
+    for command, result in (
+        ("train-supernet", "supernet/stage.json"),
+        ("search", "search/trials.csv"),
+        ("export", "best/adapter_config.json"),
+        ("retrain", "retrained/adapter_config.json"),
+        ("merge", "merged/model.safetensors"),
+        ("baselines", "baselines/lora/adapter_config.json"),
+        ("evaluate", "report.html"),
+    ):
+        assert not (folder / result).exists()
+        code, out, err = call(command, folder)
+        assert (code, err) == (0, "")
+        assert (folder / result).is_file()
+    assert "final subnet" in out
+    before = (folder / "supernet" / "stage.json").stat().st_mtime_ns
+    code, _, _ = call("search", folder, "--again")
+    assert code == 0
+    assert not (folder / "merged").exists()
+    assert not (folder / "metrics.json").exists()
+    assert (folder / "baselines" / "stage.json").is_file()
+    assert (folder / "supernet" / "stage.json").stat().st_mtime_ns == before
+
+
+def test_again_removes_nothing_where_the_stage_could_not_be_done(call, tiny_recipe, tiny_csv, tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_bytes(Path(tiny_csv["train"]).read_bytes())
+    recipe = {**tiny_recipe, "data": {**tiny_recipe["data"], "train": str(train)}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert call("run", tmp_path / "r.yaml", "--run-dir", tmp_path / "run")[0] == 0
+    files = sorted(str(path) for path in (tmp_path / "run").rglob("*"))
+    train.unlink()
+    code, _, err = call("search", tmp_path / "run", "--again")
+    assert code == 2
+    assert "data.train" in err
+    assert sorted(str(path) for path in (tmp_path / "run").rglob("*")) == files
+
+
+def test_a_folder_that_another_process_works_in_is_refused(call, recipe_file, tmp_path):
+    folder = tmp_path / "run"
+    Run.create(Recipe.load(recipe_file), folder)
+    with FileLock(folder / ".lock"):
+        code, _, err = call("train-supernet", folder)
+    assert code == 2
+    assert "no other process" in err
+
+
+def test_a_run_of_several_processes_is_refused(call, recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run")
+    assert code == 2
+    assert "WORLD_SIZE" in err
+
+
+def changed(name, **changes):
+    def change(data, folder):
+        data[name] = {**data[name], **changes} if isinstance(data[name], dict) else changes["to"]
+
+    return change
+
+
+def space(text):
+    def change(data, folder):
+        path = folder / "mine.yaml"
+        path.write_text(text)
+        data["space"] = str(path)
+
+    return change
+
+
+def test_label(data, folder):
+    path = folder / "test.csv"
+    path.write_text("text,label\na goal,sports\na song,music\n")
+    data["data"] = {**data["data"], "test": str(path)}
+
+
+test_label.__test__ = False
+
+MISTAKES = {
+    "a space that matches no layer": (space("targets: [nothing]\npaths: {B: [lora, none]}"), ["targets", "nothing"]),
+    "a pattern that is none": (space("targets: '*query'\npaths: {B: [lora, none]}"), ["targets", "*query"]),
+    "an override that is no pattern": (
+        space("paths: {B: [lora, none]}\noverrides: {'query(': {ranks: [1]}}"),
+        ["overrides", "query("],
+    ),
+    "an override that matches no layer": (
+        space("paths: {B: [lora, none]}\noverrides: {qeury: {ranks: [1]}}"),
+        ["overrides", "qeury", "attention"],
+    ),
+    "a kind that a path cannot take": (space("paths: {C: [constant]}"), ["paths.C", "constant", "vector"]),
+    "a path that is none": (space("paths: {F: [lora]}"), ["F", "A_B"]),
+    "targets of a wrong type": (space("targets: {a: 1}\npaths: {B: [lora]}"), ["targets", "module names"]),
+    "a rank that is no number": (space("paths: {B: [lora]}\nranks: [true]"), ["ranks", "True"]),
+    "a label found only in the test split": (test_label, ["data.test", "music", "sports, tech"]),
+    "a column that is missing": (changed("data", text_column="body"), ["data.text_column", "body", "text, label"]),
+    "one column for both": (changed("data", text_column="label"), ["label_column", "another column"]),
+    "a budget below the cheapest subnet": (
+        lambda data, folder: [
+            change(data, folder)
+            for change in (space("paths: {B: [lora]}\nranks: [2]"), changed("search", max_params=9))
+        ],
+        ["search.max_params", "9", "cheapest"],
+    ),
+    "inputs longer than the model's": (changed("task", max_length=600), ["task.max_length", "600", "32"]),
+    "a training setting that needs another": (
+        lambda data, folder: data["supernet"]["training"].update(load_best_model_at_end=True),
+        ["supernet.training", "load_best_model_at_end"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_a_recipe_or_a_space_writes_nothing(call, tiny_recipe, tmp_path, change, words):
+    data = copy.deepcopy(tiny_recipe)
+    change(data, tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    code, _, err = call("run", path, "--run-dir", tmp_path / "run")
+    assert code == 2
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_recipe_is_refused_with_exit_code_2(call, recipe_file, tmp_path):
+    Run.create(Recipe.load(recipe_file), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--set", "seed=7")
+    assert code == 2
+    assert "seed is 7 here and was 0" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -63,6 +202,9 @@ def test_stages_run_one_by_one(call, recipe_file, tmp_path):
         (["run", "quickstart", "--set", "data={source: hub, name: owner/none}"], ["data.name", "owner/none"]),
         (["run", "quickstart", "--set", "data={source: csv, train: none.csv}"], ["data.train", "none.csv"]),
         (["search", "nowhere"], ["run", "nowhere"]),
+        (["run", "."], ["recipe", "quickstart"]),
+        (["run", ""], ["recipe", "quickstart"]),
+        (["run", "quickstart", "--set", "space=."], ["space", "glora-paper"]),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(call, tmp_path, monkeypatch, arguments, words):

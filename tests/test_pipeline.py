@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, Trainer
 
 from glora_search import pipeline
 from glora_search.errors import UserError
 from glora_search.export import adapter_params, load_adapter
 from glora_search.pipeline import STAGES, Run
 from glora_search.recipe import Recipe
-from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.search.evaluator import Evaluation, SubnetEvaluator
 from glora_search.supernet import SupernetTrainer
 from glora_search.tasks.text_classification import TextClassification
 
@@ -297,6 +300,70 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_recipe, tmp
     for word in words:
         assert word in str(error.value)
     assert not folder.exists()
+
+
+def test_a_space_yaml_of_the_users_own_is_not_overwritten(recipe, tmp_path):
+    (tmp_path / "space.yaml").write_text("# mine\npaths: {B: [lora, none]}\n")
+    with pytest.raises(UserError, match="run-dir"):
+        Run.create(recipe, tmp_path)
+    assert (tmp_path / "space.yaml").read_text().startswith("# mine")
+
+
+def test_a_run_folder_that_a_kill_left_half_made_is_made_again(recipe, tmp_path):
+    Run.create(recipe, tmp_path / "a")
+    (tmp_path / "a" / "recipe.yaml").rename(tmp_path / "a" / "recipe.yaml.part")
+    assert Run.create(recipe, tmp_path / "a").recipe == recipe
+
+
+def test_merging_after_a_later_retraining_merges_the_retrained_subnet(recipe, tmp_path, monkeypatch):
+    run = Run.create(recipe, tmp_path / "run")
+    for stage in ("train_supernet", "search", "export", "merge", "evaluate"):
+        getattr(run, stage)()
+    scored = []
+    monkeypatch.setattr(pipeline, "evaluate", lambda *a: scored.append(1) or Evaluation(1.0, 0.0))
+    run.retrain()
+    monkeypatch.undo()
+    assert scored
+    assert run.done("merged") is None
+    assert run.done("test") is None
+    assert run.merge()["source"] == "retrained"
+
+
+def test_every_stage_takes_arguments_that_evaluate_while_training(tiny_recipe, tmp_path):
+    other = copy.deepcopy(tiny_recipe)
+    extra = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    for section in ("supernet", "retrain"):
+        other[section]["training"].update(extra)
+    other["supernet"]["training"]["gradient_accumulation_steps"] = 2
+    metrics = Run.create(Recipe.model_validate(other), tmp_path / "run").all_stages()
+    assert 0 <= metrics["final"]["test"] <= 1
+
+
+def test_a_run_made_with_settings_of_other_hardware_still_opens(recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    data = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    data["supernet"]["training"] |= {"bf16": True, "use_cpu": False}
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(data))
+    assert Run(run.folder).recipe.supernet.training["bf16"] is True
+
+
+def test_modules_that_the_checkpoint_lacks_are_trained_and_exported(tiny_recipe, tiny_model, tmp_path):
+    base = BertModel.from_pretrained(tiny_model)
+    state = {name: value for name, value in base.state_dict().items() if not name.startswith("pooler")}
+    folder = tmp_path / "no-pooler"
+    shutil.copytree(tiny_model, folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    other = {**tiny_recipe, "task": {**tiny_recipe["task"], "model": str(folder)}}
+    run = Run.create(Recipe.model_validate(other), tmp_path / "run")
+    assert run.task.modules_to_save == ["bert.pooler.dense"]
+    run.all_stages()
+    saved = load_file(run.folder / "best" / "adapter_model.safetensors")
+    assert any("pooler.dense" in name for name in saved)
+    assert load_config(run.folder / "best")["modules_to_save"]
+
+
+def load_config(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def test_retraining_from_scratch_does_not_start_from_the_inherited_weights(finished, tiny_recipe, tmp_path):

@@ -7,17 +7,28 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
-from glora_search import GLoraConfig, GLoraLinear
+from glora_search import GLoraConfig, GLoraLinear, SupernetConfig
 from glora_search.errors import UserError
 from glora_search.files import shipped_folder
 from glora_search.paths import LayerPaths
-from glora_search.space import BoundSpace, Genome, SearchSpace, paths_to_config
+from glora_search.space import BoundSpace, Choices, Genome, SearchSpace, paths_to_config
 
 SHIPPED = sorted(file.stem for file in shipped_folder("search_spaces").glob("*.yaml"))
 ARCHITECTURES = ["bert", "llama", "gpt2"]
@@ -476,3 +487,31 @@ def test_paths_make_a_config_of_exactly_these_paths(make_model):
     }
     model = get_peft_model(make_model("bert"), paths_to_config(wanted))
     assert built_paths(model) == {name: paths for name, paths in wanted.items() if not paths.empty}
+
+
+SIZE = {"vocab_size": 50, "num_labels": 3}
+BERT_SIZE = {**SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+CLASSIFIERS = {
+    "RoBERTa": (RobertaForSequenceClassification, RobertaConfig(**BERT_SIZE, pad_token_id=0), 6),
+    "ELECTRA": (ElectraForSequenceClassification, ElectraConfig(**BERT_SIZE, embedding_size=16), 6),
+    "DistilBERT": (DistilBertForSequenceClassification, DistilBertConfig(**SIZE, dim=16, n_layers=1, n_heads=2), 6),
+    "DeBERTa": (DebertaV2ForSequenceClassification, DebertaV2Config(**BERT_SIZE), 6),
+}
+
+
+@pytest.mark.parametrize(("model_cls", "config", "layers"), CLASSIFIERS.values(), ids=CLASSIFIERS.keys())
+def test_a_classifier_of_several_layers_is_the_head_and_is_not_adapted(model_cls, config, layers):
+    model = model_cls(config)
+    space = SearchSpace.load("glora").bind(model)
+    assert len(space.layers) == layers
+    assert not any("classifier" in layer.name for layer in space.layers)
+    assert any("query+value" in name for name in space.uniform_methods())
+    supernet = get_peft_model(model, SupernetConfig(space=space, task_type="SEQ_CLS"))
+    with torch.no_grad():
+        assert supernet(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3)
+
+
+def test_an_override_that_matches_no_layer_is_refused(make_model):
+    space = SearchSpace(paths={"B": ["lora", "none"]}, overrides={"qeury": Choices(ranks=[1])})
+    with pytest.raises(UserError, match="qeury"):
+        space.bind(make_model("bert"))

@@ -28,7 +28,10 @@ def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         (label, f"{entry['params']:,}", f"{entry['validation']:.4f}", f"{entry['test']:.4f}")
         for label, entry in entries
     ]
-    return [*rows, ("final, merged into the base model", "0 more", "", f"{merged['test']:.4f}")]
+    return [
+        *rows,
+        ("final, merged into the base model", "0 more", f"{merged['validation']:.4f}", f"{merged['test']:.4f}"),
+    ]
 
 
 def write_report(run: Any) -> None:

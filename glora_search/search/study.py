@@ -58,7 +58,7 @@ def search(
 
     Returns:
         A study with one parameter a gene and one finished trial an evaluation. It holds fewer than ``trials`` where
-        the space has no more different subnets within the budget.
+        no further subnet within the budget was found in 200 draws.
 
     Raises:
         UserError: the budget is below the cheapest subnet, or the journal belongs to another space.
@@ -156,13 +156,12 @@ def _run(
 
 def _record(study: optuna.Study, trial: optuna.Trial, done: FrozenTrial) -> None:
     """Tell the in-memory study; where another genome than the proposed one was evaluated, add that one."""
-    if trial.params == done.params and done.state == TrialState.COMPLETE:
+    if trial.params == done.params:
         for name, value in done.user_attrs.items():
             trial.set_user_attr(name, value)
-        study.tell(trial, done.value)
-        return
-    study.tell(trial, state=TrialState.PRUNED if done.state == TrialState.COMPLETE else TrialState.FAIL)
-    if done.state == TrialState.COMPLETE:
+        study.tell(trial, done.value, state=done.state)
+    else:
+        study.tell(trial, state=TrialState.PRUNED)
         study.add_trial(done)
 
 

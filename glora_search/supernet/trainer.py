@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from glora_search.space import Genome
 from glora_search.supernet.sampling import Sampling, SizeSampling
 
 
@@ -19,13 +20,17 @@ class SupernetTrainer(Trainer):
 
     Args:
         sampling: step -> genome; the default is `SizeSampling` with the training arguments' seed.
+        eval_genome: the subnet that is evaluated; the default is the largest one.
         args, kwargs: as in `transformers.Trainer`; the model is a ``PeftModel`` made with a `SupernetConfig`.
     """
 
-    def __init__(self, *args: Any, sampling: Sampling | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, sampling: Sampling | None = None, eval_genome: Genome | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._supernet = self.accelerator.unwrap_model(self.model)
         self.sampling = sampling or SizeSampling(self._supernet.space, seed=self.args.seed)
+        self.eval_genome = eval_genome or self._supernet.space.largest
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -35,6 +40,6 @@ class SupernetTrainer(Trainer):
         return super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the largest subnet, so that the figures of different steps compare."""
-        self._supernet.activate(self._supernet.space.largest)
+        """Evaluate always the same subnet, so that the figures of different steps compare."""
+        self._supernet.activate(self.eval_genome)
         return super().evaluation_loop(*args, **kwargs)

@@ -94,14 +94,14 @@ def load_texts(data: BbcHeadlines | Csv | Hub, seed: int) -> TextData:
 
 
 def _cut(rows: pd.DataFrame, fraction: float, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
-    size = round(len(rows) * fraction)
-    if not 0 < size < len(rows):
+    """Split rows in ``(kept, cut off)``: equal texts stay together, and every label keeps a row."""
+    texts, unique = pd.factorize(rows["text"])
+    size = round(len(unique) * fraction)
+    cut = np.isin(texts, rng.permutation(len(unique))[:size])
+    cut &= rows["label"].isin(set(rows["label"][~cut])).to_numpy()
+    if not 0 < cut.sum() < len(rows):
         raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
-    order = rng.permutation(len(rows))
-    return (
-        rows.iloc[np.sort(order[size:])].reset_index(drop=True),
-        rows.iloc[np.sort(order[:size])].reset_index(drop=True),
-    )
+    return rows[~cut].reset_index(drop=True), rows[cut].reset_index(drop=True)
 
 
 def _check_labels(found: set[str], known: list[str], key: str) -> None:

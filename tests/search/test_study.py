@@ -118,6 +118,7 @@ def test_a_result_that_is_not_finite_fails_its_trial_alone(space, tmp_path):
     study = search(space, evaluate, trials=30, options=OPTIONS, journal=journal)
     failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
     assert failed
+    assert all("loss nan" in trial.user_attrs["failed"] for trial in failed)
     assert len(study.trials) == 30
     assert all("loss nan" in t.user_attrs["failed"] for t in open_journal(journal).trials if t.state == TrialState.FAIL)
     assert best_trial(study).params["l0.query.A"] == "none"

@@ -40,6 +40,16 @@ def test_the_cut_depends_on_the_seed_alone(tmp_path):
     assert texts(first.validation) != texts(other.validation)
 
 
+def test_equal_texts_stay_in_one_split_and_every_label_stays_in_train(tmp_path):
+    lines = [*rows(40), *rows(40), "rare,z"]
+    path = csv(tmp_path / "a.csv", lines)
+    for seed in range(12):
+        data = load_texts(Csv(source="csv", train=path, max_train_rows=30), seed)
+        splits = [texts(data.train), texts(data.validation), texts(data.read_test())]
+        assert sum(map(len, splits)) == len(set.union(*splits))
+        assert set(data.train.rows["label"]) == {"x", "y", "z"}
+
+
 def test_given_splits_are_taken_as_they_are(tiny_csv):
     data = load_texts(Csv(source="csv", **tiny_csv), seed=0)
     assert [len(data.train), len(data.validation), len(data.read_test())] == [64, 24, 24]

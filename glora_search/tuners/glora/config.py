@@ -8,7 +8,7 @@ from typing import Any, Literal
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from glora_search.errors import invalid
+from glora_search.errors import check_pattern, invalid
 from glora_search.paths import KINDS, PATHS, TIED, LayerPaths, check_kind, expand_tied
 from glora_search.tuners.registry import GLoraSearchType
 
@@ -102,6 +102,8 @@ class GLoraConfig(PeftConfig):
             name = f"config_{path}"
             if getattr(self, name) is not None:
                 setattr(self, name, check_kind(name, path, getattr(self, name)))
+        for pattern in self.path_pattern or {}:
+            check_pattern("path_pattern", pattern)
         self.path_pattern = {
             pattern: _check_settings(f"path_pattern[{pattern!r}]", settings)
             for pattern, settings in (self.path_pattern or {}).items()

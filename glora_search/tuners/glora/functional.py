@@ -50,20 +50,23 @@ def collect(adapters: Iterable[PathTensors], dtype: torch.dtype) -> Terms:
 
     Args:
         adapters: one mapping for each active adapter.
-        dtype: what to compute in; the tensors are cast to it, differentiably.
+        dtype: what the weight is computed in; A and B are cast to it, differentiably. C, D and E make up the bias,
+            which costs nothing: they keep their own precision where it is higher.
     """
     dense: dict[str, Tensor] = {}
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(path: str, value: Tensor) -> None:
+        value = value.to(dtype if path in ("A", "B") else torch.promote_types(value.dtype, dtype))
         dense[path] = dense[path] + value if path in dense else value
 
     for adapter in adapters:
         for path, tensors in adapter.items():
             if "X" in tensors:
-                add(path, tensors["X"].to(dtype))
+                add(path, tensors["X"])
             elif path == "C":
-                add(path, tensors["Xd"].to(dtype) @ tensors["Xu"].to(dtype))
+                wide = torch.promote_types(tensors["Xd"].dtype, dtype)
+                add(path, tensors["Xd"].to(wide) @ tensors["Xu"].to(wide))
             else:
                 factors.setdefault(path, []).append((tensors["Xd"].to(dtype), tensors["Xu"].to(dtype)))
 
@@ -86,16 +89,20 @@ def collect(adapters: Iterable[PathTensors], dtype: torch.dtype) -> Terms:
     )
 
 
+@torch.no_grad()
 def effective_weight(weight: Tensor, terms: Terms) -> Tensor:
-    """``W0 + W0 * A + B`` as a new tensor ``[out, in]``, with one dense temporary at most."""
-    scale = None
+    """``W0 + W0 * A + B`` as a new tensor ``[out, in]``, not differentiable, with one dense temporary at most."""
+    # W0 + W0 * A and not W0 * (1 + A): in bfloat16 1 + A is 1 for every |A| below 0.004.
     if terms.a_lora is not None:
         down, up = terms.a_lora
-        scale = down @ up
-        scale += 1.0 if terms.a is None else 1.0 + terms.a
+        delta = down @ up
+        if terms.a is not None:
+            delta += terms.a
+        result = torch.addcmul(weight, weight, delta, out=delta)
     elif terms.a is not None:
-        scale = 1.0 + terms.a
-    result = weight.clone() if scale is None else weight * scale
+        result = torch.addcmul(weight, weight, terms.a)
+    else:
+        result = weight.clone()
     if terms.b_lora is not None:
         result.addmm_(*terms.b_lora)
     if terms.b is not None:
@@ -109,11 +116,11 @@ def effective_bias(weight: Tensor, bias: Tensor | None, terms: Terms) -> Tensor 
         return None
     result = bias
     if terms.d is not None:
-        result = result * (1.0 + terms.d)
+        result = result + result * terms.d
     if terms.e is not None:
         result = result + terms.e
     if terms.c is not None:
-        result = result + (weight @ terms.c).squeeze(-1)
+        result = result + (weight @ terms.c.to(weight.dtype)).squeeze(-1)
     return result
 
 
@@ -134,6 +141,7 @@ def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -
     """
     rows = x.reshape(-1, x.shape[-1])
     b = effective_bias(weight, bias, terms)
+    b = None if b is None else b.to(x.dtype)
     if terms.a_lora is not None:
         y = _DenseScaled.apply(rows, weight, b, terms.a, *terms.a_lora, terms.b, *(terms.b_lora or (None, None)))
     else:
@@ -146,8 +154,8 @@ def _factored(x: Tensor, weight: Tensor, b: Tensor | None, terms: Terms) -> Tens
     if terms.a is None:
         y = F.linear(x, weight, b)
     else:
-        y, scale = F.linear(x, weight), (1.0 + terms.a).reshape(-1)
-        y = y * scale if b is None else torch.addcmul(b, y, scale)
+        y = F.linear(x, weight)
+        y = torch.addcmul(y if b is None else y + b, y, terms.a.reshape(-1))
     if terms.b_lora is not None:
         down, up = terms.b_lora
         y = torch.addmm(y, F.linear(x, up), down.T)

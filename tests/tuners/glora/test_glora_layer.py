@@ -355,3 +355,16 @@ def test_another_type_of_layer_is_refused_by_the_modules_name(base):
 
 def test_a_layer_prints_as_a_glora_layer():
     assert repr(adapted(linear(), one=FULL)).startswith("glora.GLoraLinear(")
+
+
+def test_small_scales_are_not_lost_in_half_precision():
+    """1 + A and 1 + D are 1 in bfloat16 for all A and D below 0.004."""
+    base = nn.Linear(64, 64, dtype=torch.bfloat16)
+    layer = GLoraLinear(base, "one", LayerPaths(A="vector", D="constant"))
+    for path in layer.path_tensors("one").values():
+        path["X"] = nn.Parameter(torch.full(path["X"].shape, 0.003))
+    x = torch.randn(256, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        y, wanted = layer(x).double(), base(x).double() * 1.003
+    slope = (y * wanted).sum() / (wanted * wanted).sum()
+    assert abs(slope - 1) < 5e-4  # 0.003 without the paths
