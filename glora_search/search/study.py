@@ -64,13 +64,13 @@ def search(
         UserError: the budget is below the cheapest subnet, or the journal belongs to another space.
     """
     space.check_budget(max_params)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     durable = open_journal(journal) if journal is not None else None
     finished = durable.get_trials(deepcopy=False) if durable is not None else []
     if isinstance(sampler, str):
         # Optuna's own samplers keep a random state; a continued search must not draw the same numbers again.
         start = seed if sampler == "evolution" else seed + len(finished)
         sampler = make_sampler(sampler, space, max_params=max_params, seed=start, options=options)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler, study_name=STUDY_NAME)
     genes = distributions(space)
     for trial in finished:
@@ -183,6 +183,7 @@ def open_journal(path: Path) -> optuna.Study:
     A write that was cut off (by SIGKILL, say) leaves half a line at the end of the file; it is removed, or the next
     trial would be appended to it.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         content = path.read_bytes()
