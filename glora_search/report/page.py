@@ -46,7 +46,7 @@ def write_report(run: Any) -> None:
     layers = run.space.layer_paths(run.result("search")["best"]["genome"])
     figures = [
         (_scatter(metrics, trials), "Every subnet that the search evaluated with its inherited weights, against its "
-         "adapter parameters. Diamonds are trained on their own."),
+         "adapter parameters. Diamonds are models after a training of their own."),
         (_progress(metrics, trials), "The best validation metric after each trial."),
         (_heat_map(layers), "The kind that the best subnet has in every layer and path; the number is the rank."),
     ]  # fmt: skip
