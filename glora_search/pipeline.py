@@ -1,36 +1,23 @@
-"""The stages in order, and the run folder that they read from and write to.
-
-Every stage finds its inputs in the run folder and leaves its result there, with a ``stage.json`` written last: a
-folder without it is unfinished work, one with it is never done again.
-"""
+"""The stages in order: from a recipe to a merged model."""
 
 from __future__ import annotations
 
 import functools
-import os
-import platform
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
-from glora_search.errors import UserError
 from glora_search.export import adapter_params, export_subnet, load_adapter, merge, write_card
-from glora_search.files import load_yaml, read_json, validate, write_json, write_text
+from glora_search.files import write_json
 from glora_search.progress import console, track
-from glora_search.recipe import OTHER_MACHINE, TRAINING_DEFAULTS, Recipe
+from glora_search.recipe import TRAINING_DEFAULTS, Recipe
 from glora_search.retrain import lora_within, subnet_to_train
+from glora_search.run_folder import COMMANDS, STAGES, RunFolder, environment, is_made_from, make
 from glora_search.search import SubnetEvaluator, best_trial, search
 from glora_search.search.evaluator import evaluate, length_sorted_batches, predict
 from glora_search.search.sampler import LOSS, ORIGIN, make_sampler
@@ -40,38 +27,9 @@ from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer,
 from glora_search.tasks.text_classification import TextClassification
 from glora_search.training import train
 
-STAGES = ("supernet", "search", "best", "retrained", "merged", "baselines", "test")
-"""Result folders in the order of the stages; the last stage writes metrics.json and report.html instead."""
 
-NEEDS = {"search": "supernet", "best": "search", "retrained": "best", "merged": "best", "test": "merged"}
-COMMANDS = {
-    "supernet": "train-supernet",
-    "search": "search",
-    "best": "export",
-    "retrained": "retrain",
-    "merged": "merge",
-    "baselines": "baselines",
-    "test": "evaluate",
-}
-VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
-
-
-class Run:
-    """One experiment in its run folder.
-
-    Args:
-        folder: the run folder; it must have been made by `create`.
-
-    Raises:
-        UserError: the folder is not a run folder.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "recipe.yaml"
-        if not path.is_file():
-            raise UserError(f"run: got {str(folder)!r}; allowed: a run folder, made by 'glora-search run RECIPE'")
-        self.recipe = validate(Recipe, load_yaml(path), source=str(path), context=OTHER_MACHINE)
+class Run(RunFolder):
+    """The stages of one experiment: each finds its inputs in the run folder and leaves its result there."""
 
     @classmethod
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
@@ -87,19 +45,10 @@ class Run:
                 cannot be run.
         """
         folder = Path(folder) if folder is not None else Path("runs") / recipe.name
-        files = {"recipe.yaml": recipe.dump(), "space.yaml": _dump_space(recipe)}
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"run-dir: got {str(folder)!r}; allowed: a folder, not a file")
-        existing = folder / "recipe.yaml"
-        if existing.is_file():
-            for name, text in files.items():
-                _refuse_other(folder / name, text)
+        if is_made_from(folder, recipe):
             return cls(folder)
-        if folder.is_dir() and not all(_left_by_a_kill(path, files) for path in folder.iterdir()):
-            raise UserError(f"run-dir: got {str(folder)!r}; allowed: a new or empty folder, or a run folder")
         task = _check(recipe)
-        for name in ("space.yaml", "recipe.yaml"):  # the recipe last: it is what makes a run folder
-            write_text(folder / name, files[name])
+        make(folder, recipe)
         run = cls(folder)
         run.task = task
         return run
@@ -132,86 +81,6 @@ class Run:
         """The validation rows in batches."""
         return length_sorted_batches(self.task.validation, self.task.collator, self.recipe.search.batch_size)
 
-    def done(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage has left, or None."""
-        path = self.folder / "metrics.json" if stage == "test" else self.folder / stage / "stage.json"
-        return read_json(path) if path.is_file() else None
-
-    def result(self, stage: str) -> dict[str, Any]:
-        """What a finished stage has left.
-
-        Raises:
-            UserError: it is not finished; the message names the command.
-        """
-        found = self.done(stage)
-        if found is None:
-            raise UserError(f"{self.folder}: no {stage}/ yet; run first: glora-search {COMMANDS[stage]} {self.folder}")
-        return found
-
-    def forget_from(self, stage: str) -> None:
-        """Remove a stage's result and all that was made from it, so that it is done again.
-
-        Raises:
-            UserError: the stage could not be done now (its input or the data is missing); nothing was removed.
-        """
-        if stage in NEEDS:
-            self.result(NEEDS[stage])
-        _ = self.space  # loads data and model
-        with self._working():
-            self._remove(stage)
-            self._remove_made_from(stage)
-
-    def _remove(self, stage: str) -> None:
-        if stage == "test":
-            for name in ("metrics.json", "report.html"):
-                (self.folder / name).unlink(missing_ok=True)
-        else:
-            shutil.rmtree(self.folder / stage, ignore_errors=True)
-
-    def _remove_made_from(self, stage: str) -> None:
-        for name in STAGES[STAGES.index(stage) + 1 :]:
-            if name != "baselines":  # they depend on the recipe alone
-                self._remove(name)
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Held while a stage works; the kernel gives the lock back when the process dies.
-
-        Raises:
-            UserError: another process works in this run folder.
-        """
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            allowed = "a run folder that no other process works in"
-            raise UserError(f"run: got {str(self.folder)!r}; allowed: {allowed}") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage's work unless it is done, and note what came of it and how long the call that finished took."""
-        folder = self.folder / name
-        done = self.done(name)
-        if done is None:
-            if name in NEEDS:
-                self.result(NEEDS[name])
-            with self._working():
-                folder.mkdir(exist_ok=True)
-                started = time.perf_counter()
-                done = work(folder)
-                done["seconds"] = round(time.perf_counter() - started, 1)
-                # A later stage may have been done without this one, as merging is without retraining.
-                self._remove_made_from(name)
-                write_json(folder / "stage.json", done)
-        else:
-            console.print(f"[dim]{COMMANDS[name]}: done before, in {folder}[/dim]", highlight=False)
-        for checkpoints in list(folder.rglob("checkpoints")):
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        return done
-
     def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> None:
         """Train on the train rows; what the settings evaluate is evaluated on the validation rows."""
         task = self.task
@@ -227,6 +96,14 @@ class Run:
             compute_metrics=lambda found: {task.metric: task.score(found.predictions, found.label_ids)},
             **options,
         )
+
+    def check_inputs(self) -> None:
+        """Load the data and the model, and bind the space.
+
+        Raises:
+            UserError: what the recipe names is not there any more.
+        """
+        _ = self.space
 
     # -- the stages ------------------------------------------------------------------------------------------------
 
@@ -487,40 +364,6 @@ def _rows(batches: list[dict[str, torch.Tensor]]) -> int:
     return sum(len(batch["labels"]) for batch in batches)
 
 
-def _dump_space(recipe: Recipe) -> str:
-    space = SearchSpace.load(recipe.space)
-    return yaml.safe_dump(space.model_dump(), sort_keys=False)
-
-
-def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
-    """Whether a file in a folder without a recipe is one that an interrupted `Run.create` wrote."""
-    if path.name.endswith(".part"):
-        return path.name.removesuffix(".part") in files
-    return path.name == "space.yaml" and path.read_text(encoding="utf-8") == files["space.yaml"]
-
-
-def _refuse_other(path: Path, text: str) -> None:
-    """Refuse a run folder that another recipe, or another space, made; name what differs."""
-    old = load_yaml(path) if path.is_file() else {}
-    new = yaml.safe_load(text)
-    differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
-    if differences:
-        raise UserError(
-            f"run-dir: {path.parent} was made from another {path.stem}: {'; '.join(differences[:5])}. "
-            "Nothing was changed; use another --run-dir, or the recipe that made it"
-        )
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            difference
-            for name in dict.fromkeys([*old, *new])
-            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [(key, old, new)]
-
-
 def _check(recipe: Recipe) -> TextClassification:
     """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
     console.print("[dim]reading data and model[/dim]")
@@ -529,18 +372,3 @@ def _check(recipe: Recipe) -> TextClassification:
     space.check_budget(recipe.search.max_params)
     make_sampler(recipe.search.sampler, space, max_params=recipe.search.max_params, options=recipe.search.options)
     return task
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in VERSIONS},
-    }

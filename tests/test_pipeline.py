@@ -18,11 +18,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, Trainer
 
-from glora_search import pipeline
+from glora_search import pipeline, run_folder
 from glora_search.errors import UserError
 from glora_search.export import adapter_params, load_adapter
-from glora_search.pipeline import STAGES, Run
+from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
+from glora_search.run_folder import STAGES
 from glora_search.search.evaluator import Evaluation, SubnetEvaluator
 from glora_search.supernet import SupernetTrainer
 from glora_search.tasks.text_classification import TextClassification
@@ -171,7 +172,7 @@ def kill_in(owner, name, call):
 
 KILLS = {
     "supernet, in its second epoch": (SupernetTrainer, "training_step", 6, []),
-    "supernet, while it is saved": (pipeline, "write_json", 2, []),
+    "supernet, while it is saved": (run_folder, "write_json", 1, []),
     "search": (SubnetEvaluator, "__call__", 6, ["supernet"]),
     "export": (pipeline, "export_subnet", 1, ["supernet", "search"]),
     "retrain": (pipeline, "write_card", 1, ["supernet", "search", "best"]),
