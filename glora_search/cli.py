@@ -25,22 +25,34 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.
 Again = Annotated[bool, typer.Option("--again", help="Do the stage anew; what was made from its result goes too.")]
 
 
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. search.trials=50.")
+]
+RunDir = Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<the recipe's name>")]
+
+
 @app.command()
-def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. search.trials=50.")
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="The run folder.", show_default="runs/<the recipe's name>")
-    ] = None,
-) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Run all stages: supernet, search, export, retrain, merge, baselines, and the test at the end."""
+    current = _create(recipe, overrides, run_dir)
+    _show(current, current.all_stages())
+
+
+@app.command()
+def prepare(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Check a recipe and make its run folder, for the commands that do one stage."""
+    from glora_search.progress import console
+
+    current = _create(recipe, overrides, run_dir)
+    console.print(f"{current.folder}: ready; next: glora-search train-supernet {current.folder}", highlight=False)
+
+
+def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     from glora_search.pipeline import Run
     from glora_search.recipe import Recipe
 
-    current = Run.create(Recipe.load(recipe, overrides or []), run_dir)
-    _show(current, current.all_stages())
+    return Run.create(Recipe.load(recipe, overrides or []), run_dir)
 
 
 def _stage_command(command: str, stage: str, method: str, text: str) -> None:
@@ -72,7 +84,7 @@ _stage_command("evaluate", "test", "evaluate", "Read the test split, once, and w
 def _summary(run: Any, stage: str, result: dict[str, Any]) -> None:
     from glora_search.progress import console
 
-    facts = {k: v for k, v in result.items() if not isinstance(v, (dict, list))}
+    facts = {k: v for k, v in result.items() if not isinstance(v, (dict, list)) and k != "genomes"}
     facts |= {k: v for k, v in result.get("best", {}).items() if k != "genome"}
     shown = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
@@ -91,8 +103,8 @@ def _show(run: Any, metrics: dict[str, Any]) -> None:
     for row in result_rows(metrics):
         table.add_row(*row)
     console.print(table)
-    for note in metrics["baselines_skipped"]:
-        console.print(f"left out: {note}")
+    for note in metrics["notes"]:
+        console.print(f"Note: {note}.", highlight=False)
     difference = metrics["merged"]["max_abs_logit_difference"]
     minutes = sum(metrics["seconds"].values()) / 60
     console.print(

@@ -149,8 +149,10 @@ class Run(RunFolder):
         settings = self.recipe.search
         evaluator = SubnetEvaluator(self._supernet(), self.task.validation, self.task, settings.batch_size)
         journal = folder / "journal.log"
+        before = open_journal(journal).get_trials(deepcopy=False)
+        if before:
+            console.print(f"[dim]search: going on after {len(before)} trials[/dim]", highlight=False)
         with track("search", settings.trials) as bar:
-            before = open_journal(journal).get_trials(deepcopy=False)
             best = max((trial.value for trial in before if trial.value is not None), default=0.0)
             bar.start_at(len(before))
 
@@ -304,13 +306,13 @@ class Run(RunFolder):
             plain = type(task.model()).from_pretrained(str(self.folder / "merged")).to(self.device)
             scores["merged"] = evaluate(plain, batches, task.score).metric
             bar.advance()
-        metrics = {
+        metrics: dict[str, Any] = {
             "name": recipe.name,
             "metric": task.metric,
             "budget": recipe.search.max_params,
             "rows": {"train": len(task.train), "validation": len(task.validation), "test": _rows(batches)},
             "baselines": [{**entry, "test": scores[f"baselines/{entry['method']}"]} for entry in baselines["list"]],
-            "baselines_skipped": baselines["skipped"],
+            "notes": [*baselines["skipped"], *self._notes()],
             "search": {
                 **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
                 "best": {
@@ -334,6 +336,25 @@ class Run(RunFolder):
         metrics["seconds"]["evaluate"] = round(time.perf_counter() - started, 1)
         write_json(self.folder / "metrics.json", metrics)
         return metrics
+
+    def _notes(self) -> list[str]:
+        """What the figures alone would not tell."""
+        found, labels = self.result("search")["best"], self.task.validation["labels"]
+        notes = []
+        share = max(np.bincount(labels)) / len(labels)
+        if found["validation"] <= share:
+            notes.append(
+                f"the search found nothing better than always saying the most frequent label ({share:.4f} on "
+                "validation): the supernet needs more epochs or another learning rate"
+            )
+        if found["params"] == 0:
+            notes.append("the best subnet has no adapter parameters at all: the head alone was trained")
+        again = self.done("retrained")
+        if again is not None and self.final()[0] == "best":
+            notes.append(
+                f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept"
+            )
+        return notes
 
     def all_stages(self) -> dict[str, Any]:
         """Every stage that is not done yet, in order.

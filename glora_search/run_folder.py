@@ -97,8 +97,12 @@ class RunFolder:
 
     def _remove_made_from(self, stage: str) -> None:
         for name in STAGES[STAGES.index(stage) + 1 :]:
-            if name != "baselines":  # they depend on the recipe alone
-                self._remove(name)
+            if name == "baselines":  # they depend on the recipe alone
+                continue
+            if self.done(name) is not None:
+                what = "metrics.json and report.html" if name == "test" else f"{name}/"
+                console.print(f"{COMMANDS[stage]}: {what} was made without this result and is removed", highlight=False)
+            self._remove(name)
 
     def check_inputs(self) -> None:
         """Raise what any stage would raise at its beginning."""

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from glora_search.files import read_json
-from glora_search.progress import TrainingProgress, track
+from glora_search.progress import TrainingProgress, console, track
 from glora_search.recipe import TRAINING_DEFAULTS
 
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
@@ -47,9 +47,12 @@ def train(
     arguments = TrainingArguments(**{"output_dir": str(checkpoints), "seed": seed, **TRAINING_DEFAULTS, **settings})
     trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
     trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(checkpoints)
+    if last is not None:
+        console.print(f"[dim]{description}: going on from {Path(last).name}[/dim]", highlight=False)
     with track(description, total_steps(trainer)) as bar:
         trainer.add_callback(TrainingProgress(bar))
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=last)
     return trainer
 
 

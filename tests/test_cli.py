@@ -50,12 +50,11 @@ def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recip
     assert "done before" in out
 
 
-def test_stages_run_one_by_one_on_a_folder_that_was_interrupted(call, recipe_file, tmp_path, monkeypatch):
+def test_stages_run_one_by_one(call, recipe_file, tmp_path):
     folder = tmp_path / "run"
-    monkeypatch.setattr(Run, "train_supernet", lambda self: pytest.exit("stop", returncode=1))
-    with pytest.raises(pytest.exit.Exception):
-        call("run", recipe_file, "--run-dir", folder)
-    monkeypatch.undo()
+    code, out, _ = call("prepare", recipe_file, "--run-dir", folder)
+    assert code == 0
+    assert f"glora-search train-supernet {folder}" in out.replace("\n", "")
     code, _, err = call("search", folder)
     assert code == 2
     assert f"glora-search train-supernet {folder}" in err

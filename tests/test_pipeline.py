@@ -395,4 +395,15 @@ def test_a_baseline_that_no_budget_fits_is_named_as_left_out(tiny_recipe, tmp_pa
     other["search"]["max_params"] = 60
     metrics = Run.create(Recipe.model_validate(other), tmp_path / "run").all_stages()
     assert metrics["baselines"] == []
-    assert "lora" in metrics["baselines_skipped"][0]
+    assert "lora" in metrics["notes"][0]
+
+
+def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_named(tiny_recipe, tmp_path):
+    other = copy.deepcopy(tiny_recipe)
+    other["search"]["max_params"] = 0
+    other["supernet"]["training"]["learning_rate"] = 0.0
+    other["retrain"]["training"]["learning_rate"] = 0.0
+    metrics = Run.create(Recipe.model_validate(other), tmp_path / "run").all_stages()
+    assert metrics["search"]["best"]["params"] == 0
+    assert any("no adapter parameters" in note for note in metrics["notes"])
+    assert any("most frequent label (0.5000" in note for note in metrics["notes"])

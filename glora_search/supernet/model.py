@@ -92,7 +92,10 @@ class SupernetModel(BaseTuner):
         """The fixed configuration of a subnet, see `BoundSpace.to_config`."""
         config = self.peft_config[self.active_adapters[0]]
         names = ("task_type", "modules_to_save", "base_model_name_or_path")
-        return self.space.to_config(genome, **{**{name: getattr(config, name) for name in names}, **kwargs})
+        inherited = {name: getattr(config, name) for name in names}
+        if inherited["modules_to_save"]:  # peft adds the classifier each time that it loads a config
+            inherited["modules_to_save"] = list(dict.fromkeys(inherited["modules_to_save"]))
+        return self.space.to_config(genome, **{**inherited, **kwargs})
 
     def subnet_state_dict(self, genome: Mapping[str, Choice]) -> dict[str, Tensor]:
         """The weights that a subnet inherits, the head included, in the names of an adapter's saved file.

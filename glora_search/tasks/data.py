@@ -87,7 +87,7 @@ def load_texts(data: BbcHeadlines | Csv | Hub, seed: int) -> TextData:
     if test_labels is not None:
         _check_labels(test_labels, labels, "data.test")
     if data.max_train_rows is not None and len(rows) > data.max_train_rows:
-        rows, _ = _cut(rows, 1 - data.max_train_rows / len(rows), rng)
+        rows = _some(rows, data.max_train_rows, rng)
     if len(labels) < 2:
         raise invalid("data.label_column", labels, "a column with at least 2 different labels")
     return TextData(Texts(rows), Texts(validation), labels, test)
@@ -102,6 +102,15 @@ def _cut(rows: pd.DataFrame, fraction: float, rng: np.random.Generator) -> tuple
     if not 0 < cut.sum() < len(rows):
         raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
     return rows[~cut].reset_index(drop=True), rows[cut].reset_index(drop=True)
+
+
+def _some(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """A random part of this many rows, with at least one of every label."""
+    shuffled = rows.iloc[rng.permutation(len(rows))]
+    repeated = shuffled["label"].duplicated()
+    if count < (~repeated).sum():
+        raise invalid("data.max_train_rows", count, f"at least {(~repeated).sum()}, one for every label")
+    return pd.concat([shuffled[~repeated], shuffled[repeated]])[:count].sort_index().reset_index(drop=True)
 
 
 def _check_labels(found: set[str], known: list[str], key: str) -> None:

@@ -48,6 +48,7 @@ def test_equal_texts_stay_in_one_split_and_every_label_stays_in_train(tmp_path):
         splits = [texts(data.train), texts(data.validation), texts(data.read_test())]
         assert sum(map(len, splits)) == len(set.union(*splits))
         assert set(data.train.rows["label"]) == {"x", "y", "z"}
+        assert len(data.train) == 30
 
 
 def test_given_splits_are_taken_as_they_are(tiny_csv):
