@@ -2,7 +2,7 @@
 
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import SupernetConfig, SupernetModel, SupernetTrainer
-from glora_search.tuners.glora import GLoraConfig, GLoraLayer, GLoraLinear, GLoraModel
+from glora_search.tuners.glora import GLoraConfig, GLoraLayer, GLoraLinear, GLoraModel, from_stock, to_lora, to_stock
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,4 +15,7 @@ __all__ = [
     "SupernetConfig",
     "SupernetModel",
     "SupernetTrainer",
+    "from_stock",
+    "to_lora",
+    "to_stock",
 ]

@@ -74,7 +74,45 @@ def _stage_command(command: str, stage: str, method: str, text: str) -> None:
 
 _stage_command("train-supernet", "supernet", "train_supernet", "Train the supernet: all choices of every layer.")
 _stage_command("search", "search", "search", "Search the best subnet under the budget.")
-_stage_command("export", "best", "export", "Write the best subnet as an adapter folder.")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    again: Again = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="glora: the search's best subnet as this package's adapter, RUN/best. Of the final subnet: peft (as "
+            "peft's own GLoRA) and lora (as peft's LoRA), adapters in RUN/exports that load without this package; "
+            "merged, a plain model, RUN/merged.",
+        ),
+    ] = "glora",
+) -> None:
+    """Write the best subnet as an adapter folder, or in a format that needs no glora-search."""
+    from glora_search.errors import UserError, invalid
+    from glora_search.export import STOCK_FORMATS
+    from glora_search.pipeline import Run
+    from glora_search.progress import console
+
+    stages = {"glora": "best", "merged": "merged"}
+    if form not in stages and form not in STOCK_FORMATS:
+        raise invalid("--format", form, ["glora", *STOCK_FORMATS, "merged"])
+    current = Run(run)
+    if form in stages:
+        if again:
+            current.forget_from(stages[form])
+        result = current.export() if form == "glora" else current.merge()
+        _summary(current, stages[form], result)
+        return
+    if again:
+        raise UserError(f"--again: not with --format {form}, which is written anew each time")
+    folder = current.export_as(form)
+    console.print(f"{folder}: an adapter of the final subnet, for peft alone", highlight=False)
+
+
 _stage_command("retrain", "retrained", "retrain", "Train the best subnet on.")
 _stage_command("merge", "merged", "merge", "Fold the final subnet into a plain transformers model.")
 _stage_command("baselines", "baselines", "baselines", "Train the recipe's baselines.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from glora_search.files import write_text
 from glora_search.space import Choice
+from glora_search.tuners.glora import save_adapter, to_lora, to_stock
 
 
 def export_subnet(
@@ -37,16 +39,25 @@ def export_subnet(
     write_card(folder, base_model, facts)
 
 
-def write_card(folder: Path, base_model: str, facts: Mapping[str, Any]) -> None:
-    """The model card of an adapter folder: what it is and how it is loaded."""
+def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Path | None = None) -> None:
+    """The model card of an adapter folder: what it is and how it is loaded.
+
+    Args:
+        name: the folder that the card speaks of, where that is another.
+    """
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     kinds: dict[str, int] = {}
-    for paths in settings["path_pattern"].values():
+    ours = "path_pattern" in settings
+    for paths in settings.get("path_pattern", {}).values():
         for path, kind in paths.items():
             if path != "r":
                 kinds[f"{path}={kind}"] = kinds.get(f"{path}={kind}", 0) + 1
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    layers = "\n".join(f"| {name} | {count} |" for name, count in sorted(kinds.items()))
+    counts = "".join(f"| {name} | {count} |\n" for name, count in sorted(kinds.items()))
+    layers = f"\n| path and kind | layers |\n| --- | --- |\n{counts}" if ours else ""
+    import_line = "import glora_search  # makes the adapter's type known to peft\n" if ours else ""
+    folder_name = json.dumps(str(name or folder))
+    plain = "without peft and without this package" if ours else "without peft"
     write_text(
         folder / "README.md",
         f"""---
@@ -55,27 +66,48 @@ library_name: peft
 tags: [glora, glora-search]
 ---
 
-# GLoRA adapter with per-layer paths
+# {"GLoRA adapter with per-layer paths" if ours else f"{settings['peft_type']} adapter"}
 
 Found by glora-search (GLoRA: arXiv 2306.07967). The classification head is included.
 
 | | |
 | --- | --- |
 {rows}
-
-| path and kind | layers |
-| --- | --- |
 {layers}
-
 ```python
-import glora_search  # makes the adapter's type known to peft
-from peft import AutoPeftModelForSequenceClassification
+{import_line}from peft import AutoPeftModelForSequenceClassification
 
-model = AutoPeftModelForSequenceClassification.from_pretrained({json.dumps(str(folder))}, num_labels={facts["labels"]})
-plain = model.merge_and_unload()  # a transformers model, without peft and without this package
+model = AutoPeftModelForSequenceClassification.from_pretrained({folder_name}, num_labels={facts["labels"]})
+plain = model.merge_and_unload()  # a transformers model, {plain}
 ```
 """,
     )
+
+
+STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
+"""What peft loads without this package: its own GLoRA, and LoRA."""
+
+
+def export_stock(model: Any, form: str, folder: Path, *, base_model: str, facts: Mapping[str, Any]) -> None:
+    """Write a model's adapter in one of `STOCK_FORMATS`, which plain peft loads.
+
+    A folder of an earlier export is replaced once the new one is whole.
+
+    Args:
+        model: a ``PeftModel`` with a `GLoraConfig` adapter.
+        form: ``peft`` or ``lora``.
+
+    Raises:
+        UserError: the format cannot express the adapter; nothing was written.
+    """
+    config, weights = STOCK_FORMATS[form](model)
+    config.base_model_name_or_path = base_model
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    save_adapter(part, config, weights)
+    write_card(part, base_model, facts, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
-from glora_search.export import adapter_params, export_subnet, load_adapter, merge, write_card
+from glora_search.export import adapter_params, export_stock, export_subnet, load_adapter, merge, write_card
 from glora_search.files import write_json
 from glora_search.progress import console, track
 from glora_search.recipe import TRAINING_DEFAULTS, Recipe
@@ -222,6 +222,29 @@ class Run(RunFolder):
         found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
         name = min(found, key=lambda name: (-found[name]["validation"], found[name]["validation_loss"]))
         return name, found[name]
+
+    def export_as(self, form: str) -> Path:
+        """Write the final subnet in a format of peft's own; leaves ``exports/<form>``.
+
+        Args:
+            form: ``peft`` (stock GLoRA) or ``lora``.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: there is no subnet yet, or the format cannot express it.
+        """
+        self.result("best")
+        source, figures = self.final()
+        folder = self.folder / "exports" / form
+        facts = {**self._facts(figures["params"], figures["validation"]), "exported from": source}
+        with self._working():
+            folder.parent.mkdir(exist_ok=True)
+            model = self._load(self.folder / source)
+            export_stock(model, form, folder, base_model=self.task.model_path, facts=facts)
+            self.task.tokenizer.save_pretrained(str(folder))
+        return folder
 
     def merge(self) -> dict[str, Any]:
         """Fold the final subnet into the base weights; leaves ``merged/``, a plain transformers folder."""

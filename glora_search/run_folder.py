@@ -103,6 +103,8 @@ class RunFolder:
                 what = "metrics.json and report.html" if name == "test" else f"{name}/"
                 console.print(f"{COMMANDS[stage]}: {what} was made without this result and is removed", highlight=False)
             self._remove(name)
+        if STAGES.index(stage) < STAGES.index("merged"):
+            shutil.rmtree(self.folder / "exports", ignore_errors=True)
 
     def check_inputs(self) -> None:
         """Raise what any stage would raise at its beginning."""

@@ -55,20 +55,20 @@ def collect(adapters: Iterable[PathTensors], dtype: torch.dtype) -> Terms:
     """
     dense: dict[str, Tensor] = {}
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(path: str, value: Tensor) -> None:
-        value = value.to(dtype if path in ("A", "B") else torch.promote_types(value.dtype, dtype))
-        dense[path] = dense[path] + value if path in dense else value
-
     for adapter in adapters:
         for path, tensors in adapter.items():
+            own = dtype
+            if path not in ("A", "B"):
+                own = torch.promote_types(next(iter(tensors.values())).dtype, dtype)
             if "X" in tensors:
-                add(path, tensors["X"])
-            elif path == "C":
-                wide = torch.promote_types(tensors["Xd"].dtype, dtype)
-                add(path, tensors["Xd"].to(wide) @ tensors["Xu"].to(wide))
+                value = _cast(tensors["X"], own)
             else:
-                factors.setdefault(path, []).append((tensors["Xd"].to(dtype), tensors["Xu"].to(dtype)))
+                down, up = _cast(tensors["Xd"], own), _cast(tensors["Xu"], own)
+                if path in ("A", "B"):
+                    factors.setdefault(path, []).append((down, up))
+                    continue
+                value = down @ up
+            dense[path] = dense[path] + value if path in dense else value
 
     def joined(path: str) -> tuple[Tensor, Tensor] | None:
         pairs = factors.get(path)
@@ -87,6 +87,10 @@ def collect(adapters: Iterable[PathTensors], dtype: torch.dtype) -> Terms:
         d=dense.get("D"),
         e=dense.get("E"),
     )
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 @torch.no_grad()
@@ -112,23 +116,25 @@ def effective_weight(weight: Tensor, terms: Terms) -> Tensor:
 
 def effective_bias(weight: Tensor, bias: Tensor | None, terms: Terms) -> Tensor | None:
     """``b0 + b0 * D + E + W0 @ C``, ``[out]``; None on a layer without a bias."""
-    if bias is None:
-        return None
+    return None if bias is None else _bias(weight, bias, terms.c, terms.d, terms.e)
+
+
+def _bias(weight: Tensor, bias: Tensor, c: Tensor | None, d: Tensor | None, e: Tensor | None) -> Tensor:
     result = bias
-    if terms.d is not None:
-        result = result + result * terms.d
-    if terms.e is not None:
-        result = result + terms.e
-    if terms.c is not None:
-        result = result + (weight @ terms.c.to(weight.dtype)).squeeze(-1)
+    if d is not None:
+        result = torch.addcmul(bias, bias, d)
+    if e is not None:
+        result = result + e
+    if c is not None:
+        result = result + weight @ _cast(c.reshape(-1), weight.dtype)
     return result
 
 
 def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -> Tensor:
     """``x @ W.T + b`` with the adapted ``W`` and ``b``, differentiable in x, in the bias and in every term.
 
-    No dense weight is built unless A is low-rank: then ``W`` is made once in the forward and once more in the
-    backward pass, and never kept between them.
+    Without a low-rank A no dense weight is built: A scales the output of the frozen weight, B is two thin products.
+    With one, ``W`` is made once in the forward and once more in the backward pass, and never kept between them.
 
     Args:
         x: ``[..., in]``.
@@ -140,36 +146,36 @@ def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -
         ``[..., out]``.
     """
     rows = x.reshape(-1, x.shape[-1])
-    b = effective_bias(weight, bias, terms)
-    b = None if b is None else b.to(x.dtype)
-    if terms.a_lora is not None:
-        y = _DenseScaled.apply(rows, weight, b, terms.a, *terms.a_lora, terms.b, *(terms.b_lora or (None, None)))
+    b_down, b_up = _as_factors(terms.b, terms.b_lora, weight)
+    if terms.a_lora is None:
+        a, a_down, a_up = terms.a, None, None
     else:
-        y = _factored(rows, weight, b, terms)
+        a, (a_down, a_up) = None, _as_factors(terms.a, terms.a_lora, weight)
+    c, d, e = (terms.c, terms.d, terms.e) if bias is not None else (None, None, None)
+    y = _GLoraLinear.apply(rows, weight, bias, a, a_down, a_up, b_down, b_up, c, d, e)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _factored(x: Tensor, weight: Tensor, b: Tensor | None, terms: Terms) -> Tensor:
-    """The linear layer without a low-rank A: every path acts on the output of the frozen weight."""
-    if terms.a is None:
-        y = F.linear(x, weight, b)
-    else:
-        y = F.linear(x, weight)
-        y = torch.addcmul(y if b is None else y + b, y, terms.a.reshape(-1))
-    if terms.b_lora is not None:
-        down, up = terms.b_lora
-        y = torch.addmm(y, F.linear(x, up), down.T)
-    if terms.b is not None:
-        # B's columns are all the same, so its product with x needs only the row sums of x.
-        y = torch.addcmul(y, x.sum(-1, keepdim=True), terms.b.reshape(-1))
-    return y
+def _as_factors(
+    dense: Tensor | None, lora: tuple[Tensor, Tensor] | None, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """A or B as one pair of factors: a vector is one more column, next to a row of ones; so is a constant."""
+    if dense is None:
+        return lora or (None, None)
+    column = dense.expand(weight.shape[0], 1)
+    ones = dense.new_ones(1, weight.shape[1])
+    if lora is None:
+        return column, ones
+    return torch.cat([lora[0], column], dim=1), torch.cat([lora[1], ones], dim=0)
 
 
-class _DenseScaled(torch.autograd.Function):
-    """The linear layer with a low-rank A, whose weight is dense.
+class _GLoraLinear(torch.autograd.Function):
+    """The whole layer as one node of the graph.
 
-    Autograd through the formula would keep three ``[out, in]`` temporaries a layer until the backward pass. Every
-    weight gradient comes from the one product ``G = grad.T @ x``, so nothing but the inputs is saved.
+    Autograd through the formula would make a node, and a tensor to keep, of every operation; with a low-rank A it
+    would keep three ``[out, in]`` temporaries a layer until the backward pass. Kept here are the inputs, the thin
+    ``x @ b_up.T``, and, where A is a vector or a constant that is trained, the frozen weight's output: A's gradient
+    is the sum of its product with the output's gradient, and to compute it again would cost a whole matrix product.
     """
 
     @staticmethod
@@ -179,48 +185,138 @@ class _DenseScaled(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         a: Tensor | None,
-        a_down: Tensor,
-        a_up: Tensor,
-        b: Tensor | None,
+        a_down: Tensor | None,
+        a_up: Tensor | None,
         b_down: Tensor | None,
         b_up: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
+        e: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, a_down, a_up, b, b_down, b_up)
-        return F.linear(x, effective_weight(weight, _dense_terms(a, a_down, a_up, b, b_down, b_up)), bias)
+        b = None if bias is None else _cast(_bias(weight, bias, c, d, e), x.dtype)
+        need_a, need_a_down, need_a_up, need_b_down, need_b_up = ctx.needs_input_grad[3:8]
+        frozen, thin = None, None
+        if a_down is not None:
+            y = F.linear(x, _dense(weight, a_down, a_up, b_down, b_up), b)
+        else:
+            if a is None:
+                y = F.linear(x, weight, b)
+            else:
+                frozen = F.linear(x, weight)
+                y = _scaled(frozen, a.reshape(-1), b)
+            if b_up is not None and b_down is not None:
+                thin = F.linear(x, b_up)
+                y.addmm_(thin, b_down.T)
+        need_x = need_a_down or need_a_up or need_b_up or (a_down is not None and need_b_down)
+        ctx.save_for_backward(
+            x if need_x else None,
+            *(weight, bias, a, a_down, a_up, b_down, b_up, c, d, e),
+            frozen if need_a else None,
+            thin if need_b_down else None,
+        )
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, a_down, a_up, b, b_down, b_up = ctx.saved_tensors
-        need_x, _, need_bias, need_a, need_down, need_up, need_b, need_b_down, need_b_up = ctx.needs_input_grad
-        g: dict[str, Tensor] = {}
-        if need_x:
-            g["x"] = grad @ effective_weight(weight, _dense_terms(a, a_down, a_up, b, b_down, b_up))
-        if need_bias:
-            g["bias"] = grad.sum(0)
-        if need_a or need_down or need_up or need_b or need_b_down or need_b_up:
-            full = grad.T @ x
-            if b is not None and need_b:
-                g["b"] = _like(full.sum(1, keepdim=True), b)
-            if need_b_down:
-                g["b_down"] = full @ b_up.T
-            if need_b_up:
-                g["b_up"] = b_down.T @ full
+        x, weight, bias, a, a_down, a_up, b_down, b_up, c, d, e, frozen, thin = ctx.saved_tensors
+        need = dict(zip(INPUTS, ctx.needs_input_grad, strict=True))
+        found: dict[str, Tensor] = {}
+        if any(need[name] for name in ("bias", "c", "d", "e")):
+            found = _bias_gradients(_sum_rows(grad), weight, bias, c, d, e, need)
+        if a_down is not None:
+            found |= _dense_gradients(grad, x, weight, a_down, a_up, b_down, b_up, need)
+        else:
+            found |= _thin_gradients(grad, x, weight, a, b_down, b_up, frozen, thin, need)
+        return tuple(found.get(name) if need[name] else None for name in INPUTS)
+
+
+INPUTS = ("x", "weight", "bias", "a", "a_down", "a_up", "b_down", "b_up", "c", "d", "e")
+"""The inputs of `_GLoraLinear`."""
+
+
+def _scaled(y: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
+    """``y * (1 + a) + b`` as a new tensor ``[N, out]``."""
+    if b is None or y.dtype not in (torch.float32, torch.float64):
+        # In lower precision 1 + a would be 1 for every small a.
+        y = torch.addcmul(y, y, a)
+        return y if b is None else y.add_(b)
+    return torch.addcmul(b, y, 1 + a)
+
+
+def _dense(weight: Tensor, a_down: Tensor, a_up: Any, b_down: Any, b_up: Any) -> Tensor:
+    lora = None if b_down is None else (b_down, b_up)
+    return effective_weight(weight, Terms(a_lora=(a_down, a_up), b_lora=lora))
+
+
+def _bias_gradients(
+    total: Tensor, weight: Tensor, bias: Tensor, c: Any, d: Any, e: Any, need: dict[str, bool]
+) -> dict[str, Tensor]:
+    """Gradients of ``b0 + b0 * d + e + W0 @ c`` from the output gradient's sum over the rows, ``total [out]``."""
+    found: dict[str, Tensor] = {}
+    if need["bias"]:
+        found["bias"] = (total if d is None else total + total * d).to(bias.dtype)
+    if need["c"]:
+        found["c"] = (total @ weight).reshape(c.shape).to(c.dtype)
+    if need["d"]:
+        found["d"] = _sum_to(total * bias, d)
+    if need["e"]:
+        found["e"] = _sum_to(total, e)
+    return found
+
+
+def _dense_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, a_down: Tensor, a_up: Tensor, b_down: Any, b_up: Any, need: dict[str, bool]
+) -> dict[str, Tensor]:
+    """Gradients where A is low-rank: all of the factors come from the one product ``grad.T @ x``."""
+    found: dict[str, Tensor] = {}
+    scratch = None
+    if need["x"]:
+        scratch = _dense(weight, a_down, a_up, b_down, b_up)
+        found["x"] = grad @ scratch
+    if x is not None:
+        full = torch.mm(grad.T, x, out=scratch)
+        if need["b_down"]:
+            found["b_down"] = full @ b_up.T
+        if need["b_up"]:
+            found["b_up"] = b_down.T @ full
+        if need["a_down"] or need["a_up"]:
             full *= weight
-            if a is not None and need_a:
-                g["a"] = _like(full.sum(1, keepdim=True), a)
-            if need_down:
-                g["a_down"] = full @ a_up.T
-            if need_up:
-                g["a_up"] = a_down.T @ full
-        names = ("x", "weight", "bias", "a", "a_down", "a_up", "b", "b_down", "b_up")
-        return tuple(g.get(name) for name in names)
+        if need["a_down"]:
+            found["a_down"] = full @ a_up.T
+        if need["a_up"]:
+            found["a_up"] = a_down.T @ full
+    return found
 
 
-def _dense_terms(a: Any, a_down: Any, a_up: Any, b: Any, b_down: Any, b_up: Any) -> Terms:
-    return Terms(a=a, a_lora=(a_down, a_up), b=b, b_lora=None if b_down is None else (b_down, b_up))
+def _thin_gradients(
+    grad: Tensor, x: Any, weight: Tensor, a: Any, b_down: Any, b_up: Any, frozen: Any, thin: Any, need: dict[str, bool]
+) -> dict[str, Tensor]:
+    """Gradients where A is not low-rank: thin products, next to the one with the frozen weight."""
+    found: dict[str, Tensor] = {}
+    if need["b_down"]:
+        found["b_down"] = (thin.T @ grad).T
+    back = grad @ b_down if b_down is not None and (need["x"] or need["b_up"]) else None
+    if need["b_up"] and back is not None:
+        found["b_up"] = back.T @ x
+    scratch = None
+    if need["a"]:
+        scratch = grad * frozen
+        found["a"] = _sum_to(_sum_rows(scratch), a)
+    if need["x"]:
+        scaled = grad if a is None else torch.addcmul(grad, grad, a.reshape(-1), out=scratch)
+        found["x"] = scaled @ weight
+        if back is not None:
+            found["x"].addmm_(back, b_up)
+    return found
 
 
-def _like(rows: Tensor, value: Tensor) -> Tensor:
-    """Sum a gradient ``[out, 1]`` down to the shape of a vector or of a constant."""
-    return rows.reshape(value.shape) if value.numel() == rows.numel() else rows.sum().reshape(value.shape)
+def _sum_rows(values: Tensor) -> Tensor:
+    """``[N, out]`` -> ``[out]``; a product with ones takes half the time of a sum along the rows on a CPU."""
+    return values.new_ones(len(values)) @ values
+
+
+def _sum_to(gradient: Tensor, value: Tensor) -> Tensor:
+    """Sum a gradient ``[out]`` down to the shape of a vector or of a constant."""
+    gradient = gradient if value.numel() == gradient.numel() else gradient.sum()
+    return gradient.reshape(value.shape).to(value.dtype)

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from glora_search.errors import invalid
 from glora_search.paths import PATHS, LayerPaths, path_shapes
 from glora_search.tuners.glora.functional import (
-    PathTensors,
     Terms,
     collect,
     effective_bias,
@@ -113,8 +112,8 @@ class FrozenLinear(BaseTunerLayer):
 
     def _adapted(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """The layer's output with these adapters; the base layer's where they add nothing."""
-        base = self.get_base_layer()
         names = [name for name in adapter_names if self.has_adapter(name)]
+        base: Any = self.base_layer
         weight, bias = base.weight, base.bias if self.has_bias else None
         dtype = weight.dtype
         if torch.is_autocast_enabled(x.device.type):
@@ -125,7 +124,7 @@ class FrozenLinear(BaseTunerLayer):
             return self.base_layer(x)
         if self.fan_in_fan_out:
             weight = weight.T
-        return glora_linear(self._cast_input_dtype(x, dtype), weight, bias, terms)
+        return glora_linear(x if x.dtype == dtype else self._cast_input_dtype(x, dtype), weight, bias, terms)
 
     @torch.no_grad()
     def _effective(self, weight: Tensor, bias: Tensor | None, adapter_names: list[str]) -> tuple[Tensor, Tensor | None]:
@@ -228,12 +227,19 @@ class GLoraLayer(FrozenLinear):
 
     def path_tensors(self, adapter_name: str) -> dict[str, nn.ParameterDict]:
         """Path -> its parameters, for the paths that this adapter has."""
-        found = {path: getattr(self, f"glora_{path}") for path in PATHS}
-        return {path: entries[adapter_name] for path, entries in found.items() if adapter_name in entries}
+        found: dict[str, nn.ParameterDict] = {}
+        for path, attribute in zip(PATHS, self.adapter_layer_names, strict=True):
+            # Not self.glora_A: every forward comes here, and a module's own lookup takes several times as long.
+            entries = self._modules[attribute]._modules
+            if adapter_name in entries:
+                found[path] = entries[adapter_name]
+        return found
 
     def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
         """What these adapters add up to on this layer, in this dtype."""
-        adapters: list[PathTensors] = [self.path_tensors(name) for name in adapter_names]  # type: ignore[misc]
+        adapters: list[Any] = [
+            {path: own._parameters for path, own in self.path_tensors(name).items()} for name in adapter_names
+        ]
         return collect(adapters, dtype)
 
 

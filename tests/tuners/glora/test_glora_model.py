@@ -528,3 +528,27 @@ def test_the_files_of_an_adapter_hold_only_the_adapter(make_model, tmp_path):
     model.save_pretrained(tmp_path)
     saved = load_file(Path(tmp_path) / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == model.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("paths", [{}, {"config_A": "vector"}, {"config_A_B": "vector", "config_C": "vector"}])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_it_compiles_to_one_graph_with_the_same_gradients(paths, autocast, make_model, randomize):
+    model = randomize(get_peft_model(make_model("mlp"), config("mlp", path_pattern={}, **paths)))
+    model.add_adapter("other", config("mlp", r=1))
+    randomize(model, 1, "other")
+    model.base_model.set_adapter(["default", "other"])
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+
+    def gradients(forward: Any) -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            y = forward(x)
+        y.float().square().sum().backward()
+        return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+    expected = gradients(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
+    assert len(expected) > 3
+    for actual, wanted in zip(gradients(compiled), expected, strict=True):
+        close(actual.float(), wanted.float(), 0.05 if autocast else 1e-5)
