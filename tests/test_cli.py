@@ -6,11 +6,15 @@ import copy
 import sys
 from pathlib import Path
 
+import peft
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from peft import PeftConfig, PeftModel
 
 from glora_search import cli
+from glora_search.export import load_adapter
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
 
@@ -79,6 +83,55 @@ def test_stages_run_one_by_one(call, recipe_file, tmp_path):
     assert not (folder / "metrics.json").exists()
     assert (folder / "baselines" / "stage.json").is_file()
     assert (folder / "supernet" / "stage.json").stat().st_mtime_ns == before
+
+
+def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call, recipe_file, tmp_path):
+    folder = tmp_path / "run"
+    lora_only = ("--set", "space=lora-ranks", "--set", "supernet.training.num_train_epochs=1")
+    assert call("prepare", recipe_file, "--run-dir", folder, *lora_only)[0] == 0
+    code, _, err = call("export", folder, "--format", "peft")
+    assert code == 2
+    assert "glora-search export" in err
+    for command in ("train-supernet", "search", "export"):
+        assert call(command, folder)[0] == 0
+    run = Run(folder)
+    with torch.no_grad():
+        batch = {name: value for name, value in run.validation[0].items() if name != "labels"}
+        expected = load_adapter(run.task.model(), folder / "best").eval()(**batch).logits
+        for form, kind in (("peft", peft.GloraConfig), ("lora", peft.LoraConfig)):
+            for _ in range(2):  # an earlier export is replaced
+                assert call("export", folder, "--format", form)[0] == 0
+            where = folder / "exports" / form
+            assert type(PeftConfig.from_pretrained(where)) is kind
+            assert "glora_search" not in (where / "README.md").read_text()
+            found = PeftModel.from_pretrained(run.task.model(), where).eval()(**batch).logits
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert sorted(path.name for path in (folder / "exports").iterdir()) == ["lora", "peft"]
+    assert call("export", folder, "--format", "merged")[0] == 0
+    assert (folder / "merged" / "model.safetensors").is_file()
+    assert call("export", folder, "--again")[0] == 0
+    assert not (folder / "exports").exists()
+
+
+def test_a_format_that_cannot_be_written_is_refused_and_leaves_nothing(call, recipe_file, tmp_path):
+    folder = tmp_path / "run"
+    assert call("prepare", recipe_file, "--run-dir", folder, "--set", "space=odd.yaml")[0] == 2
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("paths: {B: [lora], E: [vector]}\nranks: [1]\n")
+    only = ("--set", f"space={odd}", "--set", "search.max_params=null", "--set", "search.trials=1")
+    assert call("prepare", recipe_file, "--run-dir", folder, *only)[0] == 0
+    for command in ("train-supernet", "search", "export"):
+        assert call(command, folder)[0] == 0
+    code, _, err = call("export", folder, "--format", "lora")
+    assert code == 2
+    assert "a LoRA cannot express E" in err
+    code, _, err = call("export", folder, "--format", "onnx")
+    assert code == 2
+    assert "--format: got 'onnx'; allowed: one of 'glora', 'peft', 'lora', 'merged'" in err
+    code, _, err = call("export", folder, "--format", "peft", "--again")
+    assert code == 2
+    assert "--again" in err
+    assert not list((folder / "exports").iterdir())
 
 
 def test_again_removes_nothing_where_the_stage_could_not_be_done(call, tiny_recipe, tiny_csv, tmp_path):

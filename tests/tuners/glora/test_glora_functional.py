@@ -144,6 +144,31 @@ def test_lower_precision_differs_from_float64_by_rounding_only(dtype, tolerance,
     assert (actual.double() - expected).abs().max() <= tolerance * scale
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@settings(max_examples=40)
+@given(layers())
+def test_in_lower_precision_output_and_every_gradient_keep_their_leading_digits(dtype, layer):
+    """Bound: a few roundings of the sum of the absolute values of all that is added up (the formula's condition)."""
+    x, weight, bias, adapters = layer
+    base = [None if t is None else t.detach().to(dtype) for t in (x, weight, bias)]
+    built = [{p: {n: t.detach().float() for n, t in own.items()} for p, own in a.items()} for a in adapters]
+    for low in (leaves := leaves_of(base[0], base[2], built)):
+        low.requires_grad_()
+
+    def reference_of(change: Any) -> list[Tensor]:
+        wide = [None if t is None else change(t.detach().double()) for t in base]
+        own = [{p: {n: change(t.detach().double()) for n, t in o.items()} for p, o in a.items()} for a in built]
+        wide_leaves = [leaf.requires_grad_() for leaf in leaves_of(wide[0], wide[2], own)]
+        y = forward_reference(*wide, own)
+        return [y, *torch.autograd.grad(y, wide_leaves, change(direction).expand_as(y), allow_unused=True)]
+
+    y = glora_linear(*base, collect(built, dtype))
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(dtype).double()
+    found = [y, *torch.autograd.grad(y, leaves, direction.to(y.dtype))]
+    for low, wanted, scale in zip(found, reference_of(lambda t: t), reference_of(torch.abs), strict=True):
+        assert ((low.double() - wanted).abs() <= 16 * torch.finfo(dtype).eps * scale + 1e-6).all()
+
+
 def magnitude(adapter: Adapter) -> float:
     return 1 + sum(float(torch.as_tensor(dense(adapter, path)).detach().abs().sum()) for path in PATHS)
 

@@ -183,7 +183,7 @@ def test_a_layer_without_a_bias_takes_no_bias_paths_and_merging_adds_no_paramete
 
 
 # Kinds that a division could not undo: a constant A of -1 leaves 1 + A = 0, and so does a D of -1.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 def test_unmerging_is_exact_even_where_paths_a_and_d_turn_the_layer_off(kind, dtype):
     layer = adapted(linear(kind, dtype=dtype), one=LayerPaths("constant", "lora", "lora", "constant", "vector", r=2))
@@ -196,7 +196,7 @@ def test_unmerging_is_exact_even_where_paths_a_and_d_turn_the_layer_off(kind, dt
     assert same(layer, bits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_merging_one_after_the_other_is_merging_at_once(dtype):
     other = LayerPaths("vector", "vector", "vector", "constant", "constant")
     at_once = adapted(linear(dtype=dtype), one=FULL, two=other)

@@ -445,13 +445,14 @@ def test_layers_without_a_bias_have_no_bias_paths(architecture, make_model):
     )
 
 
-def test_a_half_precision_base_gets_float32_adapters_that_save_and_load(make_model, randomize, logits, tmp_path):
-    model = randomize(get_peft_model(make_model("bert").bfloat16(), config()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_base_gets_float32_adapters_that_save_and_load(dtype, make_model, randomize, logits, tmp_path):
+    model = randomize(get_peft_model(make_model("bert").to(dtype), config()))
     adapters = [p for name, p in model.named_parameters() if "glora_" in name]
     assert {p.dtype for p in adapters} == {torch.float32}
-    assert logits(model).dtype == torch.bfloat16
+    assert logits(model).dtype == dtype
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(make_model("bert").bfloat16(), tmp_path)), logits(model))
+    assert torch.equal(logits(PeftModel.from_pretrained(make_model("bert").to(dtype), tmp_path)), logits(model))
 
 
 STOCK = {"r": 3, "config_A_B": "lora", "config_C": "lora", "config_D_E": "vector"}
