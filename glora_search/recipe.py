@@ -48,6 +48,15 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 """What is used where a recipe says nothing; everything else is as in TrainingArguments."""
 
+STOPPING: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": None,
+    "restore_callback_states_from_checkpoint": True,
+}
+"""What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
+
 OTHER_MACHINE = {"other_machine": True}
 """Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
 (``bf16``, say) are no error."""
@@ -182,12 +191,35 @@ class Supernet(Section):
     """How the supernet is trained.
 
     Attributes:
-        sampling: which subnets the steps train.
+        sampling: which subnets the steps train: ``sizes``, ``uniform`` (the paper's), ``fair``, ``sandwich`` or
+            ``budget``, or a class of your own as ``module:Class``.
+        sampling_options: keyword arguments of the strategy, e.g. ``{anchor_share: 0.5}``.
+        sharing: how the kinds of a path share weights; ``nested`` is the paper's.
+        lr_factors: kind of path (or ``head``) -> what the learning rate is multiplied by.
+        patience: stop after so many evaluations in a row that did not better the probe subnets' mean metric, and keep
+            the best supernet; None trains to the end.
         training: any field of TrainingArguments.
     """
 
-    sampling: Literal["sizes", "uniform"] = "sizes"
+    sampling: str = "sizes"
+    sampling_options: dict[str, Any] = Field(default_factory=dict)
+    sharing: Literal["separate", "nested"] = "separate"
+    lr_factors: dict[Literal["lora", "vector", "constant", "head"], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
+    patience: int | None = Field(default=None, ge=1)
     training: Training = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        for name in STOPPING if self.patience is not None else ():
+            if name in self.training:
+                raise invalid(f"training.{name}", self.training[name], "nothing: patience sets it")
+        return self
+
+    def settings(self, metric: str) -> dict[str, Any]:
+        """The training arguments, with those that patience needs."""
+        return {**self.training, **({**STOPPING, "metric_for_best_model": metric} if self.patience else {})}
 
 
 class Search(Section):
