@@ -2,6 +2,7 @@
 
     python experiments/fidelity.py --datasets trec-fine --part standalone --limit 5
     python experiments/fidelity.py --datasets trec-fine --part supernets --strategies sizes fair --sharing separate
+    python experiments/fidelity.py --datasets trec-fine --part retrained --strategies sizes --epochs 3 --warmup 0.2
     python experiments/fidelity.py --part report
 
 Every finished training is appended to a csv at once, and one that is there is not done again: start the same command
@@ -30,7 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import transformers
-from peft import get_peft_model
+from fidelity_report import read_rows, write_report
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 
 from glora_search.learning_rates import PathTrainer
 from glora_search.recipe import Recipe
@@ -133,14 +135,6 @@ def key_of(space: BoundSpace, genome: Genome) -> str:
 # -- files of finished trainings -------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a csv file; none where it is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append rows in one write, the header before the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +155,13 @@ def fit(
     label: str,
     *,
     max_steps: int = -1,
+    warmup_steps: float = 0.05,
     **options: Any,
 ) -> None:
     """Train a model with the settings that all trainings here share."""
     settings = {
         "max_steps": max_steps,
+        "warmup_steps": warmup_steps,
         **TRAINING,
         "num_train_epochs": epochs,
         "learning_rate": args.learning_rate,
@@ -276,14 +272,74 @@ def supernets(task: TextClassification, name: str, args: argparse.Namespace) -> 
             row = {"subnet": label, "key": key_of(space, genome), "params": space.params(genome)}
             row |= {"accuracy": round(scored.metric, 5), "loss": round(scored.loss, 5)}
             rows.append({**wanted, **row, "seconds": round(trained - started, 1)})
+        model.save_pretrained(str(kept_in(args, name, strategy, sharing, seed)))
         append_rows(path, rows)
         print({**wanted, "seconds": rows[0]["seconds"]}, flush=True)
         yield
 
 
+def kept_in(args: argparse.Namespace, name: str, strategy: str, sharing: str, seed: int) -> Path:
+    """Where a supernet's weights are kept for retraining; not committed."""
+    return Path(args.keep / f"{name}-{strategy}-{sharing}-{seed}")
+
+
+# -- retrained -------------------------------------------------------------------------------------------------------
+
+
+def retrained(task: TextClassification, name: str, args: argparse.Namespace) -> Iterator[None]:
+    """Train subnets on from the weights that they inherit; one yield a finished training."""
+    path = args.results / "retrained.csv"
+    space = SearchSpace.load(SPACE).bind(fresh_model(task, SPLIT_SEED), task.modules_to_save)
+    batches = length_sorted_batches(task.validation, task.collator, 64)
+    subnets = measured_subnets(space)
+    for seed, sharing, strategy in itertools.product(args.seeds, args.sharing, args.strategies):
+        folder = kept_in(args, name, strategy, sharing, seed)
+        for label in args.subnets or subnets:
+            genome = subnets[label]
+            wanted = {
+                "dataset": name,
+                "strategy": strategy,
+                "sharing": sharing,
+                "seed": seed,
+                "subnet": label,
+                "epochs": args.epochs,
+                "batch": args.batch,
+                "learning_rate": args.learning_rate,
+                "lr_factors": factors_text(args.lr_factors),
+                "warmup": args.warmup,
+                "new_head": args.new_head,
+            }
+            if is_done(path, wanted):
+                continue
+            supernet = PeftModel.from_pretrained(fresh_model(task, seed), str(folder))
+            config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
+            config.inference_mode = False
+            if args.new_head:
+                weights = {key: value for key, value in weights.items() if "glora_" in key}
+            model = get_peft_model(fresh_model(task, seed), config)
+            set_peft_model_state_dict(model, weights)
+            before = evaluate(model, batches, task.score)
+            options = {"lr_factors": args.lr_factors, "warmup_steps": args.warmup}
+            fit(model, task, args, args.epochs, seed, label, **options)
+            after = evaluate(model, batches, task.score)
+            row = {
+                **wanted,
+                "params": space.params(genome),
+                "inherited": round(before.metric, 5),
+                "accuracy": round(after.metric, 5),
+                "loss": round(after.loss, 5),
+            }
+            append_rows(path, [row])
+            print(row, flush=True)
+            yield
+
+
 def is_done(path: Path, wanted: dict[str, Any]) -> bool:
     """Whether a training with these settings is in the file."""
     return any(all(row[name] == str(value) for name, value in wanted.items()) for row in read_rows(path))
+
+
+PARTS = {"standalone": standalone, "supernets": supernets, "retrained": retrained}
 
 
 def factor(text: str) -> tuple[str, float]:
@@ -300,7 +356,7 @@ def number(text: str) -> float:
 def main() -> None:
     """Do one part, as far as the limit says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["standalone", "supernets"], required=True)
+    parser.add_argument("--part", choices=[*PARTS, "report"], required=True)
     parser.add_argument("--datasets", nargs="+", default=["trec-fine"], choices=["trec-fine", "bbc-headlines", "sst2"])
     parser.add_argument("--limit", type=int, default=None, help="trainings to do now, at most")
     parser.add_argument("--minutes", type=float, default=None, help="start no training after so many minutes")
@@ -314,6 +370,9 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--sharing", nargs="+", default=list(SHARING), choices=list(SHARING))
     parser.add_argument("--options", type=json.loads, default={}, help="of the strategies, as JSON")
+    parser.add_argument("--warmup", type=float, default=0.05, help="retrained: share of the steps")
+    parser.add_argument("--new-head", action="store_true", help="retrained: inherit the paths, not the head")
+    parser.add_argument("--keep", type=Path, default=ROOT / "runs" / "fidelity", help="folder for supernets' weights")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the csv files")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -321,10 +380,12 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
+    if args.part == "report":
+        write_report(args.results)
+        return
     started, done = time.monotonic(), 0
     for name in args.datasets:
-        part = standalone if args.part == "standalone" else supernets
-        for _ in part(load_task(name, args.data), name, args):
+        for _ in PARTS[args.part](load_task(name, args.data), name, args):
             done += 1
             late = args.minutes is not None and time.monotonic() - started > 60 * args.minutes
             if late or done == args.limit:

@@ -209,7 +209,8 @@ class Run(RunFolder):
         recipe, task = self.recipe, self.task
         set_seed(recipe.seed)
         model = subnet_to_train(task.model(), self.folder / "best", start=recipe.retrain.start)
-        self._train(model, recipe.retrain.training, folder, "retrain")
+        factors = recipe.lr_factors(recipe.retrain)
+        self._train(model, recipe.retrain.training, folder, "retrain", lr_factors=factors)
         scored = evaluate(model, self.validation, task.score)
         params = adapter_params(model)
         model.save_pretrained(str(folder))
@@ -261,7 +262,8 @@ class Run(RunFolder):
             set_seed(recipe.seed)
             model = get_peft_model(task.model(), config)
             where = folder / name
-            self._train(model, self._baseline_training(), where, name)
+            factors = recipe.lr_factors(recipe.baseline)
+            self._train(model, self._baseline_training(), where, name, lr_factors=factors)
             scored = evaluate(model, self.validation, task.score)
             model.save_pretrained(str(where))
             entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}

@@ -95,6 +95,10 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
 Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
 
 
+LrFactors = dict[Literal["lora", "vector", "constant", "head"], Annotated[float, Field(gt=0)]]
+"""Kind of path (or the head and what else is trained) -> what the learning rate is multiplied by."""
+
+
 class Task(Section):
     """What is learned, and by which model.
 
@@ -204,9 +208,7 @@ class Supernet(Section):
     sampling: str = "sizes"
     sampling_options: dict[str, Any] = Field(default_factory=dict)
     sharing: Literal["separate", "nested"] = "separate"
-    lr_factors: dict[Literal["lora", "vector", "constant", "head"], Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict
-    )
+    lr_factors: LrFactors = Field(default_factory=dict)
     patience: int | None = Field(default=None, ge=1)
     training: Training = Field(default_factory=dict)
 
@@ -245,10 +247,12 @@ class Retrain(Section):
 
     Attributes:
         start: written ``from``: ``inherited`` weights of the supernet, or from ``scratch``.
+        lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments.
     """
 
     start: Literal["inherited", "scratch"] = Field(default="inherited", alias="from")
+    lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
 
@@ -256,10 +260,12 @@ class BaselineTraining(Section):
     """How the baselines are trained.
 
     Attributes:
+        lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments; the number of epochs is, if not given, that of the supernet and of
             retraining together.
     """
 
+    lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
 
@@ -283,6 +289,10 @@ class Recipe(Section):
     retrain: Retrain = Field(default_factory=Retrain)
     baselines: list[Literal["lora"]] = Field(default_factory=list)
     baseline: BaselineTraining = Field(default_factory=BaselineTraining)
+
+    def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
+        """The factors of what is trained after the supernet."""
+        return self.supernet.lr_factors if section.lr_factors is None else section.lr_factors
 
     @field_validator("baselines")
     @classmethod
