@@ -10,16 +10,21 @@ from torch import nn
 from transformers import Trainer
 
 from glora_search.errors import invalid
+from glora_search.paths import KINDS
 
-LR_GROUPS = ("lora", "vector", "constant", "head")
-"""What can have a learning rate of its own: the kinds of path, and all that is trained besides the paths."""
+LR_GROUPS = (
+    *("lora", "vector", "constant", "head"),
+    *(f"{path}.{kind}" for path, kinds in KINDS.items() for kind in kinds if kind != "none"),
+)
+"""What can have a learning rate of its own: a kind of path, a kind of one path, and all that is trained besides."""
 
 
 class PathTrainer(Trainer):
     """A `transformers.Trainer` with learning rates by kind of path, for adapters and supernets.
 
     Args:
-        lr_factors: any of ``lora``, ``vector``, ``constant`` and ``head`` -> what the learning rate is multiplied by.
+        lr_factors: ``lora``, ``vector``, ``constant``, ``head`` (all that is trained besides the paths), or a kind of
+            one path, such as ``B.vector``, which comes before its kind -> what the learning rate is multiplied by.
         args, kwargs: as in `transformers.Trainer`.
 
     Raises:
@@ -44,8 +49,7 @@ class PathTrainer(Trainer):
             return optimizer
         model = self.accelerator.unwrap_model(self.model)
         factors = {
-            id(parameter): self.lr_factors.get(kind_of(name, parameter), 1.0)
-            for name, parameter in model.named_parameters()
+            id(parameter): self._factor(*path_and_kind(name, parameter)) for name, parameter in model.named_parameters()
         }
         groups = []
         for group in optimizer.param_groups:
@@ -54,6 +58,9 @@ class PathTrainer(Trainer):
                 groups.append({**group, "params": parameters, "lr": group["lr"] * factor})
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def _factor(self, path: str, kind: str) -> float:
+        return self.lr_factors.get(f"{path}.{kind}", self.lr_factors.get(kind, 1.0))
 
 
 def check_lr_factors(factors: Mapping[str, float]) -> dict[str, float]:
@@ -70,14 +77,16 @@ def check_lr_factors(factors: Mapping[str, float]) -> dict[str, float]:
     return {name: float(factor) for name, factor in factors.items()}
 
 
-def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """The kind of path that a parameter of this name belongs to; ``head`` is everything else.
+def path_and_kind(name: str, parameter: nn.Parameter) -> tuple[str, str]:
+    """The path and the kind that a parameter of this name belongs to; the kind is ``head`` for everything else.
 
     A tensor that several kinds share (nested sharing) counts as its largest kind.
     """
     tensor = name.rpartition(".")[2]
-    if ".supernet_" in name:
-        return tensor.partition("_")[0]
-    if ".glora_" in name:
-        return "lora" if tensor in ("Xd", "Xu") else "constant" if parameter.numel() == 1 else "vector"
-    return "lora" if ".lora_" in name else "head"
+    for prefix in (".supernet_", ".glora_"):
+        if prefix in name:
+            path = name.partition(prefix)[2][0]
+            if "_" in tensor:
+                return path, tensor.partition("_")[0]
+            return path, "lora" if tensor in ("Xd", "Xu") else "constant" if parameter.numel() == 1 else "vector"
+    return ("B", "lora") if ".lora_" in name else ("", "head")  # peft's own LoRA is a low-rank B

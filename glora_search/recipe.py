@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 
 from glora_search.errors import UserError, invalid
 from glora_search.files import find_shipped, load_yaml, validate
+from glora_search.learning_rates import check_lr_factors
 
 TRAINING_TYPES = {
     field.name: typing.get_type_hints(TrainingArguments)[field.name]
@@ -95,8 +96,12 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
 Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
 
 
-LrFactors = dict[Literal["lora", "vector", "constant", "head"], Annotated[float, Field(gt=0)]]
-"""Kind of path (or the head and what else is trained) -> what the learning rate is multiplied by."""
+def _check_lr_factors(value: Any) -> Any:
+    return check_lr_factors(value) if isinstance(value, dict) else value
+
+
+LrFactors = Annotated[dict[str, float], BeforeValidator(_check_lr_factors)]
+"""Kind of path (or of one path, or the head and what else is trained) -> what the learning rate is multiplied by."""
 
 
 class Task(Section):

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
 from glora_search.errors import UserError
-from glora_search.learning_rates import PathTrainer, kind_of
+from glora_search.learning_rates import PathTrainer, path_and_kind
 from glora_search.supernet import SupernetConfig
 from glora_search.tuners.glora import GLoraConfig
 
@@ -36,7 +36,7 @@ def rates(trainer):
     names = {id(p): (name, p) for name, p in trainer.model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            found.setdefault(kind_of(*names[id(parameter)]), set()).add(round(group["lr"], 6))
+            found.setdefault(path_and_kind(*names[id(parameter)])[1], set()).add(round(group["lr"], 6))
             count += 1
     return found, count
 
@@ -55,6 +55,21 @@ def test_every_trained_parameter_has_the_rate_of_its_kind(config, make_trainer, 
     assert {kind: next(iter(values)) if len(values) == 1 else values for kind, values in found.items()} == {
         kind: rate for kind, rate in expected.items() if kind not in absent
     }
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_rate_of_a_kind_of_one_path_comes_before_that_of_its_kind(adapter, make_trainer, bind):
+    config = {"task_type": "SEQ_CLS", "target_modules": ["query"], "config_A": "vector", "config_B": "vector"}
+    made = GLoraConfig(**config) if adapter else SupernetConfig(space=bind("glora-paper"), task_type="SEQ_CLS")
+    trainer = make_trainer(made, {"vector": 5, "B.vector": 0.1})
+    names = {id(p): (name, p) for name, p in trainer.model.named_parameters()}
+    found = {
+        (*path_and_kind(*names[id(parameter)]), round(group["lr"], 6))
+        for group in trainer.create_optimizer().param_groups
+        for parameter in group["params"]
+    }
+    assert {("A", "vector", 0.05), ("B", "vector", 0.001), ("", "head", 0.01)} <= found
+    assert len(found) == len({(path, kind) for path, kind, _ in found})
 
 
 def test_the_schedule_keeps_the_factors(make_trainer):

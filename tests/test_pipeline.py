@@ -343,7 +343,7 @@ def test_every_stage_takes_arguments_that_evaluate_while_training(tiny_recipe, t
 
 
 def test_a_supernet_of_several_subnets_a_step_that_shares_nested_stops_early_and_leaves_its_curves(
-    tiny_recipe, tmp_path
+    tiny_recipe, tmp_path, monkeypatch
 ):
     other = copy.deepcopy(tiny_recipe)
     other["space"] = "glora-paper"
@@ -355,8 +355,22 @@ def test_a_supernet_of_several_subnets_a_step_that_shares_nested_stops_early_and
         "patience": 1,
         "training": {**other["supernet"]["training"], "num_train_epochs": 9, "learning_rate": 1e-30},
     }
+    other["baseline"] = {"lr_factors": {"head": 5}}
+    factors = {}
+    train = pipeline.train
+
+    def noted(*args, **kwargs):
+        factors[kwargs["description"]] = kwargs["lr_factors"]
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "train", noted)
     run = Run.create(Recipe.model_validate(other), tmp_path / "run")
     run.all_stages()
+    assert factors == {
+        "train-supernet": {"vector": 2, "head": 3},
+        "retrain": {"vector": 2, "head": 3},
+        "lora": {"head": 5},
+    }
     curves = json.loads((run.folder / "supernet" / "history.json").read_text())
     scored = [entry for entry in curves if "eval_accuracy" in entry]
     assert len(scored) == 2  # the second is no better than the first
