@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "fidelity"
 SPACE = ROOT / "experiments" / "fidelity-space.yaml"
 ANCHORS = ("LoRA r=1", "LoRA r=4", "(IA)3", "BitFit")
+SMALLEST = 4_000  # adapter parameters of the smallest drawn subnets
 
 TRAIN_ROWS = 2000
 BUDGET = 60_000  # of the budget strategy
@@ -102,11 +103,11 @@ def measured_subnets(space: BoundSpace) -> dict[str, Genome]:
     subnets = {f"{name}{where}": methods[f"{name}{where}"] for name in ANCHORS for where in ("", " on query+value")}
     rng = np.random.default_rng(SUBNETS_SEED)
     largest = space.params(space.largest)
-    for number, size in enumerate(np.geomspace(4_000, 0.9 * largest, 8)):
+    for number, size in enumerate(np.geomspace(SMALLEST, 0.9 * largest, 8)):
         subnets[f"mixed {number}"] = space.resize(space.sample(rng), int(size), rng, grow=True)
     drawn = [structured(space, rng) for _ in range(1000)]
     sizes = np.array([space.params(genome) for genome in drawn])
-    for number, size in enumerate(np.geomspace(4_000, 0.6 * largest, 8)):
+    for number, size in enumerate(np.geomspace(SMALLEST, 0.6 * largest, 8)):
         subnets[f"structured {number}"] = drawn[int(np.abs(np.log(sizes + 1) - np.log(size)).argmin())]
     assert len({space.key(genome) for genome in subnets.values()}) == len(subnets)
     return subnets
