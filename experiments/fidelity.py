@@ -106,9 +106,10 @@ def measured_subnets(space: BoundSpace) -> dict[str, Genome]:
     for number, size in enumerate(np.geomspace(SMALLEST, 0.9 * largest, 8)):
         subnets[f"mixed {number}"] = space.resize(space.sample(rng), int(size), rng, grow=True)
     drawn = [structured(space, rng) for _ in range(1000)]
-    sizes = np.array([space.params(genome) for genome in drawn])
+    sizes = np.array([space.params(genome) for genome in drawn], dtype=float)
     for number, size in enumerate(np.geomspace(SMALLEST, 0.6 * largest, 8)):
-        subnets[f"structured {number}"] = drawn[int(np.abs(np.log(sizes + 1) - np.log(size)).argmin())]
+        nearest = int(np.abs(np.log(sizes + 1) - np.log(size)).argmin())
+        subnets[f"structured {number}"], sizes[nearest] = drawn[nearest], np.inf
     assert len({space.key(genome) for genome in subnets.values()}) == len(subnets)
     return subnets
 
