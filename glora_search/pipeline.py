@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from glora_search.export import adapter_params, export_stock, export_subnet, load_adapter, merge, write_card
 from glora_search.files import write_json
@@ -23,7 +23,7 @@ from glora_search.search.evaluator import evaluate, length_sorted_batches, predi
 from glora_search.search.sampler import LOSS, ORIGIN, make_sampler
 from glora_search.search.study import open_journal
 from glora_search.space import BoundSpace, SearchSpace
-from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
+from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling, probe_subnets
 from glora_search.tasks.text_classification import TextClassification
 from glora_search.training import train
 
@@ -81,10 +81,10 @@ class Run(RunFolder):
         """The validation rows in batches."""
         return length_sorted_batches(self.task.validation, self.task.collator, self.recipe.search.batch_size)
 
-    def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> None:
+    def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> Trainer:
         """Train on the train rows; what the settings evaluate is evaluated on the validation rows."""
         task = self.task
-        train(
+        return train(
             model,
             task.train,
             task.collator,
@@ -115,26 +115,26 @@ class Run(RunFolder):
         write_json(self.folder / "environment.json", environment())
         recipe, task = self.recipe, self.task
         base = task.model()
-        config = SupernetConfig(space=self.space, task_type=task.task_type, modules_to_save=task.modules_to_save)
-        model = get_peft_model(base, config)
-        budget = recipe.search.max_params
-        sampling = (
-            SizeSampling(self.space, seed=recipe.seed, max_params=budget)
-            if recipe.supernet.sampling == "sizes"
-            else UniformSampling(self.space, seed=recipe.seed)
+        config = SupernetConfig(
+            space=self.space,
+            sharing=recipe.supernet.sharing,
+            task_type=task.task_type,
+            modules_to_save=task.modules_to_save,
         )
-        largest = self.space.largest
-        if budget is not None:
-            largest = self.space.resize(largest, budget, np.random.default_rng(recipe.seed))
-        self._train(
+        model = get_peft_model(base, config)
+        patience = recipe.supernet.patience
+        trainer = self._train(
             model,
-            recipe.supernet.training,
+            recipe.supernet.settings(task.metric),
             folder,
             "train-supernet",
             trainer_cls=SupernetTrainer,
-            sampling=sampling,
-            eval_genome=largest,
+            sampling=_sampling(recipe, self.space),
+            probes=probe_subnets(self.space, max_params=recipe.search.max_params),
+            lr_factors=recipe.supernet.lr_factors,
+            callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         )
+        write_json(folder / "history.json", trainer.state.log_history)
         model.save_pretrained(str(folder))
         return {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
 
@@ -209,7 +209,8 @@ class Run(RunFolder):
         recipe, task = self.recipe, self.task
         set_seed(recipe.seed)
         model = subnet_to_train(task.model(), self.folder / "best", start=recipe.retrain.start)
-        self._train(model, recipe.retrain.training, folder, "retrain")
+        factors = recipe.lr_factors(recipe.retrain)
+        self._train(model, recipe.retrain.training, folder, "retrain", lr_factors=factors)
         scored = evaluate(model, self.validation, task.score)
         params = adapter_params(model)
         model.save_pretrained(str(folder))
@@ -284,7 +285,8 @@ class Run(RunFolder):
             set_seed(recipe.seed)
             model = get_peft_model(task.model(), config)
             where = folder / name
-            self._train(model, self._baseline_training(), where, name)
+            factors = recipe.lr_factors(recipe.baseline)
+            self._train(model, self._baseline_training(), where, name, lr_factors=factors)
             scored = evaluate(model, self.validation, task.score)
             model.save_pretrained(str(where))
             entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
@@ -404,6 +406,13 @@ class Run(RunFolder):
         }
 
 
+def _sampling(recipe: Recipe, space: BoundSpace) -> Sampling:
+    settings = recipe.supernet
+    budget = recipe.search.max_params
+    options = settings.sampling_options
+    return make_sampling(settings.sampling, space, seed=recipe.seed, max_params=budget, options=options)
+
+
 def _rows(batches: list[dict[str, torch.Tensor]]) -> int:
     return sum(len(batch["labels"]) for batch in batches)
 
@@ -414,5 +423,6 @@ def _check(recipe: Recipe) -> TextClassification:
     task = TextClassification(recipe)
     space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
     space.check_budget(recipe.search.max_params)
+    _sampling(recipe, space)
     make_sampler(recipe.search.sampler, space, max_params=recipe.search.max_params, options=recipe.search.options)
     return task

@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 
 from glora_search.errors import UserError, invalid
 from glora_search.files import find_shipped, load_yaml, validate
+from glora_search.learning_rates import check_lr_factors
 
 TRAINING_TYPES = {
     field.name: typing.get_type_hints(TrainingArguments)[field.name]
@@ -47,6 +48,15 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 """What is used where a recipe says nothing; everything else is as in TrainingArguments."""
+
+STOPPING: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": None,
+    "restore_callback_states_from_checkpoint": True,
+}
+"""What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
 
 OTHER_MACHINE = {"other_machine": True}
 """Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
@@ -84,6 +94,14 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
 
 
 Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
+
+
+def _check_lr_factors(value: Any) -> Any:
+    return check_lr_factors(value) if isinstance(value, dict) else value
+
+
+LrFactors = Annotated[dict[str, float], BeforeValidator(_check_lr_factors)]
+"""Kind of path (or of one path, or the head and what else is trained) -> what the learning rate is multiplied by."""
 
 
 class Task(Section):
@@ -182,12 +200,33 @@ class Supernet(Section):
     """How the supernet is trained.
 
     Attributes:
-        sampling: which subnets the steps train.
+        sampling: which subnets the steps train: ``sizes``, ``uniform`` (the paper's), ``fair``, ``sandwich`` or
+            ``budget``, or a class of your own as ``module:Class``.
+        sampling_options: keyword arguments of the strategy, e.g. ``{anchor_share: 0.5}``.
+        sharing: how the kinds of a path share weights; ``nested`` is the paper's.
+        lr_factors: kind of path (or ``head``) -> what the learning rate is multiplied by.
+        patience: stop after so many evaluations in a row that did not better the probe subnets' mean metric, and keep
+            the best supernet; None trains to the end.
         training: any field of TrainingArguments.
     """
 
-    sampling: Literal["sizes", "uniform"] = "sizes"
+    sampling: str = "sizes"
+    sampling_options: dict[str, Any] = Field(default_factory=dict)
+    sharing: Literal["separate", "nested"] = "separate"
+    lr_factors: LrFactors = Field(default_factory=dict)
+    patience: int | None = Field(default=None, ge=1)
     training: Training = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        for name in STOPPING if self.patience is not None else ():
+            if name in self.training:
+                raise invalid(f"training.{name}", self.training[name], "nothing: patience sets it")
+        return self
+
+    def settings(self, metric: str) -> dict[str, Any]:
+        """The training arguments, with those that patience needs."""
+        return {**self.training, **({**STOPPING, "metric_for_best_model": metric} if self.patience else {})}
 
 
 class Search(Section):
@@ -213,10 +252,12 @@ class Retrain(Section):
 
     Attributes:
         start: written ``from``: ``inherited`` weights of the supernet, or from ``scratch``.
+        lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments.
     """
 
     start: Literal["inherited", "scratch"] = Field(default="inherited", alias="from")
+    lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
 
@@ -224,10 +265,12 @@ class BaselineTraining(Section):
     """How the baselines are trained.
 
     Attributes:
+        lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments; the number of epochs is, if not given, that of the supernet and of
             retraining together.
     """
 
+    lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
 
@@ -251,6 +294,10 @@ class Recipe(Section):
     retrain: Retrain = Field(default_factory=Retrain)
     baselines: list[Literal["lora"]] = Field(default_factory=list)
     baseline: BaselineTraining = Field(default_factory=BaselineTraining)
+
+    def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
+        """The factors of what is trained after the supernet."""
+        return self.supernet.lr_factors if section.lr_factors is None else section.lr_factors
 
     @field_validator("baselines")
     @classmethod

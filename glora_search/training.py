@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from glora_search.files import read_json
+from glora_search.learning_rates import PathTrainer
 from glora_search.progress import TrainingProgress, console, track
 from glora_search.recipe import TRAINING_DEFAULTS
 
@@ -26,7 +27,7 @@ def train(
     *,
     seed: int,
     description: str,
-    trainer_cls: type[Trainer] = Trainer,
+    trainer_cls: type[Trainer] = PathTrainer,
     **trainer_options: Any,
 ) -> Trainer:
     """Train a model; its checkpoints go to ``folder/checkpoints``.
@@ -38,7 +39,7 @@ def train(
         settings: fields of TrainingArguments, on top of `recipe.TRAINING_DEFAULTS`.
         seed: of the order of the rows.
         description: for the progress bar.
-        trainer_cls: `transformers.Trainer` or a subclass; ``trainer_options`` are passed to it.
+        trainer_cls: `PathTrainer` or another Trainer; ``trainer_options`` are passed to it.
 
     Returns:
         The trainer, after training.

@@ -288,6 +288,8 @@ def test_a_folder_that_is_not_a_run_folder_is_not_written_into(recipe, tmp_path)
         ({"task": {"model": "./no-such-folder"}}, ["task.model", "no-such-folder"]),
         ({"task": {"model": "no-such-owner/no-such-model"}}, ["task.model", "no-such-owner/no-such-model", "minilm"]),
         ({"search": {"options": {"populaton": 5}}}, ["search.options", "populaton"]),
+        ({"supernet": {"sampling": "best"}}, ["supernet.sampling", "best", "sizes", "module:Class"]),
+        ({"supernet": {"sampling_options": {"anchors": 1}}}, ["supernet.sampling_options", "anchors"]),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tiny_recipe, tmp_path, changes, words):
@@ -338,6 +340,42 @@ def test_every_stage_takes_arguments_that_evaluate_while_training(tiny_recipe, t
     other["supernet"]["training"]["gradient_accumulation_steps"] = 2
     metrics = Run.create(Recipe.model_validate(other), tmp_path / "run").all_stages()
     assert 0 <= metrics["final"]["test"] <= 1
+
+
+def test_a_supernet_of_several_subnets_a_step_that_shares_nested_stops_early_and_leaves_its_curves(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    other = copy.deepcopy(tiny_recipe)
+    other["space"] = "glora-paper"
+    other["supernet"] = {
+        "sampling": "sandwich",
+        "sampling_options": {"random": 1, "distill": True},
+        "sharing": "nested",
+        "lr_factors": {"vector": 2, "head": 3},
+        "patience": 1,
+        "training": {**other["supernet"]["training"], "num_train_epochs": 9, "learning_rate": 1e-30},
+    }
+    other["baseline"] = {"lr_factors": {"head": 5}}
+    factors = {}
+    train = pipeline.train
+
+    def noted(*args, **kwargs):
+        factors[kwargs["description"]] = kwargs["lr_factors"]
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "train", noted)
+    run = Run.create(Recipe.model_validate(other), tmp_path / "run")
+    run.all_stages()
+    assert factors == {
+        "train-supernet": {"vector": 2, "head": 3},
+        "retrain": {"vector": 2, "head": 3},
+        "lora": {"head": 5},
+    }
+    curves = json.loads((run.folder / "supernet" / "history.json").read_text())
+    scored = [entry for entry in curves if "eval_accuracy" in entry]
+    assert len(scored) == 2  # the second is no better than the first
+    assert {"eval_size_1/4_accuracy", "eval_BitFit_loss"} <= set(scored[0])
+    assert load_config(run.folder / "supernet")["sharing"] == "nested"
 
 
 def test_a_run_made_with_settings_of_other_hardware_still_opens(recipe, tmp_path):

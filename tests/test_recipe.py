@@ -23,7 +23,14 @@ BAD = {
     "no trials": ("search.trials=0", ["search.trials", "0"]),
     "unknown start": ("retrain.from=zero", ["retrain.from", "zero", "inherited", "scratch"]),
     "unknown baseline": ("baselines=[lora, magic]", ["baselines.1", "magic", "lora"]),
-    "unknown strategy": ("supernet.sampling=best", ["supernet.sampling", "best", "sizes"]),
+    "unknown sharing": ("supernet.sharing=tied", ["supernet.sharing", "tied", "separate", "nested"]),
+    "a rate for an unknown kind": ("supernet.lr_factors.loar=2", ["supernet.lr_factors", "loar"]),
+    "a rate that is none": ("supernet.lr_factors.lora=0", ["supernet.lr_factors.lora", "0"]),
+    "no patience": ("supernet.patience=0", ["supernet.patience", "0"]),
+    "what patience sets": (
+        "supernet={patience: 2, training: {eval_strategy: steps}}",
+        ["supernet.training.eval_strategy", "steps", "patience sets it"],
+    ),
     "a name that is no folder": ("name=a/b", ["name", "a/b"]),
     "a scalar for a section": ("search=3", ["search", "3"]),
     "search on the test split": (

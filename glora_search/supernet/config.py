@@ -9,6 +9,7 @@ from peft import PeftConfig
 
 from glora_search.errors import invalid
 from glora_search.space import BoundSpace, SearchSpace
+from glora_search.supernet.layer import SHARING
 from glora_search.tuners.registry import GLoraSearchType
 
 
@@ -19,13 +20,17 @@ class SupernetConfig(PeftConfig):
     Args:
         space (`Union[SearchSpace, BoundSpace, str]`): the space whose choices the supernet holds, or its file's name;
             it is bound to the model when the supernet is made, and saved as plain data.
+        sharing (`str`): how the kinds of a path share weights. ``separate``: each has tensors of its own. ``nested``,
+            as in the paper's code: a vector is the first column of the low-rank factor, a constant its first entry.
+            The ranks of a low-rank path are nested in both.
         modules_to_save (`List[str]`, *optional*): as in peft; the head is among them where the task has one.
 
     Raises:
-        UserError: the space is missing or of another type.
+        UserError: the space is missing or of another type; ``sharing`` is unknown.
     """
 
     space: Any = field(default=None, metadata={"help": "The search space, or the name of its file."})
+    sharing: str = field(default=SHARING[0], metadata={"help": "How kinds share weights: separate or nested."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Set by the space when it is bound."}
     )
@@ -36,6 +41,8 @@ class SupernetConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = GLoraSearchType.GLORA_SUPERNET
+        if self.sharing not in SHARING:
+            raise invalid("sharing", self.sharing, SHARING)
         if isinstance(self.space, str):
             self.space = SearchSpace.load(self.space)
         if isinstance(self.space, BoundSpace):

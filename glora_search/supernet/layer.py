@@ -7,17 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glora_search.paths import PATHS, TIED, LayerPaths
+from glora_search.paths import KINDS, PATHS, TIED, LayerPaths
 from glora_search.space import SpaceLayer
 from glora_search.tuners.glora.functional import Terms, collect
 from glora_search.tuners.glora.layer import FrozenLinear, new_path
+
+SHARING = ("separate", "nested")
+"""How the kinds of a path share weights; the first is the default."""
 
 
 class SupernetLayer(FrozenLinear):
     """All choices of one layer, with shared weights.
 
-    Every kind of a path has tensors of its own; the ranks of a low-rank path share theirs: rank r is the first r
-    columns of ``Xd`` and rows of ``Xu`` of the largest rank.
+    The ranks of a low-rank path share their tensors: rank r is the first r columns of ``Xd`` and rows of ``Xu`` of the
+    largest rank. The kinds of a path have tensors of their own (``separate``), or those of its largest kind
+    (``nested``): a vector is the first column of ``Xd``, a constant is the vector's first entry.
 
     Attributes:
         supernet_A, ..., supernet_E: adapter name -> the path's tensors, named ``<kind>_<tensor>``.
@@ -38,17 +42,17 @@ class SupernetLayer(FrozenLinear):
         """Whether this layer holds the supernet of that name."""
         return adapter_name in self.spaces
 
-    def update_layer(self, adapter_name: str, space: SpaceLayer) -> None:
+    def update_layer(self, adapter_name: str, space: SpaceLayer, sharing: str) -> None:
         """Make the tensors of all choices; it starts as a no-op, whatever is active."""
         self.spaces[adapter_name] = space
         r = max((int(rank) for rank in space.settings.get("r", ())), default=0)
         for setting, kinds in space.settings.items():
             for path in TIED.get(setting, (setting,)) if setting != "r" else ():
+                held = [kind for kind in KINDS[path] if kind in kinds and kind != "none" and (kind != "lora" or r)]
                 tensors = nn.ParameterDict()
-                for kind in kinds:
-                    if kind != "none" and not (kind == "lora" and r == 0):
-                        new = new_path(path, str(kind), self.in_features, self.out_features, r, init_weights=True)
-                        tensors.update({f"{kind}_{name}": value for name, value in new.items()})
+                for kind in held[:1] if sharing == "nested" else held:  # KINDS has the largest first
+                    new = new_path(path, kind, self.in_features, self.out_features, r, init_weights=True)
+                    tensors.update({f"{kind}_{name}": value for name, value in new.items()})
                 if len(tensors):
                     getattr(self, f"supernet_{path}")[adapter_name] = tensors
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -69,8 +73,11 @@ class SupernetLayer(FrozenLinear):
             tensors = getattr(self, f"supernet_{path}")[adapter_name]
             if kind == "lora":
                 found[path] = {"Xd": tensors["lora_Xd"][:, : paths.r], "Xu": tensors["lora_Xu"][: paths.r]}
-            else:
+            elif f"{kind}_X" in tensors:
                 found[path] = {"X": tensors[f"{kind}_X"]}
+            else:
+                vector = tensors["lora_Xd"][:, :1] if "lora_Xd" in tensors else tensors["vector_X"]
+                found[path] = {"X": vector if kind == "vector" else vector.view(-1)[:1]}
         return found
 
     def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
@@ -85,14 +92,17 @@ class SupernetLinear(nn.Module, SupernetLayer):
         base_layer: the layer to adapt.
         adapter_name: the supernet's name.
         space: what this layer may take.
+        sharing: ``nested`` or ``separate``.
         name: the module's name, for error messages.
     """
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, space: SpaceLayer, *, name: str = "") -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, space: SpaceLayer, *, sharing: str = SHARING[0], name: str = ""
+    ) -> None:
         super().__init__()
         SupernetLayer.__init__(self, base_layer, name)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, space)
+        self.update_layer(adapter_name, space, sharing)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``x @ W.T + b`` of the active subnet.

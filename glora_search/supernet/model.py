@@ -56,7 +56,7 @@ class SupernetModel(BaseTuner):
         space = next((layer for layer in self.space.layers if layer.name == current_key), None)
         if space is None:  # a module that ends like one of the space's layers
             return
-        layer = SupernetLinear(target, adapter_name, space, name=current_key)
+        layer = SupernetLinear(target, adapter_name, space, sharing=peft_config.sharing, name=current_key)
         self._replace_module(parent, target_name, layer, target)
 
     def layers(self) -> dict[str, SupernetLinear]:

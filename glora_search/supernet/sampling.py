@@ -1,44 +1,68 @@
-"""Which subnet a training step trains.
+"""Which subnets a training step trains.
 
-A strategy is a function of the step alone (and of its seed): every rank of a distributed run draws the same subnet,
+A strategy is a function of the step alone (and of its seed): every rank of a distributed run draws the same subnets,
 and a resumed run goes on with the same sequence.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import Protocol
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from glora_search.errors import UserError, invalid
 from glora_search.space import BoundSpace, Genome
 
 
-class Sampling(Protocol):
-    """Step -> the genome that it trains."""
+class Sampling:
+    """Step -> the subnets that it trains, in one optimizer step.
 
-    def __call__(self, step: int) -> Genome: ...
+    For a strategy of your own, subclass this and name it ``module:Class`` in the recipe. It must draw from
+    ``self.rng(step)``, or otherwise be a function of ``self.seed`` and the step alone.
 
+    Args:
+        space: the bound space.
+        seed: of the sequence.
+        max_params: the search's budget; None is the space's largest size.
 
-class UniformSampling:
-    """Every gene drawn uniformly, as in the paper (arXiv 2306.07967, section 3.4)."""
+    Attributes:
+        distill: whether all subnets of a step but the first learn from the first one's outputs, not from the labels.
+    """
 
-    def __init__(self, space: BoundSpace, *, seed: int = 0) -> None:
+    distill: bool = False
+
+    def __init__(self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None) -> None:
         self.space, self.seed = space, seed
+        self.min_params, largest = space.params(space.smallest), space.params(space.largest)
+        self.max_params = largest if max_params is None else min(max(max_params, self.min_params), largest)
 
-    def __call__(self, step: int) -> Genome:
-        return self.space.sample(np.random.default_rng([self.seed, step]))
+    def rng(self, step: int) -> np.random.Generator:
+        """The random numbers of a step."""
+        return np.random.default_rng([self.seed, step])
+
+    def __call__(self, step: int) -> list[Genome]:
+        raise NotImplementedError
 
 
-class SizeSampling:
+class UniformSampling(Sampling):
+    """Every gene drawn uniformly, whatever the budget, as in the paper (arXiv 2306.07967, section 3.4)."""
+
+    def __call__(self, step: int) -> list[Genome]:
+        return [self.space.sample(self.rng(step))]
+
+
+class SizeSampling(Sampling):
     """Parameter counts drawn log-uniformly, and the space's uniform methods in a share of the steps.
 
     Uniform draws are nearly all of one middle size and hardly ever a simple method; this one trains the whole range
     that a search can look at.
 
     Args:
-        space: the bound space.
-        seed: seed of the sequence.
         max_params: the largest size to train; None is the space's largest.
         anchor_share: the share of the steps that train a uniform method which fits.
     """
@@ -46,21 +70,156 @@ class SizeSampling:
     def __init__(
         self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None, anchor_share: float = 0.25
     ) -> None:
-        self.space, self.seed = space, seed
-        smallest, largest = space.params(space.smallest), space.params(space.largest)
-        self.max_params = largest if max_params is None else min(max(max_params, smallest), largest)
+        super().__init__(space, seed=seed, max_params=max_params)
+        if not 0 <= anchor_share <= 1:
+            raise invalid("anchor_share", anchor_share, "a share of the steps, 0 to 1")
         self.anchors = [g for g in space.uniform_methods().values() if space.params(g) <= self.max_params]
         self.anchor_share = anchor_share if self.anchors else 0.0
         # The few subnets of hardly any parameters would take as many draws as all the others on a log scale.
-        self.low = math.log(max(1, smallest, self.max_params // 50))
+        self.low = math.log(max(1, self.min_params, self.max_params // 50))
 
-    def __call__(self, step: int) -> Genome:
-        rng = np.random.default_rng([self.seed, step])
+    def draw(self, rng: np.random.Generator) -> Genome:
+        """One subnet."""
         if rng.random() < self.anchor_share:
             return dict(self.anchors[rng.integers(len(self.anchors))])
         size = math.exp(rng.uniform(self.low, math.log(max(1, self.max_params))))
-        target = min(max(round(size), self.space.params(self.space.smallest)), self.max_params)
+        target = min(max(round(size), self.min_params), self.max_params)
         return self.space.resize(self.space.sample(rng), target, rng, grow=True)
 
+    def __call__(self, step: int) -> list[Genome]:
+        return [self.draw(self.rng(step))]
 
-STRATEGIES = {"sizes": SizeSampling, "uniform": UniformSampling}
+
+class FairSampling(Sampling):
+    """Every choice of every gene trained equally often, whatever the budget.
+
+    The choices of a gene come in windows: one with m choices takes each of them once in every m steps, in an order
+    that is drawn anew for every window and gene.
+
+    Source: strict fairness, FairNAS (arXiv 1907.01845, section 3.2), with one subnet an optimizer step.
+    """
+
+    def __init__(self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None) -> None:
+        super().__init__(space, seed=seed, max_params=max_params)
+        self._sizes = sorted({len(gene.choices) for gene in space.genes})
+
+    def __call__(self, step: int) -> list[Genome]:
+        genome: Genome = {}
+        for size in self._sizes:
+            genes = [gene for gene in self.space.genes if len(gene.choices) == size]
+            window, place = divmod(step, size)
+            orders = np.tile(np.arange(size), (len(genes), 1))
+            orders = np.random.default_rng([self.seed, size, window]).permuted(orders, axis=1)
+            genome |= {gene.name: gene.choices[order[place]] for gene, order in zip(genes, orders, strict=True)}
+        return [genome]
+
+
+class SandwichSampling(Sampling):
+    """The largest subnet, random ones drawn as `SizeSampling` does, and the smallest, in every step.
+
+    A step costs as much as that many steps of one subnet.
+
+    Args:
+        max_params: the largest subnet is cut down to it, differently in every step.
+        random: how many random ones.
+        distill: the others learn from the largest one's outputs, not from the labels (in-place distillation).
+
+    Source: the sandwich rule (arXiv 1903.05134, sections 3.1 and 3.2).
+    """
+
+    def __init__(
+        self,
+        space: BoundSpace,
+        *,
+        seed: int = 0,
+        max_params: int | None = None,
+        random: int = 2,
+        distill: bool = False,
+    ) -> None:
+        super().__init__(space, seed=seed, max_params=max_params)
+        if isinstance(random, bool) or not isinstance(random, int) or random < 0:
+            raise invalid("random", random, "an int >= 0")
+        self.random, self.distill = random, distill
+        self._sizes = SizeSampling(space, seed=seed, max_params=max_params)
+
+    def __call__(self, step: int) -> list[Genome]:
+        rng = self.rng(step)
+        largest = self.space.resize(self.space.largest, self.max_params, rng, grow=True)
+        return [largest, *(self._sizes.draw(rng) for _ in range(self.random)), dict(self.space.smallest)]
+
+
+class BudgetSampling(Sampling):
+    """Subnets near the search budget: what a search under that budget looks at most.
+
+    Args:
+        max_params: the budget.
+        spread: sizes are drawn uniformly from this share of the budget below it.
+    """
+
+    def __init__(
+        self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None, spread: float = 0.25
+    ) -> None:
+        super().__init__(space, seed=seed, max_params=max_params)
+        if not 0 <= spread <= 1:
+            raise invalid("spread", spread, "a share of the budget, 0 to 1")
+        self.spread = spread
+
+    def __call__(self, step: int) -> list[Genome]:
+        rng = self.rng(step)
+        size = self.max_params * (1 - self.spread * rng.random())
+        target = max(round(size), self.min_params)
+        return [self.space.resize(self.space.sample(rng), target, rng, grow=True)]
+
+
+STRATEGIES: dict[str, type[Sampling]] = {
+    "uniform": UniformSampling,
+    "sizes": SizeSampling,
+    "fair": FairSampling,
+    "sandwich": SandwichSampling,
+    "budget": BudgetSampling,
+}
+
+
+def make_sampling(
+    name: str,
+    space: BoundSpace,
+    *,
+    seed: int = 0,
+    max_params: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Sampling:
+    """A strategy by its name in a recipe.
+
+    Args:
+        name: one of `STRATEGIES`, or ``module:Class``, a subclass of `Sampling` that can be imported.
+        options: further keyword arguments of the class.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    strategy = STRATEGIES[name] if name in STRATEGIES else _imported(name)
+    try:
+        return strategy(space, seed=seed, max_params=max_params, **(options or {}))
+    except UserError as error:
+        raise UserError(f"supernet.sampling_options.{error}") from None
+    except (TypeError, ValueError) as error:
+        expected = f"what {strategy.__name__} takes ({error})"
+        raise invalid("supernet.sampling_options", dict(options or {}), expected) from None
+
+
+def _imported(name: str) -> type[Sampling]:
+    module, _, attribute = name.partition(":")
+    allowed = f"{', '.join(STRATEGIES)}, or module:Class of a subclass of glora_search.supernet.Sampling"
+    if not module or not attribute:
+        raise invalid("supernet.sampling", name, allowed)
+    here = os.getcwd()
+    sys.path.insert(0, here)  # a console script does not look for modules where it is called
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise invalid("supernet.sampling", name, f"{allowed} ({error})") from None
+    finally:
+        sys.path.remove(here)
+    if not (isinstance(found, type) and issubclass(found, Sampling)):
+        raise invalid("supernet.sampling", name, allowed)
+    return found

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from glora_search.errors import UserError
 from glora_search.paths import KINDS, PATHS, LayerPaths
 from glora_search.space import SpaceLayer
-from glora_search.supernet.layer import SupernetLinear
+from glora_search.supernet.layer import SHARING, SupernetLinear
 from glora_search.tuners.glora.layer import GLoraLinear
 
 FREE = {path: list(kinds) for path, kinds in KINDS.items()}
@@ -28,9 +28,14 @@ def linear(kind: type[nn.Module] = nn.Linear, *, bias: bool = True) -> nn.Module
     return layer.double()
 
 
-def supernet(base: nn.Module, kinds: dict[str, list[str]] = FREE, ranks: tuple[int, ...] = (1, 3)) -> SupernetLinear:
+def supernet(
+    base: nn.Module,
+    kinds: dict[str, list[str]] = FREE,
+    ranks: tuple[int, ...] = (1, 3),
+    sharing: str = "separate",
+) -> SupernetLinear:
     space = SpaceLayer("layer", 5, 7, base.bias is not None, kinds, list(ranks))
-    return SupernetLinear(base, "default", space)
+    return SupernetLinear(base, "default", space, sharing=sharing)
 
 
 def randomized(layer: SupernetLinear) -> SupernetLinear:
@@ -49,9 +54,9 @@ def shared(layer: SupernetLinear) -> dict[str, Tensor]:
     return {name: p for name, p in layer.named_parameters() if name.startswith("supernet_")}
 
 
-@given(paths=ANY_PATHS, kind=st.sampled_from([nn.Linear, Conv1D]))
-def test_a_subnet_computes_what_an_adapter_with_its_weights_computes(paths, kind):
-    layer = randomized(supernet(linear(kind)))
+@given(paths=ANY_PATHS, kind=st.sampled_from([nn.Linear, Conv1D]), sharing=st.sampled_from(SHARING))
+def test_a_subnet_computes_what_an_adapter_with_its_weights_computes(paths, kind, sharing):
+    layer = randomized(supernet(linear(kind), sharing=sharing))
     layer.activate(paths)
     adapter = GLoraLinear(linear(kind), "default", paths)
     for path, tensors in layer.subnet_tensors(paths, "default").items():
@@ -61,11 +66,11 @@ def test_a_subnet_computes_what_an_adapter_with_its_weights_computes(paths, kind
     torch.testing.assert_close(layer(inputs()), adapter(inputs()), rtol=1e-12, atol=1e-12)
 
 
-@given(paths=ANY_PATHS, bias=st.booleans())
-def test_a_new_supernet_is_the_base_layer_whatever_is_active(paths, bias):
+@given(paths=ANY_PATHS, bias=st.booleans(), sharing=st.sampled_from(SHARING))
+def test_a_new_supernet_is_the_base_layer_whatever_is_active(paths, bias, sharing):
     base = linear(bias=bias)
     expected = base(inputs())
-    layer = supernet(base)
+    layer = supernet(base, sharing=sharing)
     layer.activate(paths if bias else paths.without_bias())
     torch.testing.assert_close(layer(inputs()), expected, rtol=1e-12, atol=1e-12)
 
@@ -112,8 +117,60 @@ def test_a_rank_is_the_first_columns_and_rows_of_the_largest():
         torch.testing.assert_close(layer(inputs()), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_subnet_tensors_are_views_of_the_shared_ones():
-    layer = randomized(supernet(linear()))
+def test_nested_a_vector_is_the_first_column_of_the_low_rank_factor_and_a_constant_its_first_entry():
+    layer = randomized(supernet(linear(), sharing="nested"))
+    tensors = shared(layer)
+    assert {name.removeprefix("supernet_") for name in tensors} == {
+        *(f"{path}.default.lora_{name}" for path in "ABC" for name in ("Xd", "Xu")),
+        *(f"{path}.default.vector_X" for path in "DE"),
+    }
+    vectors = layer.subnet_tensors(LayerPaths("vector", "vector", "vector", "vector", "vector"), "default")
+    constants = layer.subnet_tensors(LayerPaths("constant", "constant", "none", "constant", "constant"), "default")
+    for path in "ABC":
+        assert torch.equal(vectors[path]["X"], tensors[f"supernet_{path}.default.lora_Xd"][:, :1])
+    for path in "DE":
+        assert torch.equal(vectors[path]["X"], tensors[f"supernet_{path}.default.vector_X"])
+    for path, found in constants.items():
+        assert torch.equal(found["X"], vectors[path]["X"].flatten()[:1])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ranks", "names"),
+    [
+        (["constant", "vector"], (2,), {"vector_X"}),
+        (["none", "constant"], (2,), {"constant_X"}),
+        (["constant", "lora"], (2,), {"lora_Xd", "lora_Xu"}),
+        (["vector", "lora"], (0,), {"vector_X"}),
+    ],
+)
+def test_nested_a_path_holds_the_tensors_of_the_largest_kind_that_it_may_take(kinds, ranks, names):
+    layer = randomized(supernet(linear(), {"A": kinds}, ranks, sharing="nested"))
+    assert {name.removeprefix("supernet_A.default.") for name in shared(layer)} == names
+    for kind in kinds:
+        paths = LayerPaths(A=kind, r=ranks[0])
+        found = {
+            name: tuple(value.shape) for name, value in layer.subnet_tensors(paths, "default").get("A", {}).items()
+        }
+        assert found == paths.shapes(5, 7).get("A", {})
+
+
+def test_nested_a_step_on_the_vector_moves_the_low_rank_path_and_separate_it_does_not():
+    for sharing, moves in (("nested", True), ("separate", False)):
+        layer = randomized(supernet(linear(), sharing=sharing))
+        layer.activate(LayerPaths(B="lora", r=3))
+        before = layer(inputs())
+        layer.activate(LayerPaths(B="vector"))
+        layer(inputs()).square().sum().backward()
+        for parameter in shared(layer).values():
+            if parameter.grad is not None:
+                parameter.data -= 0.1 * parameter.grad
+        layer.activate(LayerPaths(B="lora", r=3))
+        assert torch.equal(layer(inputs()), before) is not moves
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_subnet_tensors_are_views_of_the_shared_ones(sharing):
+    layer = randomized(supernet(linear(), sharing=sharing))
     paths = LayerPaths("lora", "vector", "lora", "constant", "vector", r=1)
     storages = {p.untyped_storage().data_ptr() for p in shared(layer).values()}
     for tensors in layer.subnet_tensors(paths, "default").values():

@@ -14,6 +14,7 @@ from torch import nn
 from glora_search.errors import UserError
 from glora_search.space import Genome, SearchSpace
 from glora_search.supernet import SupernetConfig
+from glora_search.supernet.layer import SHARING
 from glora_search.tuners.glora import GLoraConfig
 
 TASKS = {"bert": "SEQ_CLS", "llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM"}
@@ -28,13 +29,14 @@ SPACES = [
 ]
 
 
-@pytest.fixture
-def make_supernet(make_model, bind, randomize):
+@pytest.fixture(params=SHARING)
+def make_supernet(request, make_model, bind, randomize):
     """``make_supernet(space, architecture)``: in float64, its weights and its head drawn at random."""
 
     def make(space: str = "glora-paper", architecture: str = "bert", *, seed: int | None = 0) -> PeftModel:
         base = make_model(architecture).double()
-        model = get_peft_model(base, SupernetConfig(space=bind(space, architecture), task_type=TASKS[architecture]))
+        config = SupernetConfig(space=bind(space, architecture), sharing=request.param, task_type=TASKS[architecture])
+        model = get_peft_model(base, config)
         return (model if seed is None else randomize(model, seed)).eval()
 
     return make
@@ -264,6 +266,7 @@ def test_a_supernet_saved_and_loaded_again_gives_the_same_subnets(make_supernet,
     supernet.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_model("bert").double(), tmp_path)
     assert loaded.space == supernet.space
+    assert loaded.peft_config["default"].sharing == supernet.peft_config["default"].sharing
     for genome in genomes(supernet):
         supernet.activate(genome)
         loaded.activate(genome)
@@ -296,6 +299,11 @@ def test_a_module_that_ends_like_a_layer_of_the_space_stays_as_it_is():
     space = SearchSpace(targets="0", paths={"B": ["lora", "none"]}).bind(model)
     assert [layer.name for layer in space.layers] == ["0"]
     assert set(get_peft_model(model, SupernetConfig(space=space)).layers()) == {"0"}
+
+
+def test_an_unknown_sharing_is_refused():
+    with pytest.raises(UserError, match="sharing: got 'tied'; allowed: one of 'separate', 'nested'"):
+        SupernetConfig(space="glora", sharing="tied")
 
 
 @pytest.mark.parametrize("space", [None, 3, ["glora"]])

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+from glora_search.errors import UserError
 from glora_search.space import Genome
-from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
+from glora_search.supernet import Sampling, SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
+from glora_search.supernet.trainer import distillation
 
 STEPS = 4
 
@@ -25,8 +27,21 @@ def dataset(size: int = 24) -> list[dict[str, Any]]:
 def make_trainer(make_model, bind, tmp_path):
     """``make_trainer(**arguments)``: a supernet of ``glora-paper`` on BERT with dropout, and its trainer."""
 
-    def make(*, seed: int = 5, sampling: Any = None, folder: str = "out", **arguments: Any) -> SupernetTrainer:
+    def make(
+        *,
+        seed: int = 5,
+        sampling: Any = None,
+        folder: str = "out",
+        callbacks: Any = None,
+        lr_factors: Any = None,
+        dropout: bool = True,
+        **arguments: Any,
+    ) -> SupernetTrainer:
         torch.manual_seed(seed)
+        base = make_model("bert")
+        for module in base.modules() if not dropout else ():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
         config = SupernetConfig(space=bind("glora-paper"), task_type="SEQ_CLS")
         options = {
             "output_dir": str(tmp_path / folder),
@@ -41,11 +56,13 @@ def make_trainer(make_model, bind, tmp_path):
             "seed": 7,
         }
         return SupernetTrainer(
-            model=get_peft_model(make_model("bert"), config),
+            model=get_peft_model(base, config),
             args=TrainingArguments(**{**options, **arguments}),
             train_dataset=dataset(),
             eval_dataset=dataset(8),
             sampling=sampling,
+            callbacks=callbacks,
+            lr_factors=lr_factors,
         )
 
     return make
@@ -91,7 +108,7 @@ def test_the_subnet_of_a_step_is_the_one_that_the_sampling_says(make_trainer):
     subnets = Subnets(trainer)
     trainer.train()
     assert [step for step, _ in subnets.seen] == list(range(STEPS))
-    assert all(genome == trainer.sampling(step) for step, genome in subnets.seen)
+    assert all([genome] == trainer.sampling(step) for step, genome in subnets.seen)
 
 
 def test_another_sampling_can_be_given(make_trainer, bind):
@@ -99,7 +116,7 @@ def test_another_sampling_can_be_given(make_trainer, bind):
     trainer = make_trainer(sampling=sampling, max_steps=2)
     subnets = Subnets(trainer)
     trainer.train()
-    assert [genome for _, genome in subnets.seen] == [sampling(0), sampling(1)]
+    assert [genome for _, genome in subnets.seen] == [*sampling(0), *sampling(1)]
 
 
 def test_all_micro_batches_of_a_step_train_one_subnet(make_trainer):
@@ -107,7 +124,7 @@ def test_all_micro_batches_of_a_step_train_one_subnet(make_trainer):
     subnets = Subnets(trainer)
     trainer.train()
     assert [step for step, _ in subnets.seen] == [step for step in range(STEPS) for _ in range(3)]
-    assert all(genome == trainer.sampling(step) for step, genome in subnets.seen)
+    assert all([genome] == trainer.sampling(step) for step, genome in subnets.seen)
     assert len({tuple(genome.items()) for _, genome in subnets.seen}) == STEPS
 
 
@@ -150,15 +167,150 @@ def test_the_same_seed_gives_the_same_weights(make_trainer):
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def test_an_evaluation_takes_the_largest_subnet_and_training_goes_on_with_its_own(make_trainer):
-    trainer = make_trainer(eval_strategy="steps", eval_steps=1)
+def test_an_evaluation_scores_every_probe_and_their_mean_and_training_goes_on_with_its_own_subnets(make_trainer):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=2)
     evaluated = []
     trainer.model.base_model.model.bert.embeddings.register_forward_pre_hook(
         lambda module, args: None if module.training else evaluated.append(dict(trainer.model.active_genome))
     )
     subnets = Subnets(trainer)
     trainer.train()
-    assert evaluated
-    assert all(genome == trainer.model.space.largest for genome in evaluated)
-    assert all(genome == trainer.sampling(step) for step, genome in subnets.seen)
-    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert evaluated == [*trainer.probes.values()] * (STEPS // 2)
+    assert all([genome] == trainer.sampling(step) for step, genome in subnets.seen)
+    curves = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(curves) == STEPS // 2
+    for entry in curves:
+        losses = [entry[f"eval_{name}_loss"] for name in trainer.probes]
+        assert len(set(losses)) > 2
+        assert entry["eval_loss"] == pytest.approx(sum(losses) / len(losses))
+
+
+def test_what_a_probe_scores_is_what_its_subnet_scores(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    metrics = trainer.evaluate()
+    name = "size_1/4"
+    trainer.model.eval()
+    trainer.model.activate(trainer.probes[name])
+    batch = trainer.data_collator(dataset(8))
+    with torch.no_grad():
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(float(trainer.model(**batch).loss), abs=1e-5)
+
+
+def test_predictions_are_those_of_the_largest_probe(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    predicted = trainer.predict(dataset(8)).predictions
+    trainer.model.activate(trainer.probes["size_1/1"])
+    with torch.no_grad():
+        expected = trainer.model.eval()(**trainer.data_collator(dataset(8))).logits
+    torch.testing.assert_close(torch.tensor(predicted), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_stops_early_on_the_probes_mean(make_trainer):
+    trainer = make_trainer(
+        max_steps=20,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        learning_rate=1e-30,  # nothing gets better
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+class Several(Sampling):
+    """The largest subnet and two others, in every step."""
+
+    def __call__(self, step):
+        return [self.space.largest, *(self.space.sample(self.rng(10 * step + index)) for index in range(2))]
+
+
+def gradients(trainer: SupernetTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_gradient_of_a_step_is_the_mean_over_its_subnets(accumulation, make_trainer, bind):
+    """Against autograd through the mean loss, written out; dropout is off."""
+    trainer = make_trainer(
+        sampling=Several(bind("glora-paper"), seed=3),
+        max_steps=1,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0,
+        dropout=False,
+    )
+    found: dict[str, torch.Tensor] = {}
+    batches = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, n=None: batches.append(inputs) or step(model, inputs, n)
+    model, initial = trainer.model, trained(trainer.model)
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            found.update(gradients(trainer))
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    for name, value in initial.items():
+        model.get_parameter(name).data = value
+    model.zero_grad()
+    rows = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    losses = []
+    for genome in trainer.sampling(0):
+        model.activate(genome)
+        losses.append(model(**rows).loss)
+    torch.stack(losses).mean().backward()
+    expected = gradients(trainer)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(torch.stack(losses).detach().mean()), abs=1e-4)
+
+
+def test_distilled_subnets_learn_from_the_first_ones_outputs(make_trainer, bind):
+    """Without labels of their own: where all subnets are the first one there is nothing left to learn from it."""
+
+    class Same(Sampling):
+        distill = True
+
+        def __call__(self, step):
+            return [self.space.largest] * 3
+
+    runs = {}
+    for distill in (True, False):
+        sampling = Same(bind("glora-paper"))
+        sampling.distill = distill
+        trainer = make_trainer(sampling=sampling, max_steps=1, dropout=False, folder=str(distill))
+        trainer.train()
+        runs[distill] = trainer.state.log_history[0]["loss"]
+    assert runs[True] == pytest.approx(runs[False] / 3, abs=1e-4)
+
+
+def test_distillation_is_the_divergence_from_the_teacher_over_the_rows_that_are_labelled():
+    generator = torch.Generator().manual_seed(0)
+    own, teacher = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    p, q = teacher.softmax(-1), own.softmax(-1)
+    rows = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(distillation(own, teacher, None), rows.mean())
+    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
+    torch.testing.assert_close(distillation(own, teacher, labels), rows[labels != -100].mean())
+    assert distillation(own, own, labels).abs() < 1e-6
+
+
+def test_a_distributed_run_that_may_leave_no_parameter_out_is_refused(make_trainer):
+    with pytest.raises(UserError, match="ddp_find_unused_parameters: got False"):
+        make_trainer(ddp_find_unused_parameters=False)
+
+
+def test_training_runs_in_bfloat16(make_trainer):
+    trainer = make_trainer(bf16=True, eval_strategy="steps", eval_steps=2)
+    before = trained(trainer.model)
+    trainer.train()
+    assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    assert all(value.dtype == torch.float32 for value in trained(trainer.model).values())
+    assert any(not torch.equal(value, before[name]) for name, value in trained(trainer.model).items())

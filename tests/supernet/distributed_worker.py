@@ -1,0 +1,78 @@
+"""One process of a distributed training: ``distributed_worker.py FOLDER BATCH STRATEGY [ARGUMENT=VALUE ...]``.
+
+Run by torchrun in test_supernet_distributed.py; each rank's draws, losses and norms of weights go to FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+
+from glora_search.space import SearchSpace
+from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling
+
+
+class Log(Sampling):
+    """Another strategy's genomes, noted."""
+
+    def __init__(self, inner: Sampling) -> None:
+        self.inner, self.distill, self.drawn = inner, inner.distill, []
+
+    def __call__(self, step):
+        genomes = self.inner(step)
+        self.drawn.append([self.inner.space.encode(genome) for genome in genomes])
+        return genomes
+
+
+def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    base = BertForSequenceClassification(
+        BertConfig(vocab_size=50, max_position_embeddings=16, num_labels=3, **sizes, **dropout)
+    )
+    space = SearchSpace.load("glora-paper").bind(base)
+    model = get_peft_model(base, SupernetConfig(space=space, task_type="SEQ_CLS"))
+    ids = torch.randint(1, 50, (48, 6), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
+    arguments = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in settings)}
+    args = TrainingArguments(
+        output_dir=folder,
+        max_steps=6,
+        per_device_train_batch_size=int(batch),
+        learning_rate=0.1,
+        optim="sgd",  # Adam would blow up what differs in the last bit where a gradient is nothing but rounding
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=7,
+        **arguments,
+    )
+    sampling = Log(make_sampling(strategy, space, seed=7))
+    trainer = SupernetTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows[:8], sampling=sampling)
+    trainer.train()
+    found = {
+        "processes": trainer.accelerator.num_processes,
+        "drawn": sampling.drawn,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "weights": {name: float(p.detach().double().norm()) for name, p in model.named_parameters() if p.requires_grad},
+        "eval_loss": trainer.evaluate()["eval_loss"],
+    }
+    rank = os.environ.get("RANK", "0")
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(found, default=np.ndarray.tolist))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

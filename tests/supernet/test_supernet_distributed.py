@@ -1,0 +1,49 @@
+"""Two processes on the CPU (gloo) against one with the summed batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+ROOT = Path(__file__).parent.parent.parent
+
+
+def train(folder, processes, batch, strategy, *settings):
+    """What each rank found."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launch, str(WORKER), str(folder), str(batch), strategy, *settings]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+
+
+CASES = {
+    "sizes": ("sizes", []),
+    "several subnets a step, micro-batches and checkpointing": (
+        "sandwich",
+        ["gradient_accumulation_steps=2", "gradient_checkpointing=true"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("strategy", "settings"), CASES.values(), ids=CASES.keys())
+def test_two_processes_train_as_one_with_the_summed_batch(strategy, settings, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (one,) = train(tmp_path / "one", 1, 8, strategy, *settings)
+    first, second = train(tmp_path / "two", 2, 4, strategy, *settings)
+    assert (one["processes"], first["processes"]) == (1, 2)
+    assert first["drawn"] == second["drawn"] == one["drawn"]
+    assert first["weights"] == second["weights"]
+    assert len(one["losses"]) == 6
+    assert first["losses"] == pytest.approx(one["losses"], abs=2e-4)
+    assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-5)
+    assert first["eval_loss"] == pytest.approx(one["eval_loss"], abs=2e-4)
