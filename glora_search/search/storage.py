@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
             url = f"{SCHEMES.get(scheme, scheme)}://{rest}"
             # A connection that a server's restart has cut is opened again.
             options = {} if scheme == "sqlite" else {"pool_pre_ping": True, "pool_recycle": 1800}
-            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=options))
+            return optuna.storages.get_storage(_database(url, options))
     except ImportError as error:
         extra = next((name for module, name in EXTRAS.items() if module in str(error).lower()), None)
         how = f"pip install 'glora-search[{extra}]'" if extra else str(error)
@@ -64,6 +66,20 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
         raise invalid("storage", shown, f"a storage that can be reached ({reason})") from error
     allowed = "the file of a journal, or a URL: postgresql://, mysql://, sqlite:///, redis://, grpc://host:port"
     raise invalid("storage", shown, allowed)
+
+
+def _database(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """A database; of workers that find it empty at the same time, one makes the tables and the others try again."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for attempt in range(10):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, ProgrammingError):
+            if attempt == 9:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("unreachable")
 
 
 class JournalFile(BaseJournalBackend):
