@@ -122,3 +122,32 @@ def test_a_search_in_a_shared_storage_has_a_name_of_its_own_and_can_be_done_agai
         run.search(storage=storage)
         assert len(calls) == (24 if again else 12)
         check(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "better"),
+    [
+        ({"objective": "front", "sampler": "nsga2", "options": {}}, "validation_loss"),
+        ({"score": "metric", "sampler": "paper", "options": {}}, "validation"),
+        ({"racing": True, "sampler": "optuna.samplers.QMCSampler", "options": {}}, "validation_loss"),
+    ],
+)
+def test_every_way_of_searching_leaves_a_subnet_to_export(tiny_recipe, tmp_path, settings, better):
+    data = {**tiny_recipe, "search": {**tiny_recipe["search"], **settings}}
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    run.train_supernet()
+    found = run.search()
+    trials = pd.read_csv(run.folder / "search" / "trials.csv")
+    assert len(trials) == 12
+    assert trials["user_attrs_params"].max() <= 1000
+    best = found["best"]
+    if better == "validation":
+        assert best["validation"] == trials["value"].max()
+    else:
+        assert best["validation_loss"] == pytest.approx(trials["user_attrs_loss"].min())
+    if settings.get("objective") == "front":
+        losses = [point["validation_loss"] for point in found["front"]]
+        sizes = [point["params"] for point in found["front"]]
+        assert losses == sorted(losses, reverse=True)
+        assert sizes == sorted(set(sizes))
+    assert run.export()["params"] == best["params"]
