@@ -73,7 +73,7 @@ def _features(settings: list[LayerPaths]) -> tuple[list[str], np.ndarray]:
         lora = [path for path, kind in paths.kinds.items() if kind == "lora"]
         row += [f"{path} rank>={rank}" for path in lora for rank in ranks[1:] if rank <= paths.r]
         rows.append([names.setdefault(name, len(names)) for name in row])
-    table = np.zeros((len(settings), len(names)))
+    table = np.zeros((len(settings), len(names)), dtype=np.float32)
     for number, columns in enumerate(rows):
         table[number, columns] = 1.0
     return list(names), table

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,7 +223,7 @@ class _Runner:
     def __call__(self, proposal: Proposal, history: History) -> FrozenTrial:
         """Evaluate a genome; a trial that failed, or was stopped by the race, says so."""
         genome, params = history.encoding.decode(proposal.code), history.encoding.params(proposal.code)
-        started = time.perf_counter()
+        begun, started = datetime.now(), time.perf_counter()
         legs: dict[int, float] = {}
         failed, result = None, None
         try:
@@ -237,15 +238,31 @@ class _Runner:
             attributes[NOTES] = proposal.notes
         if result is not None and not (math.isfinite(result.metric) and math.isfinite(result.loss)):
             failed = f"metric {result.metric}, loss {result.loss}"
-        common: dict[str, Any] = {"params": genome, "distributions": self.genes, "system_attrs": proposal.system}
+        state, values = TrialState.COMPLETE, None
         if failed is not None or result is None:
-            return create_trial(state=TrialState.FAIL, user_attrs={**attributes, FAILED: failed}, **common)
-        common["intermediate_values"] = legs
-        if result.share < 1:
-            return create_trial(state=TrialState.PRUNED, user_attrs={**attributes, "partial": result.share}, **common)
-        values = [self._value(result)] + ([float(params)] if self.objective == "front" else [])
-        attributes |= {METRIC: result.metric, LOSS: result.loss}
-        return create_trial(values=values, user_attrs=attributes, **common)
+            state, legs = TrialState.FAIL, {}
+            attributes[FAILED] = failed
+        elif result.share < 1:
+            state = TrialState.PRUNED
+            attributes["partial"] = result.share
+        else:
+            values = [self._value(result)] + ([float(params)] if self.objective == "front" else [])
+            attributes |= {METRIC: result.metric, LOSS: result.loss}
+        # Not create_trial: it checks each gene against its distribution, which takes as long as writing it.
+        return FrozenTrial(
+            number=0,
+            trial_id=-1,
+            state=state,
+            value=None,
+            values=values,
+            datetime_start=begun,
+            datetime_complete=datetime.now(),
+            params=genome,
+            distributions=self.genes,
+            user_attrs=attributes,
+            system_attrs=proposal.system,
+            intermediate_values=legs,
+        )
 
     def _value(self, result: Evaluation) -> float:
         return float(result.loss if self.score == "loss" else result.metric)

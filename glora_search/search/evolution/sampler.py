@@ -50,7 +50,7 @@ class EvolutionSampler(GenomeSampler):
         n_random: int = 10,
         n_parents: int = 20,
         pool: int = 24,
-        rounds: int = 6,
+        rounds: int = 4,
         boldness: float = 1.0,
         crossover_prob: float = 0.25,
         random_prob: float = 0.1,

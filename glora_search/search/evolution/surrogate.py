@@ -106,7 +106,7 @@ def _groups(names: list[str]) -> np.ndarray:
     """Sums columns of one name, ``[columns, names]``."""
     index: dict[str, int] = {}
     positions = [index.setdefault(name, len(index)) for name in names]
-    table = np.zeros((len(names), len(index)))
+    table = np.zeros((len(names), len(index)), dtype=np.float32)
     table[np.arange(len(names)), positions] = 1.0
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def resized(
     rng: np.random.Generator,
     *,
     grow: bool = False,
-    keep: Container[int] = (),
+    keep: Collection[int] = (),
 ) -> Code:
     """Change single genes of random layers until a code has at most so many parameters.
 
@@ -30,7 +30,8 @@ def resized(
         return code
     result = code.tolist()
     order = rng.permutation(encoding.free).tolist()
-    order.sort(key=lambda layer: layer in keep)
+    if keep:
+        order = [layer for layer in order if layer not in keep] + [layer for layer in order if layer in keep]
     # One gene at a time shrinks a code gently; a layer's smallest setting is the last resort.
     for last in (False, True):
         for layer in order:
@@ -79,7 +80,7 @@ class GiveAndTake:
         return resized(encoding, child, max_params, rng, keep=kept)
 
     @staticmethod
-    def _take(encoding: Encoding, child: Code, room: int, rng: np.random.Generator, kept: Container[int]) -> Code:
+    def _take(encoding: Encoding, child: Code, room: int, rng: np.random.Generator, kept: Collection[int]) -> Code:
         """Enlarge other layers by what was freed, each by the gene that fits best, until hardly any is left."""
         for layer in rng.permutation(encoding.free).tolist():
             table, own = encoding.tables[layer], int(child[layer])
