@@ -209,6 +209,7 @@ class _Worker:
         except UNWRITTEN as error:
             trial = _failed(trial, f"not stored: {_reason(error)}")
             self.unwritten.append(trial)
+            self.history.seen.add(trial.user_attrs[KEY])
         self._look(self.ledger.claims())
         return trial
 
