@@ -73,7 +73,26 @@ def _stage_command(command: str, stage: str, method: str, text: str) -> None:
 
 
 _stage_command("train-supernet", "supernet", "train_supernet", "Train the supernet: all choices of every layer.")
-_stage_command("search", "search", "search", "Search the best subnet under the budget.")
+
+
+@app.command("search")
+def search_(
+    run: RunFolder,
+    again: Again = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Shared with other machines: postgresql://..., grpc://host:port.")
+    ] = None,
+) -> None:
+    """Search the best subnet under the budget; call it again, also elsewhere, to add workers."""
+    from glora_search.pipeline import Run
+
+    current = Run(run)
+    if again:
+        current.forget_from("search")
+        if storage is not None:
+            current.forget_shared_search(storage)
+    _summary(current, "search", current.search(workers=workers, storage=storage))
 
 
 @app.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import torch
+from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 
@@ -17,11 +20,13 @@ from glora_search.files import write_json
 from glora_search.progress import console, track
 from glora_search.recipe import TRAINING_DEFAULTS, Recipe
 from glora_search.retrain import lora_within, subnet_to_train
-from glora_search.run_folder import COMMANDS, STAGES, RunFolder, environment, is_made_from, make
-from glora_search.search import SubnetEvaluator, best_trial, search
+from glora_search.run_folder import COMMANDS, NEEDS, STAGES, RunFolder, environment, is_made_from, make
+from glora_search.search import SubnetEvaluator, make_sampler, search
 from glora_search.search.evaluator import evaluate, length_sorted_batches, predict
-from glora_search.search.sampler import LOSS, ORIGIN, make_sampler
-from glora_search.search.study import open_journal
+from glora_search.search.report import show_progress, summary, trials_frame
+from glora_search.search.storage import open_storage
+from glora_search.search.study import STUDY_NAME
+from glora_search.search.workers import helped_by
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling, probe_subnets
 from glora_search.tasks.text_classification import TextClassification
@@ -141,54 +146,72 @@ class Run(RunFolder):
     def _supernet(self) -> PeftModel:
         return self._load(self.folder / "supernet")
 
-    def search(self) -> dict[str, Any]:
-        """Search the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``."""
-        return self._stage("search", self._search)
+    def search(self, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
+        """Search the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``.
 
-    def _search(self, folder: Path) -> dict[str, Any]:
+        Where another process searches in this run folder already, this one joins it.
+
+        Args:
+            workers: processes on this machine, this one included.
+            storage: what workers of other machines share, see `search.open_storage`; None is the journal in the run
+                folder, which can lie on a shared disk.
+        """
+        self.result(NEEDS["search"])
+        if self.done("search") is None and self._is_busy():
+            console.print("search: joining the search that is going on in this run folder", highlight=False)
+            self.work_on_search(workers=workers, storage=storage)
+            while self.done("search") is None and self._is_busy():
+                time.sleep(0.5)  # until the process that was here first has noted the result
+        return self._stage("search", lambda folder: self._search(folder, workers, storage))
+
+    def _is_busy(self) -> bool:
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _search(self, folder: Path, workers: int, storage: str | None) -> dict[str, Any]:
+        study = self.work_on_search(workers=workers, storage=storage)
+        trials_frame(study).to_csv(folder / "trials.csv", index=False)
+        return summary(study)
+
+    def work_on_search(self, *, workers: int = 1, storage: str | None = None) -> optuna.Study:
+        """Evaluate subnets until the search is complete, as one of its workers; see `search`."""
         settings = self.recipe.search
         evaluator = SubnetEvaluator(self._supernet(), self.task.validation, self.task, settings.batch_size)
-        journal = folder / "journal.log"
-        before = open_journal(journal).get_trials(deepcopy=False)
-        if before:
-            console.print(f"[dim]search: going on after {len(before)} trials[/dim]", highlight=False)
-        with track("search", settings.trials) as bar:
-            best = max((trial.value for trial in before if trial.value is not None), default=0.0)
-            bar.start_at(len(before))
-
-            def show(trial: Any) -> None:
-                nonlocal best
-                best = max(best, trial.value or 0.0)
-                bar.advance(1, f"best {best:.4f}")
-
-            study = search(
+        with helped_by(workers - 1, self.folder, storage), track("search", settings.trials) as bar:
+            return search(
                 self.space,
                 evaluator,
                 sampler=settings.sampler,
                 trials=settings.trials,
                 max_params=settings.max_params,
+                objective=settings.objective,
+                score=settings.score,
                 seed=self.recipe.seed,
                 options=settings.options,
-                journal=journal,
-                on_trial=show,
+                racing=settings.racing,
+                storage=storage or self.folder / "search" / "journal.log",
+                study_name=self._study_name() if storage else STUDY_NAME,
+                on_trial=show_progress(bar),
             )
-        trial = best_trial(study)
-        finished = [t for t in study.get_trials(deepcopy=False) if "params" in t.user_attrs]
-        frame = study.trials_dataframe(attrs=("number", "value", "state", "user_attrs"))
-        frame[frame["user_attrs_params"].notna()].to_csv(folder / "trials.csv", index=False)
-        seconds = [t.user_attrs["seconds"] for t in finished]
-        return {
-            "trials": len(finished),
-            "evaluated": sum(t.value is not None for t in finished),
-            "seconds_per_evaluation": round(float(np.median(seconds)), 4),
-            "best": {
-                "validation": trial.value,
-                "validation_loss": trial.user_attrs[LOSS],
-                "params": trial.user_attrs["params"],
-                "origin": trial.user_attrs[ORIGIN],
-                "genome": trial.params,
-            },
-        }
+
+    def _study_name(self) -> str:
+        """The search's name in a storage that others use too: the same on each machine that has this run folder."""
+        digest = hashlib.sha256()
+        for name in ("recipe.yaml", "space.yaml", "supernet/adapter_model.safetensors"):
+            digest.update((self.folder / name).read_bytes())
+        return f"{self.recipe.name}-{digest.hexdigest()[:12]}"
+
+    def forget_shared_search(self, storage: str) -> None:
+        """Remove this run's search from a storage that workers share, so that it is done again."""
+        opened = open_storage(storage)
+        for name in (self._study_name(), f"{self._study_name()}.workers"):
+            if name in optuna.get_all_study_names(opened):
+                optuna.delete_study(study_name=name, storage=opened)
 
     def export(self) -> dict[str, Any]:
         """Write the best subnet with its inherited weights as an adapter folder; leaves ``best/``."""

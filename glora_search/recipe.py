@@ -58,6 +58,9 @@ STOPPING: dict[str, Any] = {
 }
 """What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
 
+SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
+
+
 OTHER_MACHINE = {"other_machine": True}
 """Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
 (``bf16``, say) are no error."""
@@ -233,18 +236,42 @@ class Search(Section):
     """How the best subnet is searched.
 
     Attributes:
-        sampler: ``evolution`` (the paper's), or Optuna's ``nsga2``, ``tpe`` or ``random``.
+        sampler: ``evolution``, the ``paper``'s evolution, Optuna's ``nsga2``, ``tpe`` or ``random``, or the import path
+            of an Optuna sampler.
         trials: subnets to evaluate.
         max_params: the budget: the adapter's trainable parameters, the head not counted; None is no budget.
-        options: keyword arguments of the sampler, e.g. ``{population_size: 50, n_parents: 10}``.
+        objective: ``best``: the best score under the budget; ``front``: every subnet that no other beats in score and
+            parameters; the one that is exported is the best of them.
+        score: the validation ``loss``, which is smooth, or the ``metric``, whose ties the loss breaks.
+        options: keyword arguments of the sampler, e.g. ``{n_parents: 10}``.
         batch_size: rows of an evaluation batch.
+        racing: stop the evaluation of a subnet that has no chance any more.
     """
 
-    sampler: Literal["evolution", "nsga2", "tpe", "random"] = "evolution"
+    sampler: str = "evolution"
     trials: int = Field(default=1000, ge=1)
     max_params: int | None = Field(default=None, ge=0)
+    objective: Literal["best", "front"] = "best"
+    score: Literal["loss", "metric"] = "loss"
     options: dict[str, Any] = Field(default_factory=dict)
     batch_size: int = Field(default=64, ge=1)
+    racing: bool = False
+
+    @field_validator("sampler")
+    @classmethod
+    def _check_sampler(cls, value: str) -> str:
+        if value not in SAMPLERS and "." not in value:
+            allowed = f"one of {', '.join(map(repr, SAMPLERS))}, or the import path of an Optuna sampler"
+            raise invalid("sampler", value, allowed)
+        return value
+
+    @model_validator(mode="after")
+    def _check_front(self) -> Self:
+        if self.objective == "front" and self.sampler in ("evolution", "paper"):
+            raise invalid("sampler", self.sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
+        if self.objective == "front" and self.racing:
+            raise invalid("racing", self.racing, "false with objective front")
+        return self
 
 
 class Retrain(Section):

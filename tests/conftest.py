@@ -230,7 +230,7 @@ def tiny_recipe(tiny_model, tiny_csv):
         "search": {
             "trials": 12,
             "max_params": 1000,
-            "options": {"population_size": 6, "n_parents": 2, "n_mutants": 3, "n_crossovers": 2},
+            "options": {"n_random": 3, "n_parents": 2},
         },
         "retrain": {"from": "inherited", "training": {**training, "num_train_epochs": 1}},
         "baselines": ["lora"],

@@ -12,6 +12,12 @@ BAD = {
     "unknown key": ("sede=1", ["sede", "did you mean seed"]),
     "unknown key of a section": ("search.trails=5", ["search.trails", "trials"]),
     "unknown sampler": ("search.sampler=annealing", ["search.sampler", "annealing", "evolution", "tpe"]),
+    "a front by a sampler of one objective": (
+        "search={objective: front, sampler: paper}",
+        ["search", "sampler", "paper", "nsga2"],
+    ),
+    "racing to a front": ("search={objective: front, sampler: nsga2, racing: true}", ["racing", "false"]),
+    "unknown score": ("search.score=f1", ["search.score", "f1", "loss", "metric"]),
     "unknown task": ("task.type=poetry", ["task.type", "poetry", "text-classification"]),
     "unknown source": ("data.source=ftp", ["data.source", "ftp", "csv", "hub"]),
     "a key of another source": ("data.text_column=x", ["data.text_column", "no such key"]),

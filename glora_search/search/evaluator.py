@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,12 +21,14 @@ class Evaluation:
     """What a subnet is worth on the search-validation data.
 
     Attributes:
-        metric: the task's metric, a fraction in [0, 1], higher is better.
+        metric: the task's metric.
         loss: mean loss a row; it breaks ties.
+        share: the share of the rows that was scored.
     """
 
     metric: float
-    loss: float
+    loss: float = 0.0
+    share: float = 1.0
 
 
 class Task(Protocol):
@@ -85,7 +87,35 @@ class SubnetEvaluator:
     def __init__(self, supernet: Any, dataset: Dataset, task: Task, batch_size: int = 64) -> None:
         self.supernet, self.task = supernet, task
         self.batches = length_sorted_batches(dataset, task.collator, batch_size)
+        self._legs = _legs(dataset, task.collator, batch_size)
 
     def __call__(self, genome: Genome) -> Evaluation:
         with self.supernet.folded(genome):
             return evaluate(self.supernet, self.batches, self.task.score)
+
+    def legs(self, genome: Genome) -> Iterator[Evaluation]:
+        """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.
+
+        The first rows are a random part of all, the same for each genome. Close the iterator where it is left early:
+        up to then the subnet is folded into the model.
+        """
+        with self.supernet.folded(genome):
+            found: list[tuple[np.ndarray, np.ndarray, float]] = []
+            for batches in self._legs:
+                found.append(predict(self.supernet, batches))
+                rows = [len(labels) for _, labels, _ in found]
+                metric = self.task.score(*(np.concatenate([part[i] for part in found]) for i in (0, 1)))
+                loss = float(np.average([loss for _, _, loss in found], weights=rows))
+                yield Evaluation(metric, loss, sum(rows) / self._rows)
+
+    @property
+    def _rows(self) -> int:
+        return sum(len(batch["labels"]) for batch in self.batches)
+
+
+def _legs(dataset: Dataset, collator: Any, batch_size: int) -> list[list[Batch]]:
+    """The rows in random parts, each sorted by length; a part smaller than a batch is not worth its forward."""
+    order = np.random.default_rng(0).permutation(len(dataset))
+    ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= batch_size] + [len(order)]
+    parts = [order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [length_sorted_batches(dataset.select(part), collator, batch_size) for part in parts]

@@ -1,197 +1,365 @@
-"""Running a search: ask, evaluate, tell; every finished trial is on disk before the next one starts.
-
-Sampling runs against a study in memory and each finished trial is appended to the durable one in a single write:
-with hundreds of genes that is many times faster than sampling against the durable storage.
-"""
+"""Running a search: claim, evaluate, record; every finished trial is on disk before the next one starts."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.errors import UserError, invalid
+from glora_search.search.encoding import Encoding, key_of
 from glora_search.search.evaluator import Evaluation
-from glora_search.search.sampler import LOSS, ORIGIN, distributions, make_sampler, rank_key
+from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
+from glora_search.search.history import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS, History, rank_key
+from glora_search.search.ledger import Ledger
+from glora_search.search.racing import Race
+from glora_search.search.samplers import OPTUNAS, OptunaProposer, OwnProposer, Proposer, make_sampler
 from glora_search.space import BoundSpace, Genome
 
 STUDY_NAME = "search"
-MAX_TRIES = 200
+PATIENCE_SECONDS = 60.0
+"""How long a storage that cannot be written is tried again, before the search ends with an error."""
+UNWRITTEN = (OSError, StorageInternalError)
+"""What storages raise where they cannot be written; `RuntimeError`s of Optuna's are mistakes in their use."""
 
 
 def search(
     space: BoundSpace,
-    evaluate: Callable[[Genome], Evaluation],
+    evaluate: Callable[[Genome], Evaluation | float],
     *,
     sampler: str | BaseSampler = "evolution",
     trials: int = 1000,
     max_params: int | None = None,
+    objective: Literal["best", "front"] = "best",
+    score: Literal["metric", "loss"] = "metric",
+    direction: Literal["maximize", "minimize"] = "maximize",
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    journal: Path | None = None,
+    racing: bool = False,
+    storage: str | Path | BaseStorage | None = None,
+    study_name: str = STUDY_NAME,
     on_trial: Callable[[FrozenTrial], None] | None = None,
 ) -> optuna.Study:
-    """Search a space for the genome with the best metric under a budget.
+    """Search a space for the genome with the best score under a budget, or for the front of score and parameters.
 
-    The uniform methods that the space holds and the budget allows come first. No genome over the budget, and none
-    that computes the same as an earlier one, is evaluated.
+    No genome over the budget, and none that computes the same as an earlier one, is evaluated. Any number of
+    processes can call this with the same storage: they share the trials, and no two evaluate the same.
 
     Args:
         space: the bound space.
-        evaluate: genome -> `Evaluation`; one whose metric or loss is not finite fails that trial alone.
+        evaluate: genome -> `Evaluation`, or the metric alone. What it raises, or a figure that is not finite, fails
+            that trial alone, with its reason.
         sampler: a name, see `make_sampler`, or an Optuna sampler.
-        trials: stop when so many trials are finished, those of an earlier call on the same journal included.
+        trials: stop when so many trials are finished, those of other workers and of earlier calls included.
         max_params: the budget: trainable adapter parameters.
+        objective: ``best``: the best score; ``front``: every genome that no other beats in score and parameters, by
+            a sampler for several objectives, ``nsga2`` say.
+        score: what is searched for: the metric, whose ties the loss breaks, or the loss, which is smoother.
+        direction: whether a higher or a lower metric is better.
         seed: of all draws.
         options: keyword arguments of a sampler given by name.
-        journal: file of the durable study; where it exists already, the search continues.
-        on_trial: called after each finished trial.
+        racing: stop an evaluation that has no chance any more, see `racing.Race`; the evaluator must have ``legs``.
+        storage: where the study is kept, see `storage.open_storage`; where it exists already, the search continues.
+        study_name: its name there.
+        on_trial: called for each finished trial as this process learns of it, those of other workers and of earlier
+            calls included.
 
     Returns:
         A study with one parameter a gene and one finished trial an evaluation. It holds fewer than ``trials`` where
-        no further subnet within the budget was found in 200 draws.
+        no further subnet within the budget was found.
 
     Raises:
-        UserError: the budget is below the cheapest subnet, or the journal belongs to another space.
+        UserError: the budget is below the cheapest subnet, the storage cannot be used or belongs to another search,
+            or an option cannot be used with another.
     """
     space.check_budget(max_params)
-    durable = open_journal(journal) if journal is not None else None
-    finished = durable.get_trials(deepcopy=False) if durable is not None else []
-    if isinstance(sampler, str):
-        # Optuna's own samplers keep a random state; a continued search must not draw the same numbers again.
-        start = seed if sampler == "evolution" else seed + len(finished)
-        sampler = make_sampler(sampler, space, max_params=max_params, seed=start, options=options)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=sampler, study_name=STUDY_NAME)
-    genes = distributions(space)
-    for trial in finished:
-        if trial.distributions != genes:
-            raise invalid("journal", str(journal), f"trials of the space {space.name!r} with its {len(genes)} genes")
-        study.add_trial(trial)
-    proposer = _Proposer(space, max_params, seed, {space.key(trial.params) for trial in finished})
-    first = [
-        (name, genome)
-        for name, genome in space.uniform_methods().items()
-        if max_params is None or space.params(genome) <= max_params
-    ]
-    while len(study.get_trials(deepcopy=False, states=DONE)) < trials:
-        while first and space.key(first[0][1]) in proposer.seen:
-            first.pop(0)
-        if first:
-            name, genome = first.pop(0)
-            study.enqueue_trial(genome, user_attrs={ORIGIN: name})
-            trial, origin = study.ask(genes), name
+    made = sampler
+    if isinstance(sampler, str) and sampler not in OPTUNAS:
+        made = make_sampler(sampler, space, max_params=max_params, seed=seed, options=options)
+    if objective == "front" and isinstance(made, GenomeSampler):
+        raise invalid("search.sampler", sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
+    if racing and objective == "front":
+        raise invalid("search.racing", racing, "false with objective front")
+    first = StudyDirection.MINIMIZE if score == "loss" or direction == "minimize" else StudyDirection.MAXIMIZE
+    directions = [first, StudyDirection.MINIMIZE] if objective == "front" else [first]
+    encoding = Encoding(space)
+    ledger = Ledger(
+        storage, name=study_name, directions=directions, settings={"space": encoding.fingerprint, "score": score}
+    )
+    history = History(encoding, max_params=max_params, direction=first)
+    proposer: Proposer = (
+        OwnProposer(made)
+        if isinstance(made, GenomeSampler)
+        else OptunaProposer(made, space, directions=directions, seed=seed, options=options)
+    )
+    race = Race() if racing and hasattr(evaluate, "legs") else None
+    runner = _Runner(space, evaluate, objective=objective, score=score, race=race)
+    worker = _Worker(ledger, history, proposer, runner, trials, on_trial)
+    try:
+        worker.run()
+    finally:
+        with contextlib.suppress(*UNWRITTEN):
+            ledger.leave()
+    if worker.unwritten:
+        warnings.warn(f"The storage took no record of {len(worker.unwritten)} failed trials.", stacklevel=2)
+    return ledger.study
+
+
+class _Worker:
+    """One process of a search.
+
+    Attributes:
+        unwritten: failed trials that the storage has not taken yet.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        history: History,
+        proposer: Proposer,
+        runner: _Runner,
+        trials: int,
+        on_trial: Callable[[FrozenTrial], None] | None,
+    ) -> None:
+        self.ledger, self.history, self.proposer, self.runner = ledger, history, proposer, runner
+        self.trials, self.on_trial = trials, on_trial
+        self.unwritten: list[FrozenTrial] = []
+
+    def run(self) -> None:
+        """Evaluate until the search is complete."""
+        pause, salt = _Pause(), 0
+        while True:
+            self._look(self.ledger.claims())
+            if self._finished() >= self.trials:
+                return
+            proposal = None
+            if self._finished() + len(self.history.pending) < self.trials:
+                number = self._finished() + len(self.history.pending) + salt
+                proposal = self.proposer.propose(self.history, number)
+                if proposal is None and not self.history.pending:
+                    return
+            if proposal is None:
+                pause()  # what is left is in the hands of other workers; one of them may die
+                continue
+            if not self._claim(proposal):
+                self.proposer.done(None)
+                # The same numbers would make the same two workers propose the same again.
+                salt = random.randrange(1, 1 << 30)
+                pause()
+                continue
+            salt = 0
+            pause.reset()
+            try:
+                with self.ledger.beating():
+                    trial = self.runner(proposal, self.history)
+                kept = self._holds(proposal)
+            except BaseException:
+                self.proposer.done(None)
+                raise
+            if not kept:
+                self.proposer.done(None)
+                continue
+            self.proposer.done(self._record(trial))
+
+    def _finished(self) -> int:
+        return len(self.history) + len(self.unwritten)
+
+    def _look(self, claims: set[str]) -> None:
+        """Take in what others have finished; what they claim and have not finished is pending."""
+        new = self.ledger.new_trials()
+        self.history.add(new)
+        self.history.pending = claims - self.history.seen
+        if self.on_trial is not None:
+            for trial in new:
+                self.on_trial(trial)
+
+    def _claim(self, proposal: Proposal) -> bool:
+        """Claim a genome; False where another worker was faster, or the last trial was taken."""
+        key = key_of(proposal.code)
+        self._look(_patiently(lambda: self.ledger.claim(key)))
+        if not self.history.is_new(proposal.code) or self._finished() + len(self.history.pending) >= self.trials:
+            self.ledger.release()
+            return False
+        return True
+
+    def _holds(self, proposal: Proposal) -> bool:
+        """Whether the claim still stands; where it was lost in a long silence, claim again."""
+        return _patiently(self.ledger.holds) or self._claim(proposal)
+
+    def _record(self, trial: FrozenTrial) -> FrozenTrial:
+        """Write a trial; one that the storage does not take fails with that reason, and is written later."""
+        try:
+            while self.unwritten:
+                self.ledger.append(self.unwritten[0])
+                self.unwritten.pop(0)
+            self.ledger.append(trial)
+        except UNWRITTEN as error:
+            trial = _failed(trial, f"not stored: {_reason(error)}")
+            self.unwritten.append(trial)
+            self.history.seen.add(trial.user_attrs[KEY])
+        self._look(self.ledger.claims())
+        return trial
+
+
+class _Runner:
+    """Proposal -> finished trial."""
+
+    def __init__(self, space: BoundSpace, evaluate: Any, *, objective: str, score: str, race: Race | None) -> None:
+        self.evaluate, self.objective, self.score, self.race = evaluate, objective, score, race
+        self.genes = distributions(space)
+
+    def __call__(self, proposal: Proposal, history: History) -> FrozenTrial:
+        """Evaluate a genome; a trial that failed, or was stopped by the race, says so."""
+        genome, params = history.encoding.decode(proposal.code), history.encoding.params(proposal.code)
+        begun, started = datetime.now(), time.perf_counter()
+        legs: dict[int, float] = {}
+        failed, result = None, None
+        try:
+            result = self._evaluate(genome, history, legs)
+        except UserError:
+            raise
+        except Exception as error:  # out of memory, say: the next genome may be smaller
+            failed = _reason(error)
+        attributes: dict[str, Any] = {ORIGIN: proposal.origin, PARAMS: params, KEY: key_of(proposal.code)}
+        attributes["seconds"] = time.perf_counter() - started
+        if proposal.notes:
+            attributes[NOTES] = proposal.notes
+        if result is not None and not (math.isfinite(result.metric) and math.isfinite(result.loss)):
+            failed = f"metric {result.metric}, loss {result.loss}"
+        state, values = TrialState.COMPLETE, None
+        if failed is not None or result is None:
+            state, legs = TrialState.FAIL, {}
+            attributes[FAILED] = failed
+        elif result.share < 1:
+            state = TrialState.PRUNED
+            attributes["partial"] = result.share
         else:
-            trial = study.ask(genes)
-            origin = trial.storage.get_trial_user_attrs(trial._trial_id).get(ORIGIN, type(sampler).__name__)
-            proposed = proposer.make_new(trial.params, trial.number)
-            if proposed is None:
-                study.tell(trial, state=TrialState.FAIL)
-                break
-            genome = proposed
-        proposer.seen.add(space.key(genome))
-        done = _run(evaluate, genome, genes, {ORIGIN: origin, "params": space.params(genome)}, trial)
-        _record(study, trial, done)
-        if durable is not None:
-            durable.add_trial(done)
-        if on_trial is not None:
-            on_trial(done)
-    return study
+            values = [self._value(result)] + ([float(params)] if self.objective == "front" else [])
+            attributes |= {METRIC: result.metric, LOSS: result.loss}
+        # Not create_trial: it checks each gene against its distribution, which takes as long as writing it.
+        return FrozenTrial(
+            number=0,
+            trial_id=-1,
+            state=state,
+            value=None,
+            values=values,
+            datetime_start=begun,
+            datetime_complete=datetime.now(),
+            params=genome,
+            distributions=self.genes,
+            user_attrs=attributes,
+            system_attrs=proposal.system,
+            intermediate_values=legs,
+        )
+
+    def _value(self, result: Evaluation) -> float:
+        return float(result.loss if self.score == "loss" else result.metric)
+
+    def _evaluate(self, genome: Genome, history: History, legs: dict[int, float]) -> Evaluation:
+        if self.race is None:
+            return _as_evaluation(self.evaluate(genome), self.score)
+        result = None
+        with contextlib.closing(self.evaluate.legs(genome)) as parts:
+            for leg, result in enumerate(parts):
+                if result.share >= 1 or not math.isfinite(self._value(result)):
+                    break
+                legs[leg] = self._value(result)
+                if self.race.hopeless(history, leg, history.sign * legs[leg]):
+                    break
+        assert result is not None
+        return result if math.isfinite(self._value(result)) else Evaluation(result.metric, result.loss)
 
 
-DONE = (TrialState.COMPLETE, TrialState.FAIL)
+def _as_evaluation(result: Any, score: str) -> Evaluation:
+    if isinstance(result, Evaluation):
+        return result
+    try:
+        metric = float(result)
+    except (TypeError, ValueError):
+        raise invalid("evaluate", result, "an Evaluation, or a number") from None
+    if score == "loss":
+        raise invalid("evaluate", result, "an Evaluation, whose loss is the score")
+    return Evaluation(metric)
 
 
-class _Proposer:
-    """Turns a sampler's proposal into a genome that fits the budget and is new."""
-
-    def __init__(self, space: BoundSpace, max_params: int | None, seed: int, seen: set[Any]) -> None:
-        self.space, self.max_params, self.seed, self.seen = space, max_params, seed, seen
-
-    def make_new(self, genome: Genome, number: int) -> Genome | None:
-        """The genome itself where it can be evaluated, else a neighbour of it; None if none was found."""
-        rng = np.random.default_rng([self.seed, number, 1])
-        for attempt in range(MAX_TRIES):
-            candidate = dict(genome)
-            if attempt:
-                redrawn = self.space.sample(rng)
-                # Further and further away, until it is a genome drawn at random.
-                names = rng.permutation(list(redrawn))[: max(1, attempt * len(redrawn) // (MAX_TRIES // 2))]
-                candidate |= {name: redrawn[name] for name in names}
-            if self.max_params is not None:
-                candidate = self.space.resize(candidate, self.max_params, rng)
-            if self.space.key(candidate) not in self.seen:
-                return candidate
-        return None
+def _failed(trial: FrozenTrial, reason: str) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.FAIL,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={**trial.user_attrs, FAILED: reason},
+        system_attrs=trial.system_attrs,
+    )
 
 
-def _run(
-    evaluate: Callable[[Genome], Evaluation],
-    genome: Genome,
-    genes: dict[str, Any],
-    attributes: dict[str, Any],
-    trial: optuna.Trial,
-) -> FrozenTrial:
-    """Evaluate a genome; what comes back is a finished trial, a failed one if the result is not finite."""
-    started = time.perf_counter()
-    result = evaluate(genome)
-    attributes |= {"seconds": time.perf_counter() - started}
-    system = dict(trial.storage.get_trial_system_attrs(trial._trial_id))
-    system.pop("fixed_params", None)
-    common: dict[str, Any] = {"params": genome, "distributions": genes, "system_attrs": system}
-    if not (math.isfinite(result.metric) and math.isfinite(result.loss)):
-        attributes["failed"] = f"metric {result.metric}, loss {result.loss}"
-        return create_trial(state=TrialState.FAIL, user_attrs=attributes, **common)
-    return create_trial(value=result.metric, user_attrs={**attributes, LOSS: result.loss}, **common)
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _record(study: optuna.Study, trial: optuna.Trial, done: FrozenTrial) -> None:
-    """Tell the in-memory study; where another genome than the proposed one was evaluated, add that one."""
-    if trial.params == done.params:
-        for name, value in done.user_attrs.items():
-            trial.set_user_attr(name, value)
-        study.tell(trial, done.value, state=done.state)
-    else:
-        study.tell(trial, state=TrialState.PRUNED)
-        study.add_trial(done)
+class _Pause:
+    """Waits longer from time to time, and never two workers the same."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._seconds = 0.01
+
+    def __call__(self) -> None:
+        time.sleep(self._seconds * random.uniform(0.5, 1.0))
+        self._seconds = min(2 * self._seconds, 0.5)
+
+
+def _patiently(use: Callable[[], Any]) -> Any:
+    """Use the storage; where it cannot be written, try again for a while.
+
+    Raises:
+        UserError: it could not be written for a minute. What was recorded stays; a continued search goes on there.
+    """
+    pause, until = _Pause(), time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return use()
+        except UNWRITTEN as error:
+            if time.monotonic() > until:
+                raise UserError(f"search: the storage cannot be written ({_reason(error)})") from error
+        pause()
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The finished trial with the best metric; ties go to the lower loss, then to the earlier one.
+    """The finished trial with the best score; ties go to the lower loss, then to the earlier one.
 
     Raises:
-        UserError: no trial has finished.
+        UserError: no trial has finished; the message has the reason of the last one.
     """
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not finished:
-        raise UserError("search: no trial has finished with a finite metric and loss")
-    return min(finished, key=rank_key)
+        reason = trials[-1].user_attrs.get(FAILED) if trials else "no trial at all"
+        raise UserError(f"search: no trial has finished with a finite metric and loss ({reason})")
+    return min(finished, key=lambda trial: rank_key(trial, study.directions[0]))
 
 
-def open_journal(path: Path) -> optuna.Study:
-    """The durable study of a journal file, made if it is not there.
-
-    A write that was cut off (by SIGKILL, say) leaves half a line at the end of the file; it is removed, or the next
-    trial would be appended to it.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    if optuna.get_all_study_names(storage):
-        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize")
+def front(study: optuna.Study) -> list[FrozenTrial]:
+    """The finished trials that no other one beats in score and parameters, the fewest parameters first."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = sorted(finished, key=lambda t: (t.user_attrs[PARAMS], rank_key(t, study.directions[0])))
+    found: list[FrozenTrial] = []
+    for trial in ranked:
+        best = rank_key(found[-1], study.directions[0])[0] if found else math.inf
+        if rank_key(trial, study.directions[0])[0] < best:
+            found.append(trial)
+    return found

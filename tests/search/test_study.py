@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 
 import optuna
@@ -9,127 +10,143 @@ import pytest
 from optuna.trial import TrialState
 
 from glora_search.errors import UserError
-from glora_search.search import Evaluation, best_trial, search
-from glora_search.search.sampler import LOSS, ORIGIN
-from glora_search.search.study import open_journal
+from glora_search.search import Evaluation, best_trial, front, search
+from glora_search.search.history import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
+from glora_search.search.ledger import Ledger
 from glora_search.space import BoundSpace, SpaceLayer
 
-OPTIONS = {"population_size": 8, "n_parents": 3, "n_mutants": 4, "n_crossovers": 4}
-
-
-@pytest.fixture
-def space():
-    kinds = {"A": ["vector", "none"], "B": ["lora", "none"], "E": ["vector", "none"]}
-    return BoundSpace([SpaceLayer(f"l{index}.query", 8, 8, True, kinds, [1, 2]) for index in range(4)])
-
-
-class Evaluator:
-    """Scores a genome by its parameters and remembers what it was asked."""
-
-    def __init__(self, space, stop_after=None):
-        self.space, self.genomes, self.stop_after = space, [], stop_after
-
-    def __call__(self, genome):
-        if self.stop_after is not None and len(self.genomes) >= self.stop_after:
-            raise KeyboardInterrupt
-        self.genomes.append(dict(genome))
-        return Evaluation(metric=round(self.space.params(genome) / 1000, 2), loss=sum(self.space.encode(genome)))
+OPTIONS = {
+    "evolution": {"n_random": 4},
+    "paper": {"population_size": 8, "n_parents": 3, "n_mutants": 4, "n_crossovers": 4},
+    "nsga2": {"population_size": 8},
+}
+SAMPLERS = ["evolution", "paper", "nsga2", "tpe", "random"]
 
 
 def genomes(study):
     return [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))]
 
 
-@pytest.mark.parametrize("sampler", ["evolution", "nsga2", "tpe", "random"])
-def test_nothing_over_the_budget_and_nothing_twice_is_evaluated(space, sampler):
-    evaluator = Evaluator(space)
-    options = OPTIONS if sampler == "evolution" else {}
-    study = search(space, evaluator, sampler=sampler, trials=40, max_params=90, options=options)
-    assert len(evaluator.genomes) == 40
-    assert max(space.params(genome) for genome in evaluator.genomes) <= 90
-    assert len({space.key(genome) for genome in evaluator.genomes}) == 40
-    assert sorted(map(str, genomes(study))) == sorted(map(str, evaluator.genomes))
+def reread(journal):
+    return optuna.load_study(
+        study_name="search",
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))),
+    )
 
 
-def test_the_uniform_methods_that_fit_the_budget_come_first(space):
-    evaluator = Evaluator(space)
-    study = search(space, evaluator, trials=10, max_params=90, options=OPTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nothing_over_the_budget_and_nothing_twice_is_evaluated(space, evaluator, sampler):
+    made = evaluator()
+    study = search(space, made, sampler=sampler, trials=40, max_params=90, options=OPTIONS.get(sampler))
+    assert len(made.genomes) == 40
+    assert max(space.params(genome) for genome in made.genomes) <= 90
+    assert len({space.key(genome) for genome in made.genomes}) == 40
+    assert genomes(study) == made.genomes
+
+
+@pytest.mark.parametrize("sampler", ["evolution", "tpe"])
+def test_the_uniform_methods_that_fit_the_budget_come_first(space, evaluator, sampler):
+    made = evaluator()
+    study = search(space, made, sampler=sampler, trials=12, max_params=90)
     fitting = {name: genome for name, genome in space.uniform_methods().items() if space.params(genome) <= 90}
     assert {"LoRA r=1", "BitFit", "(IA)3"} <= set(fitting)
     assert "LoRA r=2" not in fitting
-    first = [trial.user_attrs[ORIGIN] for trial in study.trials[: len(first_keys(space, fitting))]]
-    assert set(first) <= set(fitting)
-    keys = {space.key(genome) for genome in evaluator.genomes}
-    assert all(space.key(genome) in keys for genome in fitting.values())
+    keys = {space.key(genome) for genome in fitting.values()}
+    assert {space.key(genome) for genome in made.genomes[: len(keys)]} == keys
+    assert {trial.user_attrs[ORIGIN] for trial in study.trials[: len(keys)]} <= set(fitting)
 
 
-def first_keys(space, methods):
-    return {space.key(genome) for genome in methods.values()}
-
-
-def test_a_continued_search_is_the_same_as_one_that_never_stopped(space, tmp_path):
-    whole = search(space, Evaluator(space), trials=40, max_params=90, options=OPTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("stop_after", [3, 23])
+def test_a_continued_search_is_the_same_as_one_that_never_stopped(space, evaluator, sampler, stop_after, tmp_path):
+    settings = {"sampler": sampler, "trials": 32, "max_params": 90, "options": OPTIONS.get(sampler), "seed": 5}
+    whole = search(space, evaluator(), **settings)
     journal = tmp_path / "journal.log"
     with pytest.raises(KeyboardInterrupt):
-        search(space, Evaluator(space, stop_after=23), trials=40, max_params=90, options=OPTIONS, journal=journal)
-    evaluator = Evaluator(space)
-    study = search(space, evaluator, trials=40, max_params=90, options=OPTIONS, journal=journal)
-    assert len(evaluator.genomes) == 40 - 23
+        search(space, evaluator(stop_after=stop_after), storage=journal, **settings)
+    made = evaluator()
+    study = search(space, made, storage=journal, **settings)
+    assert len(made.genomes) == 32 - stop_after
     assert genomes(study) == genomes(whole)
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
-def test_every_sampler_continues_without_repeating_an_evaluation(space, sampler, tmp_path):
+def test_every_finished_trial_is_on_disk_with_its_genome_and_figures(space, evaluator, tmp_path):
     journal = tmp_path / "journal.log"
-    first, second = Evaluator(space), Evaluator(space)
-    search(space, first, sampler=sampler, trials=15, journal=journal)
-    search(space, second, sampler=sampler, trials=30, journal=journal)
-    assert len(second.genomes) == 15
-    assert len({space.key(genome) for genome in [*first.genomes, *second.genomes]}) == 30
-
-
-def test_every_finished_trial_is_on_disk_with_its_genome_and_figures(space, tmp_path):
-    journal = tmp_path / "journal.log"
-    study = search(space, Evaluator(space), trials=12, options=OPTIONS, journal=journal)
-    stored = open_journal(journal).trials
+    study = search(space, evaluator(), trials=12, storage=journal)
+    stored = reread(journal).trials
     assert [trial.params for trial in stored] == genomes(study)
-    assert all(trial.user_attrs["params"] == space.params(trial.params) for trial in stored)
-    assert all(LOSS in trial.user_attrs and "seconds" in trial.user_attrs for trial in stored)
+    for trial in stored:
+        assert trial.user_attrs[PARAMS] == space.params(trial.params)
+        assert trial.user_attrs[METRIC] == trial.value
+        assert {LOSS, "seconds", ORIGIN, KEY} <= set(trial.user_attrs)
 
 
-def test_a_line_that_a_kill_cut_off_is_dropped_and_the_search_goes_on(space, tmp_path):
-    journal = tmp_path / "journal.log"
-    search(space, Evaluator(space), trials=10, options=OPTIONS, journal=journal)
-    with journal.open("ab") as file:
-        file.write(b'{"op_code":4,"worker_id":"x","stu')
-    evaluator = Evaluator(space)
-    study = search(space, evaluator, trials=14, options=OPTIONS, journal=journal)
-    assert len(evaluator.genomes) == 4
-    assert len(study.trials) == 14
-    assert len(open_journal(journal).trials) == 14
+def test_genomes_that_compute_the_same_are_evaluated_once_also_after_a_restart(evaluator, tmp_path):
+    kinds = {"B": ["lora", "none"], "E": ["vector", "none"]}
+    small = BoundSpace([SpaceLayer("l", 8, 8, True, kinds, [1, 2]), SpaceLayer("m", 8, 8, False, kinds, [1, 2])])
+    counted = []
 
-
-def test_a_result_that_is_not_finite_fails_its_trial_alone(space, tmp_path):
     def evaluate(genome):
-        bad = genome["l0.query.A"] == "vector"
-        return Evaluation(metric=0.5, loss=math.nan if bad else 1.0)
+        counted.append(small.key(genome))
+        return 0.5
+
+    for trials in (7, 100, 100):
+        study = search(small, evaluate, trials=trials, storage=tmp_path / "journal.log")
+    # l: none, B r=1, B r=2, E, and E with each B; m has no bias, so no E. The rank of no B makes no difference.
+    assert len(counted) == len(set(counted)) == 6 * 3
+    assert len(study.trials) == 6 * 3
+
+
+@pytest.mark.parametrize("kind", ["error", "nan"])
+def test_an_evaluation_that_fails_fails_its_trial_alone_and_the_reason_is_kept(space, tmp_path, kind):
+    def evaluate(genome):
+        if genome["l0.query.A"] == "vector":
+            if kind == "error":
+                raise MemoryError("out of memory: tried to allocate 2 GiB")
+            return Evaluation(metric=0.5, loss=math.nan)
+        return Evaluation(metric=0.5, loss=1.0)
 
     journal = tmp_path / "journal.log"
-    study = search(space, evaluate, trials=30, options=OPTIONS, journal=journal)
-    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
-    assert failed
-    assert all("loss nan" in trial.user_attrs["failed"] for trial in failed)
-    assert len(study.trials) == 30
-    assert all("loss nan" in t.user_attrs["failed"] for t in open_journal(journal).trials if t.state == TrialState.FAIL)
+    study = search(space, evaluate, trials=30, storage=journal)
+    reason = "MemoryError: out of memory: tried" if kind == "error" else "loss nan"
+    for found in (study, reread(journal)):
+        failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
+        assert failed
+        assert all(reason in trial.user_attrs[FAILED] for trial in failed)
+        assert len(found.trials) == 30
     assert best_trial(study).params["l0.query.A"] == "none"
 
 
-def test_the_search_ends_when_the_space_has_no_more_subnets():
-    small = BoundSpace([SpaceLayer("l", 8, 8, True, {"B": ["lora", "none"], "E": ["vector", "none"]}, [1, 2])])
-    evaluator = Evaluator(small)
-    search(small, evaluator, trials=100, options=OPTIONS)
-    # none, B r=1, B r=2, E, and E with each B: the rank where B is none makes no difference.
-    assert len(evaluator.genomes) == 6
+def test_a_search_whose_every_trial_fails_says_why(space):
+    study = search(space, lambda genome: 1 / 0, trials=5)
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        best_trial(study)
+
+
+def test_a_mistake_of_the_user_ends_the_search(space):
+    with pytest.raises(UserError, match="evaluate: got 'good'"):
+        search(space, lambda genome: "good", trials=5)
+
+
+def test_a_full_disk_fails_that_trial_with_its_reason_and_the_search_goes_on(space, evaluator, tmp_path, monkeypatch):
+    original, calls = Ledger.append, []
+
+    def append(self, trial):
+        calls.append(trial)
+        if len(calls) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, trial)
+
+    monkeypatch.setattr(Ledger, "append", append)
+    journal, made = tmp_path / "journal.log", evaluator()
+    study = search(space, made, trials=12, storage=journal)
+    assert len(made.genomes) == 12
+    assert len({space.key(genome) for genome in made.genomes}) == 12
+    for found in (study, reread(journal)):
+        failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
+        assert len(failed) == 2
+        assert all("No space left on device" in trial.user_attrs[FAILED] for trial in failed)
+        assert len(found.trials) == 12
 
 
 def test_the_best_trial_is_the_best_metric_then_the_lowest_loss(space):
@@ -139,23 +156,80 @@ def test_the_best_trial_is_the_best_metric_then_the_lowest_loss(space):
     assert best_trial(study).number == 1
 
 
-def test_a_budget_below_the_cheapest_subnet_is_refused():
+def test_any_metric_can_be_searched_higher_or_lower(space):
+    high = search(space, space.params, trials=40, max_params=90)
+    low = search(space, space.params, trials=40, direction="minimize")
+    assert best_trial(high).value == max(trial.value for trial in high.trials)
+    assert best_trial(low).value == min(trial.value for trial in low.trials)
+    assert space.params(best_trial(high).params) > 80
+    assert space.params(best_trial(low).params) == 0
+
+
+def test_the_loss_can_be_the_score(space):
+    study = search(space, lambda genome: Evaluation(0.5, abs(space.params(genome) - 60)), score="loss", trials=40)
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert best_trial(study).value == best_trial(study).user_attrs[LOSS] == min(t.value for t in study.trials)
+    with pytest.raises(UserError, match="whose loss is the score"):
+        search(space, lambda genome: 0.5, score="loss", trials=3)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+def test_the_front_holds_what_no_other_trial_beats_in_score_and_parameters(space, sampler, tmp_path):
+    def evaluate(genome):
+        return Evaluation(space.params(genome) % 23, 1.0)
+
+    study = search(
+        space, evaluate, sampler=sampler, objective="front", trials=40, max_params=150, storage=tmp_path / "j.log"
+    )
+    found = front(study)
+    assert {trial.number for trial in found} <= {trial.number for trial in study.best_trials}
+    assert {tuple(trial.values) for trial in found} == {tuple(trial.values) for trial in study.best_trials}
+    assert all(trial.values[1] == space.params(trial.params) <= 150 for trial in study.trials)
+    assert best_trial(study).values[0] == max(trial.values[0] for trial in study.trials)
+
+
+def test_a_front_needs_a_sampler_for_several_objectives(space, evaluator):
+    with pytest.raises(UserError, match=r"search\.sampler: got 'evolution'.*nsga2"):
+        search(space, evaluator(), objective="front")
+
+
+def test_a_budget_below_the_cheapest_subnet_is_refused(evaluator):
     fixed = BoundSpace([SpaceLayer("l", 8, 8, True, {"B": ["lora"], "E": ["vector", "constant"]}, [2])])
     with pytest.raises(UserError, match=r"search\.max_params: got 20; allowed: at least 33"):
-        search(fixed, Evaluator(fixed), trials=3, max_params=20)
+        search(fixed, evaluator(), trials=3, max_params=20)
 
 
-def test_a_journal_of_another_space_is_refused_and_kept(space, tmp_path):
+def test_a_storage_of_another_search_is_refused_and_kept(space, evaluator, tmp_path):
     journal = tmp_path / "journal.log"
-    search(space, Evaluator(space), trials=5, options=OPTIONS, journal=journal)
+    search(space, evaluator(), trials=5, storage=journal)
     before = journal.read_bytes()
     other = BoundSpace([SpaceLayer("x", 8, 8, True, {"B": ["lora", "none"]}, [1])])
-    with pytest.raises(UserError, match="journal"):
-        search(other, Evaluator(other), trials=5, options=OPTIONS, journal=journal)
+    with pytest.raises(UserError, match="storage"):
+        search(other, evaluator(), trials=5, storage=journal)
+    with pytest.raises(UserError, match="maximize"):
+        search(space, evaluator(), trials=5, storage=journal, score="loss")
     assert journal.read_bytes() == before
 
 
-def test_optunas_own_tools_read_the_study(space):
-    study = search(space, Evaluator(space), trials=25, options=OPTIONS)
+def test_every_trial_is_told_once_those_of_earlier_calls_too(space, evaluator, tmp_path):
+    told = []
+    for trials in (5, 9):
+        told.append([])
+        search(space, evaluator(), trials=trials, storage=tmp_path / "j.log", on_trial=told[-1].append)
+    assert [[trial.number for trial in part] for part in told] == [list(range(5)), list(range(9))]
+
+
+def test_optunas_importances_and_plots_work_on_the_study(space, evaluator, tmp_path):
+    study = search(space, evaluator(), trials=25, storage=tmp_path / "journal.log")
+    genes = {gene.name for gene in space.genes}
     assert len(study.trials_dataframe()) == 25
-    assert set(optuna.importance.get_param_importances(study)) == {gene.name for gene in space.genes}
+    assert set(optuna.importance.get_param_importances(study)) == genes
+    plots = optuna.visualization
+    for figure in (
+        plots.plot_optimization_history(study),
+        plots.plot_param_importances(study),
+        plots.plot_parallel_coordinate(study, params=sorted(genes)[:3]),
+        plots.plot_slice(study, params=sorted(genes)[:3]),
+        plots.plot_contour(study, params=sorted(genes)[:2]),
+    ):
+        assert figure.data

@@ -1,0 +1,135 @@
+"""The evolutionary search of GLoRA's paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from optuna.trial import TrialState
+
+from glora_search.errors import invalid
+from glora_search.search.encoding import Code
+from glora_search.search.evolution.base import GenomeSampler, Proposal, check_int, check_share
+from glora_search.search.history import History
+from glora_search.space import BoundSpace
+
+GENERATION = "generation"
+
+
+class PaperSampler(GenomeSampler):
+    """Evolutionary search as in GLoRA's paper (arXiv 2306.07967, section 3.4 and appendix).
+
+    The first generation is random. Each later one has mutants and crossovers of the best genomes found so far, and
+    is filled up at random. A genome over the budget, or one that computes the same as a genome of an earlier trial,
+    is drawn anew, so that nothing is evaluated in vain.
+
+    Args:
+        space: the bound space.
+        max_params: the budget; None is no budget.
+        population_size: genomes a generation.
+        n_parents: the best genomes, of all generations, that become parents.
+        n_mutants: mutants a generation: a parent whose genes are redrawn with probability ``mutation_prob``.
+        n_crossovers: crossovers a generation: every gene from one of two parents.
+        mutation_prob: probability of a gene to be redrawn.
+        seed: of all draws.
+        max_tries: draws of one kind before it is given up for a random genome, moved into the budget.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        space: BoundSpace,
+        *,
+        max_params: int | None = None,
+        population_size: int = 50,
+        n_parents: int = 10,
+        n_mutants: int = 25,
+        n_crossovers: int = 25,
+        mutation_prob: float = 0.2,
+        seed: int = 0,
+        max_tries: int = 100,
+    ) -> None:
+        super().__init__(space, max_params=max_params, seed=seed)
+        for name, value, low in (
+            ("population_size", population_size, 1),
+            ("n_parents", n_parents, 1),
+            ("n_mutants", n_mutants, 0),
+            ("n_crossovers", n_crossovers, 0),
+            ("max_tries", max_tries, 1),
+        ):
+            check_int(name, value, low)
+        check_share("mutation_prob", mutation_prob)
+        if n_mutants + n_crossovers > population_size:
+            raise invalid(
+                "search.options.n_mutants",
+                n_mutants,
+                f"with n_crossovers={n_crossovers} at most population_size={population_size} together",
+            )
+        self.population_size, self.n_parents = population_size, n_parents
+        self.n_mutants, self.n_crossovers = n_mutants, n_crossovers
+        self.mutation_prob, self.max_tries = mutation_prob, max_tries
+
+    def propose(self, history: History, number: int) -> Proposal | None:
+        """The next genome of the generation that is being filled."""
+        rng = self.rng(number)
+        generation, slot = self._place(history)
+        notes = {GENERATION: generation}
+        parents = self.select_parents(history, generation)
+        if parents:
+            if slot < self.n_mutants:
+                code = self._first(history, lambda: self._mutate(parents[rng.integers(len(parents))], rng, history))
+                if code is not None:
+                    return Proposal(code, "mutation", notes)
+            elif slot < self.n_mutants + self.n_crossovers:
+                code = self._first(history, lambda: self._cross(parents, rng, history))
+                if code is not None:
+                    return Proposal(code, "crossover", notes)
+        code = self._first(history, lambda: history.encoding.sample(rng))
+        if code is None:
+            code = self._first(history, lambda: self._fitting(rng, history))
+        return None if code is None else Proposal(code, "random", notes)
+
+    def _place(self, history: History) -> tuple[int, int]:
+        """The generation of the next trial and how many it has; failed trials do not count."""
+        counts: dict[int, int] = {}
+        for position, trial in enumerate(history.trials):
+            own = history.notes(position).get(GENERATION, 0)
+            counts[own] = counts.get(own, 0) + (trial.state != TrialState.FAIL)
+        generation = max(counts, default=0)
+        if counts.get(generation, 0) >= self.population_size:
+            generation += 1
+        return generation, counts.get(generation, 0) + len(history.pending)
+
+    def select_parents(self, history: History, generation: int) -> list[Code]:
+        """The best genomes of all earlier generations; none before the first one is full."""
+        ranked = (p for p in history.ranking() if history.notes(p).get(GENERATION, 0) < generation)
+        return [history.codes[position] for position, _ in zip(ranked, range(self.n_parents), strict=False)]
+
+    def _first(self, history: History, draw: Callable[[], Code]) -> Code | None:
+        for _ in range(self.max_tries):
+            code = draw()
+            if history.fits(code) and history.is_new(code):
+                return code
+        return None
+
+    def _mutate(self, parent: Code, rng: np.random.Generator, history: History) -> Code:
+        old, new = history.encoding.decode(parent), self.space.sample(rng)
+        redrawn = rng.random(len(new)) < self.mutation_prob
+        return history.encoding.encode(
+            {name: new[name] if own else old[name] for name, own in zip(new, redrawn, strict=True)}
+        )
+
+    def _cross(self, parents: list[Code], rng: np.random.Generator, history: History) -> Code:
+        first, second = (history.encoding.decode(parents[rng.integers(len(parents))]) for _ in range(2))
+        own = rng.random(len(first)) < 0.5
+        return history.encoding.encode(
+            {name: (first if mine else second)[name] for name, mine in zip(first, own, strict=True)}
+        )
+
+    def _fitting(self, rng: np.random.Generator, history: History) -> Code:
+        genome = self.space.sample(rng)
+        if self.max_params is not None:
+            genome = self.space.resize(genome, self.max_params, rng)
+        return history.encoding.encode(genome)

@@ -1,0 +1,116 @@
+"""What the trials so far say about a genome that was not evaluated: the importance of genes, learned."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from glora_search.search.encoding import Code
+from glora_search.search.history import History
+
+FADING = 0.25
+"""The share of the kernel's part that fades with the number of differences."""
+
+
+class GeneImportance:
+    """A Gaussian process over which kinds and ranks each layer has.
+
+    Its kernel is a sum of linear parts (an effect of each kind and rank over all layers, over the layers of one name,
+    query say, and in each layer: the importance of genes) and one that fades with the number of differences. It sees
+    the ranks of the scores, not their sizes: one very bad genome must not outweigh all the others.
+
+    Args:
+        window: how many trials it learns from: half of them the best, half the latest.
+    """
+
+    def __init__(self, window: int = 160) -> None:
+        self.window = window
+        self._rows: dict[int, np.ndarray] = {}
+        self._groups: list[np.ndarray] = []
+        self._scales: list[float] = []
+
+    def fit(self, history: History) -> bool:
+        """Learn from the trials that were scored on all rows; False where they are too few."""
+        if len(history.whole) < 8:
+            return False
+        ranking = history.ranking()
+        half = self.window // 2
+        best_known = ranking[:half].tolist()
+        among = set(best_known)
+        latest = [position for position in reversed(history.whole) if position not in among][:half]
+        chosen = [*best_known, *latest]
+        new = [position for position in chosen if position not in self._rows]
+        if new:
+            rows = history.encoding.features([history.codes[position] for position in new])
+            self._rows |= dict(zip(new, rows, strict=True))
+        self._x = np.stack([self._rows[position] for position in chosen])
+        place = np.empty(len(history.codes))
+        place[ranking] = (np.arange(len(ranking)) + 0.5) / len(ranking)
+        target = np.log(place[chosen] / (1 - place[chosen]))
+        y = (target - target.mean()) / (target.std() or 1.0)
+        self._centre = self._x.mean(0)
+        centred = self._x - self._centre
+        self._set_scales(centred, history.encoding.columns)
+        self._trained = self._effects(centred)
+        dots = self._trained @ self._trained.T
+        distance = _differences(self._x, self._x)
+        self._scale = max(float(np.median(distance)), 1.0)
+        best: float | None = None
+        # How fast the fading part fades, and the noise, by marginal likelihood.
+        for length in (0.5, 1.5):
+            kernel = dots + FADING * np.exp(-distance / (length * self._scale))
+            for noise in (0.1, 0.5):
+                factor = cho_factor(kernel + noise * np.eye(len(y)), lower=True)
+                weights = cho_solve(factor, y)
+                evidence = -0.5 * float(y @ weights) - float(np.log(np.diag(factor[0])).sum())
+                if best is None or evidence > best:
+                    best, self._factor, self._weights, self._length = evidence, factor, weights, length
+        # The linear parts' prediction is a sum over features, which needs no trials.
+        ends = np.cumsum([part.shape[1] for part in (centred, *self._groups)])[:-1]
+        parts = np.split(self._trained.T @ self._weights, ends)
+        self._slopes = parts[0] * self._scales[0]
+        for groups, part, scale in zip(self._groups, parts[1:], self._scales[1:], strict=True):
+            self._slopes = self._slopes + groups @ part * scale
+        return True
+
+    def mean(self, history: History, codes: list[Code]) -> np.ndarray:
+        """What the codes are probably worth, ``[codes]``, lower is better."""
+        x = history.encoding.features(codes)
+        return (x - self._centre) @ self._slopes + self._fading(x) @ self._weights
+
+    def spread(self, history: History, codes: list[Code]) -> np.ndarray:
+        """The standard deviation of what the codes are worth, ``[codes]``."""
+        x = history.encoding.features(codes)
+        effects = self._effects(x - self._centre)
+        cross = effects @ self._trained.T + self._fading(x)
+        own = (effects**2).sum(1) + FADING
+        return np.sqrt(np.maximum(own - (cross * cho_solve(self._factor, cross.T).T).sum(1), 1e-9))
+
+    def _fading(self, x: np.ndarray) -> np.ndarray:
+        return FADING * np.exp(-_differences(x, self._x) / (self._length * self._scale))
+
+    def _effects(self, centred: np.ndarray) -> np.ndarray:
+        """The features of the linear parts, each part scaled to the same share of the kernel."""
+        parts = [centred, *(centred @ groups for groups in self._groups)]
+        return np.concatenate([part * scale for part, scale in zip(parts, self._scales, strict=True)], axis=1)
+
+    def _set_scales(self, centred: np.ndarray, columns: list[tuple[str, str]]) -> None:
+        if not self._groups:
+            modules = [f"{name.rpartition('.')[2]} {feature}" for name, feature in columns]
+            self._groups = [_groups([feature for _, feature in columns]), _groups(modules)]
+        sizes = [float((part**2).sum(1).mean()) for part in (centred, *(centred @ groups for groups in self._groups))]
+        self._scales = [float(np.sqrt((1 - FADING) / len(sizes) / max(size, 1e-9))) for size in sizes]
+
+
+def _groups(names: list[str]) -> np.ndarray:
+    """Sums columns of one name, ``[columns, names]``."""
+    index: dict[str, int] = {}
+    positions = [index.setdefault(name, len(index)) for name in names]
+    table = np.zeros((len(names), len(index)), dtype=np.float32)
+    table[np.arange(len(names)), positions] = 1.0
+    return table
+
+
+def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The number of features that differ, of each row of a and each of b."""
+    return a.sum(1)[:, None] + b.sum(1)[None, :] - 2 * a @ b.T

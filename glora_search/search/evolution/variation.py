@@ -1,0 +1,117 @@
+"""How a genome becomes another one: few genes change, and the parameter count stays near the parent's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from glora_search.search.encoding import Code, Encoding
+
+
+def resized(
+    encoding: Encoding,
+    code: Code,
+    max_params: int | None,
+    rng: np.random.Generator,
+    *,
+    grow: bool = False,
+    keep: Collection[int] = (),
+) -> Code:
+    """Change single genes of random layers until a code has at most so many parameters.
+
+    Args:
+        max_params: the result has at most so many; None leaves the code as it is.
+        grow: also enlarge a code that is below, as long as it stays below.
+        keep: layers not to touch as long as the others suffice.
+    """
+    params = encoding.params(code)
+    if max_params is None or (params <= max_params and not grow):
+        return code
+    result = code.tolist()
+    order = rng.permutation(encoding.free).tolist()
+    if keep:
+        order = [layer for layer in order if layer not in keep] + [layer for layer in order if layer in keep]
+    # One gene at a time shrinks a code gently; a layer's smallest setting is the last resort.
+    for last in (False, True):
+        for layer in order:
+            if params <= max_params:
+                break
+            table, own = encoding.tables[layer], result[layer]
+            options = [table.smallest] if last else table.neighbours[own]
+            options = [option for option in options if table.params[option] < table.params[own]]
+            if options:
+                result[layer] = _one(options, rng)
+                params += table.params[result[layer]] - table.params[own]
+    for layer in order if grow else ():
+        table, own = encoding.tables[layer], result[layer]
+        room = table.params[own] + max_params - params
+        options = [option for option in table.neighbours[own] if table.params[own] < table.params[option] <= room]
+        if options:
+            result[layer] = _one(options, rng)
+            params += table.params[result[layer]] - table.params[own]
+    return np.array(result, dtype=np.int64)
+
+
+class GiveAndTake:
+    """A mutation: single genes of few layers change, and other layers give or take what that costs or frees.
+
+    Args:
+        changes: the mean number of genes that change first; at least one does.
+        keep_size: the share of mutants that are brought back to their parent's size; the others keep the size that
+            the changes gave them, as long as it fits.
+    """
+
+    def __init__(self, changes: float = 2.0, keep_size: float = 0.5) -> None:
+        self.changes, self.keep_size = changes, keep_size
+
+    def __call__(self, encoding: Encoding, parent: Code, max_params: int | None, rng: np.random.Generator) -> Code:
+        """A mutant."""
+        child, kept = parent.copy(), set()
+        for _ in range(rng.geometric(1 / max(1.0, self.changes))):
+            layer = int(encoding.free[int(rng.random() * len(encoding.free))])
+            child[layer] = _one(encoding.tables[layer].neighbours[child[layer]], rng)
+            kept.add(layer)
+        if rng.random() < self.keep_size:
+            size = encoding.params(parent)
+            freed = size - encoding.params(child)
+            child = self._take(encoding, child, freed, rng, kept) if freed > 0 else child
+            child = resized(encoding, child, size, rng, keep=kept)
+        return resized(encoding, child, max_params, rng, keep=kept)
+
+    @staticmethod
+    def _take(encoding: Encoding, child: Code, room: int, rng: np.random.Generator, kept: Collection[int]) -> Code:
+        """Enlarge other layers by what was freed, each by the gene that fits best, until hardly any is left."""
+        for layer in rng.permutation(encoding.free).tolist():
+            table, own = encoding.tables[layer], int(child[layer])
+            growth = [table.params[option] - table.params[own] for option in table.neighbours[own]]
+            best = max((size for size in growth if 0 < size <= room), default=0)
+            if best and layer not in kept:
+                child[layer] = table.neighbours[own][growth.index(best)]
+                room -= best
+            if room * 4 * len(encoding.free) < encoding.params(child):
+                break  # less than a quarter of a layer's mean share
+        return child
+
+
+class LayerCrossover:
+    """A crossover: every layer from one of two parents, then moved into the budget.
+
+    Args:
+        share: of the layers that come from the second parent.
+    """
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+
+    def __call__(
+        self, encoding: Encoding, first: Code, second: Code, max_params: int | None, rng: np.random.Generator
+    ) -> Code:
+        """A child of two parents."""
+        child = np.where(rng.random(len(first)) < self.share, second, first)
+        return resized(encoding, child, max_params, rng)
+
+
+def _one(options: list[int], rng: np.random.Generator) -> int:
+    # Many times faster than rng.integers, and called for every gene of every candidate.
+    return options[int(rng.random() * len(options))]

@@ -1,0 +1,119 @@
+"""What a search knows: its finished trials as arrays, for the samplers to draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from glora_search.errors import invalid
+from glora_search.search.encoding import Code, Encoding, key_of
+
+LOSS = "loss"
+"""Trial attribute: the validation loss, which breaks ties of the score."""
+METRIC = "metric"
+"""Trial attribute: the task's metric."""
+PARAMS = "params"
+"""Trial attribute: the adapter's parameters."""
+ORIGIN = "origin"
+"""Trial attribute: where a genome comes from: a uniform method's name, random, mutation, crossover, or a sampler."""
+KEY = "key"
+"""Trial attribute: the name of what the genome computes, see `encoding.key_of`."""
+FAILED = "failed"
+"""Trial attribute: why a trial has no value."""
+NOTES = "notes"
+"""Trial attribute: what the sampler wants to find again at its trials."""
+
+
+def rank_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:
+    """Sorts finished trials, best first: the score, then the loss, then the earlier one."""
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    return sign * float(trial.values[0]), float(trial.user_attrs.get(LOSS, 0.0)), trial.number
+
+
+class History:
+    """The trials of a search, in the order in which they finished.
+
+    Attributes:
+        encoding: of the search's space.
+        max_params: the budget; None is no budget.
+        direction: of the score.
+        trials: the finished trials, failed and partial ones included.
+        codes: code of each trial.
+        whole: positions in ``trials`` of those that were scored on all rows.
+        scores: of the trials in ``whole``, lower is better, whatever the direction.
+        seen: the keys of all trials.
+        pending: the keys that other workers evaluate at the moment.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        *,
+        max_params: int | None = None,
+        direction: StudyDirection = StudyDirection.MAXIMIZE,
+    ) -> None:
+        self.encoding, self.max_params, self.direction = encoding, max_params, direction
+        self.trials: list[FrozenTrial] = []
+        self.codes: list[Code] = []
+        self.whole: list[int] = []
+        self.scores: list[float] = []
+        self.seen: set[str] = set()
+        self.pending: set[str] = set()
+        self._losses: list[float] = []
+        self._ranking: np.ndarray | None = None
+
+    def add(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take in finished trials.
+
+        Raises:
+            UserError: a trial is of another space.
+        """
+        for trial in trials:
+            try:
+                code = self.encoding.encode(trial.params)
+            except KeyError as error:
+                space = self.encoding.space
+                allowed = f"trials of the space {space.name!r} with its {len(space.genes)} genes"
+                raise invalid("storage", f"trial {trial.number} without a fitting {error}", allowed) from None
+            if trial.state == TrialState.COMPLETE:
+                score, loss, _ = rank_key(trial, self.direction)
+                self.whole.append(len(self.trials))
+                self.scores.append(score)
+                self._losses.append(loss)
+            self._ranking = None
+            self.trials.append(trial)
+            self.codes.append(code)
+            self.seen.add(key_of(code))
+
+    @property
+    def sign(self) -> float:
+        """What makes a value of the study one where lower is better."""
+        return -1.0 if self.direction == StudyDirection.MAXIMIZE else 1.0
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def fits(self, code: Code) -> bool:
+        """Whether a code is within the budget."""
+        return self.max_params is None or self.encoding.params(code) <= self.max_params
+
+    def is_new(self, code: Code) -> bool:
+        """Whether no trial has this code and no other worker evaluates it."""
+        key = key_of(code)
+        return key not in self.seen and key not in self.pending
+
+    def ranking(self) -> np.ndarray:
+        """Positions in ``trials`` of what was scored on all rows, best first."""
+        if self._ranking is None:
+            order = np.lexsort((self.whole, self._losses, self.scores))
+            self._ranking = np.array(self.whole, dtype=np.int64)[order]
+        return self._ranking
+
+    def notes(self, position: int) -> dict[str, Any]:
+        """What the sampler noted at a trial."""
+        found: dict[str, Any] = self.trials[position].user_attrs.get(NOTES, {})
+        return found

@@ -1,0 +1,168 @@
+"""Where a search is kept: a journal file, or whatever storage of Optuna's a URL names."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna
+from filelock import FileLock
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+
+from glora_search.errors import UserError, invalid
+
+SCHEMES = {
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+}
+"""Database schemes and the drivers that come with the package's extras."""
+
+EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "redis": "redis", "grpc": "grpc"}
+"""Module -> the extra that installs it."""
+
+
+def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
+    """Open a storage.
+
+    Args:
+        where: a journal's file, made if it is not there; a URL: ``postgresql://``, ``mysql://``, ``sqlite://``,
+            ``redis://``, or ``grpc://host:port`` of ``optuna.storages.run_grpc_proxy_server``; or an Optuna storage.
+
+    Raises:
+        UserError: no such kind of storage, its driver is not installed, or it cannot be reached.
+    """
+    if isinstance(where, BaseStorage):
+        return where
+    if isinstance(where, Path) or "://" not in where:
+        return JournalStorage(JournalFile(Path(where)))
+    parts = urlsplit(where)
+    scheme, _, rest = where.partition("://")
+    shown = f"{scheme}://{parts.hostname or ''}{parts.path}"  # without the password
+    try:
+        if scheme == "redis":
+            return JournalStorage(optuna.storages.journal.JournalRedisBackend(where))
+        if scheme == "grpc":
+            proxy = optuna.storages.GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
+            proxy.wait_server_ready(timeout=30)
+            return proxy
+        if scheme.partition("+")[0] in (*SCHEMES, "sqlite"):
+            url = f"{SCHEMES.get(scheme, scheme)}://{rest}"
+            # A connection that a server's restart has cut is opened again.
+            options = {} if scheme == "sqlite" else {"pool_pre_ping": True, "pool_recycle": 1800}
+            return optuna.storages.get_storage(_database(url, options))
+    except ImportError as error:
+        extra = next((name for module, name in EXTRAS.items() if module in str(error).lower()), None)
+        how = f"pip install 'glora-search[{extra}]'" if extra else str(error)
+        raise invalid("storage", shown, f"a storage whose driver is installed: {how}") from None
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise invalid("storage", shown, f"a storage that can be reached ({reason})") from error
+    allowed = "the file of a journal, or a URL: postgresql://, mysql://, sqlite:///, redis://, grpc://host:port"
+    raise invalid("storage", shown, allowed)
+
+
+def _database(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """A database; of workers that find it empty at the same time, one makes the tables and the others try again."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for attempt in range(10):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, ProgrammingError):
+            if attempt == 9:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("unreachable")
+
+
+class JournalFile(BaseJournalBackend):
+    """A journal on a local or a shared disk: one JSON line an operation, on disk before the call returns.
+
+    What a kill or a full disk has left of a line is removed before the next one is written. A line that is damaged
+    anywhere else is named, and nothing is written behind it. The lock is the kernel's, so that a killed process
+    leaves none behind; a shared disk has to support it (NFS 4 does).
+
+    Args:
+        path: the file; it is made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._lock = FileLock(f"{path}.lock")
+        self._number, self._offset = 0, 0
+        with self._lock:
+            self._repair()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The operations from a number on.
+
+        Raises:
+            UserError: a line is damaged; the message names it.
+        """
+        with self.path.open("rb") as file:
+            if log_number_from < self._number:
+                self._number, self._offset = 0, 0
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # being written, or cut off by a kill: the next write removes it
+                number = self._number
+                try:
+                    log = json.loads(line)
+                except ValueError:
+                    raise UserError(
+                        f"{self.path}: line {number + 1} is damaged: {line[:60]!r}; remove it, or use another storage"
+                    ) from None
+                self._number, self._offset = number + 1, self._offset + len(line)
+                if number >= log_number_from:
+                    yield log
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write operations.
+
+        Raises:
+            OSError: they could not be written, by a full disk say; the file is as it was.
+        """
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self._lock:
+            self._repair()
+            size = self.path.stat().st_size
+            try:
+                write_synced(self.path, lines.encode())
+            except OSError:
+                os.truncate(self.path, size)
+                raise
+
+    def _repair(self) -> None:
+        """Remove what a killed process has left of a line at the file's end."""
+        with self.path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            start = end
+            while start:
+                step = min(start, 1 << 16)
+                start -= step
+                file.seek(start)
+                newline = file.read(step).rfind(b"\n")
+                if newline >= 0:
+                    start += newline + 1
+                    break
+            if start < end:
+                file.truncate(start)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Append to a file, and return once it is on the disk."""
+    with path.open("ab", buffering=0) as file:
+        written = 0
+        while written < len(content):
+            written += file.write(content[written:]) or 0
+        os.fsync(file.fileno())
