@@ -6,6 +6,7 @@ Each function takes a model's adapter and gives the config and the weights in th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from glora_search.errors import UserError, invalid
 from glora_search.paths import PATHS, TIED, path_shapes
 from glora_search.tuners.glora.config import GLoraConfig
-from glora_search.tuners.glora.layer import GLoraLayer
+from glora_search.tuners.glora.layer import SUPPORTED_LAYERS, GLoraLayer
 
 Weights = dict[str, Tensor]
 """A state dict in the names of a saved adapter: ``base_model.model.<layer>.glora_<path>.<tensor> -> tensor``."""
@@ -119,7 +120,7 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
     if not ranks:
         raise invalid("to_lora", "an adapter without any path", "subnets with a B path")
     # peft takes the first pattern that matches the end of a module's name: the longest has to come first.
-    pattern = {module: ranks[module] for module in sorted(ranks, key=len, reverse=True)}
+    pattern = {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
     config = peft.LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),
@@ -212,9 +213,9 @@ def _targets(model: PeftModel, layers: dict[str, GLoraLayer]) -> list[str]:
     """
     names = sorted(layers)
     for name, module in model.base_model.model.named_modules():
-        inside = any(name == own or name.startswith(f"{own}.") for own in names)
-        if not inside and isinstance(module, torch.nn.Linear) and any(name.endswith(f".{own}") for own in names):
-            clash = next(own for own in names if name.endswith(f".{own}"))
+        layer = isinstance(module, (GLoraLayer, *SUPPORTED_LAYERS)) and not name.endswith(".base_layer")
+        clash = next((own for own in names if name.endswith(f".{own}")), None) if name not in layers else None
+        if layer and clash is not None:
             raise UserError(f"target_modules: {clash} would match {name} as well, in peft's way of matching names")
     return names
 

@@ -219,20 +219,30 @@ class _GLoraLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, a, a_down, a_up, b_down, b_up, c, d, e, frozen, thin = ctx.saved_tensors
-        need = dict(zip(INPUTS, ctx.needs_input_grad, strict=True))
-        found: dict[str, Tensor] = {}
-        if any(need[name] for name in ("bias", "c", "d", "e")):
-            found = _bias_gradients(_sum_rows(grad), weight, bias, c, d, e, need)
-        if a_down is not None:
-            found |= _dense_gradients(grad, x, weight, a_down, a_up, b_down, b_up, need)
-        else:
-            found |= _thin_gradients(grad, x, weight, a, b_down, b_up, frozen, thin, need)
-        return tuple(found.get(name) if need[name] else None for name in INPUTS)
+        if not torch.is_autocast_enabled(grad.device.type):
+            return _gradients(ctx, grad)
+        with torch.autocast(grad.device.type, enabled=False):  # the forward has chosen the dtype
+            return _gradients(ctx, grad)
 
 
 INPUTS = ("x", "weight", "bias", "a", "a_down", "a_up", "b_down", "b_up", "c", "d", "e")
 """The inputs of `_GLoraLinear`."""
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """One gradient for each of `INPUTS`."""
+    x, weight, bias, a, a_down, a_up, b_down, b_up, c, d, e, frozen, thin = ctx.saved_tensors
+    need = dict(zip(INPUTS, ctx.needs_input_grad, strict=True))
+    if need["weight"]:
+        raise RuntimeError("GLoRA's base weights are frozen, but requires_grad is set on one: merge, then train it")
+    found: dict[str, Tensor] = {}
+    if any(need[name] for name in ("bias", "c", "d", "e")):
+        found = _bias_gradients(_sum_rows(grad), weight, bias, c, d, e, need)
+    if a_down is not None:
+        found |= _dense_gradients(grad, x, weight, a_down, a_up, b_down, b_up, need)
+    else:
+        found |= _thin_gradients(grad, x, weight, a, b_down, b_up, frozen, thin, need)
+    return tuple(found.get(name) if need[name] else None for name in INPUTS)
 
 
 def _scaled(y: Tensor, a: Tensor, b: Tensor | None) -> Tensor:

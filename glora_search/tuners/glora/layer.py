@@ -101,6 +101,7 @@ class FrozenLinear(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
+        self.register_state_dict_post_hook(_keep_trained_bias)  # type: ignore[operator]
 
     def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
         """What these adapters add up to on this layer, in this dtype."""
@@ -116,7 +117,7 @@ class FrozenLinear(BaseTunerLayer):
         base: Any = self.base_layer
         weight, bias = base.weight, base.bias if self.has_bias else None
         dtype = weight.dtype
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         terms = self.terms(names, dtype)
@@ -150,7 +151,7 @@ class FrozenLinear(BaseTunerLayer):
         Raises:
             ValueError: ``safe_merge`` found a weight that is not finite.
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if self.has_adapter(name)]
+        names = [n for n in dict.fromkeys(check_adapters_to_merge(self, adapter_names)) if self.has_adapter(n)]
         if names:
             self._remerge([*self.merged_adapters, *names], safe_merge)
 
@@ -180,6 +181,13 @@ class FrozenLinear(BaseTunerLayer):
             base.bias.data = bias
         self.merged_adapters = list(adapter_names)
         self._unmerged = kept if adapter_names else None
+
+
+def _keep_trained_bias(layer: FrozenLinear, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """A trained bias is saved with its adapter: as it was trained, also while the adapter is merged into it."""
+    name = f"{prefix}base_layer.bias"
+    if layer._unmerged is not None and name in state_dict and layer.base_layer.bias.requires_grad:
+        state_dict[name] = layer._unmerged[1]
 
 
 class GLoraLayer(FrozenLinear):

@@ -9,6 +9,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from glora_search.tuners.glora.config import GLoraConfig
@@ -55,7 +56,7 @@ class GLoraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand ``adapter_names`` of a mixed batch to every layer for the time of one forward."""
+        """Hand ``adapter_names`` of a mixed batch to every layer, and to every head, for the time of one call."""
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is None:
             yield
@@ -67,8 +68,19 @@ class GLoraModel(BaseTuner):
         unknown = sorted(set(adapter_names) - known)
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        hook = partial(_pass_adapter_names, adapter_names=adapter_names)
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+        # Beam search repeats every row; an encoder still sees the rows as they were given.
+        beams = kwargs.get("num_beams")
+        repeated = [name for name in adapter_names for _ in range(beams if isinstance(beams, int) else 1)]
+        two_parts = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        once = {id(module) for module in self.model.get_encoder().modules()} if two_parts else set()
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_pass_adapter_names, adapter_names=adapter_names if id(module) in once else repeated),
+                with_kwargs=True,
+            )
+            for module in self.modules()
+            if isinstance(module, (GLoraLinear, AuxiliaryTrainingWrapper))
+        ]
         try:
             yield
         finally:

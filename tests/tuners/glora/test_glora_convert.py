@@ -131,14 +131,15 @@ def test_a_subnet_of_b_paths_is_a_lora(architecture, make_model, randomize, logi
 def test_as_a_lora_every_layer_keeps_its_own_rank_and_layers_without_a_path_are_left_out(make_model, randomize):
     config, _ = to_lora(randomize(get_peft_model(make_model("bert"), b_only())))
     prefix = "bert.encoder.layer."
-    assert config.rank_pattern == {
+    ranks = {name.replace("\\", ""): rank for name, rank in config.rank_pattern.items()}
+    assert ranks == {
         f"{prefix}0.attention.self.query": 2,
         f"{prefix}0.attention.self.value": 1,
         f"{prefix}1.attention.self.value": 1,
         f"{prefix}0.intermediate.dense": 1,
         f"{prefix}1.intermediate.dense": 5,
     }
-    assert config.target_modules == set(config.rank_pattern)
+    assert config.target_modules == set(ranks)
 
 
 def test_other_paths_than_b_are_refused_as_a_lora_with_the_layer_and_the_paths(make_model, randomize):
@@ -186,6 +187,34 @@ def test_a_name_that_peft_would_match_twice_is_refused():
     for convert in (to_stock, to_lora):
         with pytest.raises(UserError, match=r"0 would match 1\.0 as well"):
             convert(adapted)
+
+
+class Named(nn.Module):
+    """Layers ``a.q`` and ``a_q``: a dot, as a pattern, matches both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.ModuleDict({"q": nn.Linear(3, 3)})
+        self.a_q, self.q = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.q(self.a_q(self.a["q"](x)))
+
+
+def test_names_are_not_taken_for_patterns(randomize):
+    pattern = {"a.q": {"r": 2}, "a_q": {"r": 3}}
+    config = GLoraConfig(target_modules=["a.q", "a_q"], path_pattern=pattern, **{**NONE, "config_B": "lora"})
+    model = randomize(get_peft_model(Named(), config))
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(loaded(Named(), *to_lora(model))(x), model(x))
+
+
+def test_a_layer_without_paths_whose_name_ends_like_one_with_paths_is_not_adapted_unseen():
+    pattern = {"a.q": {"B": "none"}}
+    config = GLoraConfig(target_modules=["q"], path_pattern=pattern, **{**NONE, "config_B": "lora"})
+    with pytest.raises(UserError, match=r"q would match a\.q as well"):
+        to_lora(get_peft_model(Named(), config))
 
 
 def test_trained_biases_and_the_head_come_along(make_model, randomize, logits):

@@ -368,3 +368,38 @@ def test_small_scales_are_not_lost_in_half_precision():
         y, wanted = layer(x).double(), base(x).double() * 1.003
     slope = (y * wanted).sum() / (wanted * wanted).sum()
     assert abs(slope - 1) < 5e-4  # 0.003 without the paths
+
+
+@pytest.mark.parametrize("a", ["lora", "vector"])
+def test_a_backward_pass_inside_autocast_gives_the_gradients_of_the_forwards_dtype(a):
+    layer = adapted(linear(dtype=torch.float32), one=LayerPaths(a, "lora", "vector", "vector", "vector", r=2))
+    gradients = []
+    for inside in (False, True):
+        layer.zero_grad()
+        y = layer(inputs(torch.float32))
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            y.backward(torch.ones_like(y))
+        gradients.append([p.grad.clone() for p in layer.parameters() if p.requires_grad])
+    for outside, within in zip(*gradients, strict=True):
+        assert torch.equal(outside, within)
+
+
+def test_under_autocast_a_double_base_stays_double_as_a_plain_layer_does():
+    layer = adapted(linear(), one=FULL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs()).dtype == layer.get_base_layer()(inputs()).dtype == torch.float64
+
+
+def test_an_adapter_named_twice_is_merged_once():
+    layer = adapted(linear(), one=FULL)
+    expected = layer(inputs())
+    layer.merge(adapter_names=["one", "one"])
+    assert layer.merged_adapters == ["one"]
+    torch.testing.assert_close(layer(inputs()), expected)
+
+
+def test_a_base_weight_that_shall_be_trained_is_refused_and_not_left_without_a_gradient():
+    layer = adapted(linear(), one=FULL)
+    layer.get_base_layer().weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="base weights are frozen"):
+        layer(inputs()).sum().backward()

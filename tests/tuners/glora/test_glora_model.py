@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -553,3 +554,55 @@ def test_it_compiles_to_one_graph_with_the_same_gradients(paths, autocast, make_
     assert len(expected) > 3
     for actual, wanted in zip(gradients(compiled), expected, strict=True):
         close(actual.float(), wanted.float(), 0.05 if autocast else 1e-5)
+
+
+@pytest.mark.parametrize("names", [["first", "second", "__base__", "first"], ["__base__"] * 4])
+def test_each_row_of_a_mixed_batch_takes_the_head_of_its_own_adapter(names, make_model, randomize, logits):
+    model = get_peft_model(make_model("bert").double(), config(task_type="SEQ_CLS"), adapter_name="first")
+    model.add_adapter("second", config(task_type="SEQ_CLS", config_A_B="vector"))
+    randomize(randomize(model, 1, "first"), 2, "second").eval()
+    expected = {"__base__": logits(make_model("bert").double())}
+    for name in ("second", "first"):
+        model.set_adapter(name)
+        expected[name] = logits(model)
+    assert not torch.allclose(expected["first"], expected["second"])
+    mixed = logits(model, adapter_names=names)
+    for row, name in enumerate(names):
+        close(mixed[row], expected[name][row])
+
+
+def test_a_mixed_batch_can_be_generated_with_beams(make_model, randomize):
+    model = randomize(get_peft_model(make_model("llama"), config("llama", task_type="CAUSAL_LM"))).eval()
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    options = {"num_beams": 2, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    mixed = model.generate(input_ids=ids, adapter_names=["default", "__base__"], **options)
+    alone = model.generate(input_ids=ids[:1], **options)
+    plain = make_model("llama").generate(input_ids=ids[1:], **options)
+    assert torch.equal(mixed[:1, : alone.shape[1]], alone)
+    assert torch.equal(mixed[1:, : plain.shape[1]], plain)
+
+
+def test_a_trained_bias_is_saved_as_it_was_trained_also_while_merged(make_model, randomize, logits, tmp_path):
+    model = randomize(get_peft_model(make_model("bert").double(), config(bias="glora_only")))
+    for name, parameter in model.named_parameters():
+        if name.endswith("base_layer.bias"):
+            parameter.data += 1
+    expected = logits(model)
+    model.merge_adapter()
+    model.save_pretrained(tmp_path)
+    close(logits(PeftModel.from_pretrained(make_model("bert").double(), tmp_path)), expected)
+
+
+def test_merge_and_unload_keeps_no_copy_of_the_base_weights(make_model, randomize, monkeypatch):
+    kept = []
+    remerge = GLoraLinear._remerge
+
+    def watched(layer: GLoraLinear, *args: Any, **kwargs: Any) -> None:
+        remerge(layer, *args, **kwargs)
+        kept.append(weakref.ref(layer._unmerged[0].untyped_storage()))
+
+    monkeypatch.setattr(GLoraLinear, "_remerge", watched)
+    merged = randomize(get_peft_model(make_model("bert"), config())).merge_and_unload()
+    assert len(kept) == 6
+    assert not any(reference() is not None for reference in kept)
+    assert merged is not None
