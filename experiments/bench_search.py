@@ -182,7 +182,7 @@ def storages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What the records of a trial take, and how many a second a storage takes from 4 workers."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for genes, trials in ((40, 200), (448, 60)):
+        for genes, trials in ((40, 60), (448, 12)):
             for name, where in _storages(arguments, Path(folder)).items():
                 alone, together = (_rate(where, genes, count, trials, 0.0) for count in (1, 4))
                 rows.append(

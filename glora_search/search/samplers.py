@@ -143,6 +143,8 @@ class OptunaProposer:
         trial = self.study.ask()
         self._asked = trial
         if isinstance(self.study.sampler, BaseGASampler):
+            # Every trial has all genes; a new sampler would find that out by reading all trials.
+            self.study.sampler.infer_relative_search_space = lambda study, trial: self.genes  # type: ignore[method-assign]
             # The parents come in another order where they are selected than where they are remembered; from now on
             # they are remembered, in a continued search as in one that never stopped.
             sampler, frozen = self.study.sampler, self.storage.get_trial(trial._trial_id)

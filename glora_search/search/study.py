@@ -31,7 +31,7 @@ from glora_search.space import BoundSpace, Genome
 
 STUDY_NAME = "search"
 PATIENCE_SECONDS = 60.0
-"""How long a storage that cannot be written is tried again, before the search ends with an error."""
+"""How long a storage that does not answer is tried again, before the search ends with an error."""
 UNWRITTEN = (OSError, StorageInternalError)
 """What storages raise where they cannot be written; `RuntimeError`s of Optuna's are mistakes in their use."""
 
@@ -142,7 +142,7 @@ class _Worker:
         """Evaluate until the search is complete."""
         pause, salt = _Pause(), 0
         while True:
-            self._look(self.ledger.claims())
+            self._look(self.ledger.claims)
             if self._finished() >= self.trials:
                 return
             proposal = None
@@ -177,9 +177,10 @@ class _Worker:
     def _finished(self) -> int:
         return len(self.history) + len(self.unwritten)
 
-    def _look(self, claims: set[str]) -> None:
+    def _look(self, read_claims: Callable[[], set[str]]) -> None:
         """Take in what others have finished; what they claim and have not finished is pending."""
-        new = self.ledger.new_trials()
+        claims = _patiently(read_claims)  # before the trials: a claim that has ended since is a trial by then
+        new = _patiently(self.ledger.new_trials)
         self.history.add(new)
         self.history.pending = claims - self.history.seen
         if self.on_trial is not None:
@@ -189,7 +190,7 @@ class _Worker:
     def _claim(self, proposal: Proposal) -> bool:
         """Claim a genome; False where another worker was faster, or the last trial was taken."""
         key = key_of(proposal.code)
-        self._look(_patiently(lambda: self.ledger.claim(key)))
+        self._look(lambda: self.ledger.claim(key))
         if not self.history.is_new(proposal.code) or self._finished() + len(self.history.pending) >= self.trials:
             self.ledger.release()
             return False
@@ -210,7 +211,7 @@ class _Worker:
             trial = _failed(trial, f"not stored: {_reason(error)}")
             self.unwritten.append(trial)
             self.history.seen.add(trial.user_attrs[KEY])
-        self._look(self.ledger.claims())
+        self._look(self.ledger.claims)
         return trial
 
 
@@ -324,10 +325,10 @@ class _Pause:
 
 
 def _patiently(use: Callable[[], Any]) -> Any:
-    """Use the storage; where it cannot be written, try again for a while.
+    """Use the storage; where it does not answer, try again for a while.
 
     Raises:
-        UserError: it could not be written for a minute. What was recorded stays; a continued search goes on there.
+        UserError: it could not be used for a minute. What was recorded stays; a continued search goes on there.
     """
     pause, until = _Pause(), time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -335,7 +336,7 @@ def _patiently(use: Callable[[], Any]) -> Any:
             return use()
         except UNWRITTEN as error:
             if time.monotonic() > until:
-                raise UserError(f"search: the storage cannot be written ({_reason(error)})") from error
+                raise UserError(f"search: the storage cannot be used ({_reason(error)})") from error
         pause()
 
 

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from glora_search.errors import UserError
 from glora_search.search import Evaluation, best_trial, front, search
+from glora_search.search import study as study_module
 from glora_search.search.history import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
 from glora_search.search.ledger import Ledger
 from glora_search.space import BoundSpace, SpaceLayer
@@ -233,3 +234,22 @@ def test_optunas_importances_and_plots_work_on_the_study(space, evaluator, tmp_p
         plots.plot_contour(study, params=sorted(genes)[:2]),
     ):
         assert figure.data
+
+
+def test_a_storage_that_does_not_answer_is_tried_again_and_then_named(space, evaluator, tmp_path, monkeypatch):
+    original, failures = Ledger.claim, [OSError(errno.ENOSPC, "No space left on device")] * 3
+
+    def claim(self, key):
+        if failures:
+            raise failures.pop()
+        return original(self, key)
+
+    monkeypatch.setattr(Ledger, "claim", claim)
+    study = search(space, evaluator(), trials=5, storage=tmp_path / "journal.log")
+    assert len(genomes(study)) == 5
+    monkeypatch.setattr(study_module, "PATIENCE_SECONDS", 0.0)
+    failures.extend([OSError(errno.ENOSPC, "No space left on device")] * 99)
+    with pytest.raises(UserError, match=r"storage cannot be used \(OSError.*No space left"):
+        search(space, evaluator(), trials=9, storage=tmp_path / "journal.log")
+    failures.clear()
+    assert len(genomes(search(space, evaluator(), trials=9, storage=tmp_path / "journal.log"))) == 9

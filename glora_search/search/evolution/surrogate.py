@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import ThreadpoolController
 
 from glora_search.search.encoding import Code
 from glora_search.search.history import History
 
 FADING = 0.25
 """The share of the kernel's part that fades with the number of differences."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _on_one_thread(method: Method) -> Method:
+    """Several threads take many times as long as one for matrices of this size, the more so beside torch's own."""
+
+    @functools.wraps(method)
+    def limited(*args: Any) -> Any:
+        with _blas().limit(limits=1, user_api="blas"):
+            return method(*args)
+
+    return cast(Method, limited)
 
 
 class GeneImportance:
@@ -29,6 +53,7 @@ class GeneImportance:
         self._groups: list[np.ndarray] = []
         self._scales: list[float] = []
 
+    @_on_one_thread
     def fit(self, history: History) -> bool:
         """Learn from the trials that were scored on all rows; False where they are too few."""
         if len(history.whole) < 8:
@@ -73,11 +98,13 @@ class GeneImportance:
             self._slopes = self._slopes + groups @ part * scale
         return True
 
+    @_on_one_thread
     def mean(self, history: History, codes: list[Code]) -> np.ndarray:
         """What the codes are probably worth, ``[codes]``, lower is better."""
         x = history.encoding.features(codes)
         return (x - self._centre) @ self._slopes + self._fading(x) @ self._weights
 
+    @_on_one_thread
     def spread(self, history: History, codes: list[Code]) -> np.ndarray:
         """The standard deviation of what the codes are worth, ``[codes]``."""
         x = history.encoding.features(codes)
