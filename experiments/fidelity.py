@@ -32,7 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import transformers
 from fidelity_report import read_rows, write_report
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 from glora_search.files import read_json, write_json
 from glora_search.learning_rates import PathTrainer
@@ -325,9 +325,10 @@ def retrained(task: TextClassification, name: str, args: argparse.Namespace) -> 
             supernet = PeftModel.from_pretrained(fresh_model(task, seed), str(folder))
             config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
             config.inference_mode = False
-            if args.new_head:
-                weights = {key: value for key, value in weights.items() if "glora_" in key}
             model = get_peft_model(fresh_model(task, seed), config)
+            if args.new_head:
+                drawn = get_peft_model_state_dict(model)
+                weights |= {key: value for key, value in drawn.items() if "glora_" not in key}
             set_peft_model_state_dict(model, weights)
             before = evaluate(model, batches, task.score)
             options = {"lr_factors": args.lr_factors, "warmup_steps": args.warmup}
