@@ -32,8 +32,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import transformers
 from fidelity_report import read_rows, write_report
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
+from glora_search.files import read_json, write_json
 from glora_search.learning_rates import PathTrainer
 from glora_search.recipe import Recipe
 from glora_search.search.evaluator import SubnetEvaluator, evaluate, length_sorted_batches
@@ -231,7 +232,6 @@ def supernets(task: TextClassification, name: str, args: argparse.Namespace) -> 
     """
     path = args.results / "supernets.csv"
     space = SearchSpace.load(SPACE).bind(fresh_model(task, SPLIT_SEED), task.modules_to_save)
-    steps_an_epoch = -(-len(task.train) // args.batch)
     for seed, sharing, strategy in itertools.product(args.seeds, args.sharing, args.strategies):
         wanted = {
             "dataset": name,
@@ -246,42 +246,51 @@ def supernets(task: TextClassification, name: str, args: argparse.Namespace) -> 
         }
         if is_done(path, wanted):
             continue
-        started = time.perf_counter()
-        # The budget's strategy needs one; the others train the whole range, which is what is measured.
-        max_params = BUDGET if strategy == "budget" else None
-        sampling = make_sampling(strategy, space, seed=seed, max_params=max_params, options=args.options)
-        modules = task.modules_to_save or None
-        config = SupernetConfig(space=space, sharing=sharing, task_type=task.task_type, modules_to_save=modules)
-        model = get_peft_model(fresh_model(task, seed), config)
-        passes = round(steps_an_epoch * args.epochs)
-        fit(
-            model,
-            task,
-            args,
-            args.epochs,
-            seed,
-            f"{strategy} {sharing}",
-            trainer_cls=SupernetTrainer,
-            sampling=sampling,
-            lr_factors=args.lr_factors,
-            max_steps=passes // len(sampling(0)),
-        )
-        trained = time.perf_counter()
+        folder = kept_in(args, name, strategy, sharing, seed)
+        done = folder / "settings.json"
+        if not (done.is_file() and read_json(done)["settings"] == wanted):
+            done.unlink(missing_ok=True)
+            seconds = train_supernet(task, space, args, wanted, folder)
+            write_json(done, {"settings": wanted, "seconds": seconds})
+        model = PeftModel.from_pretrained(fresh_model(task, seed), str(folder))
         evaluator = SubnetEvaluator(model, task.validation, task)
         rows = []
         for label, genome in measured_subnets(space).items():
             scored = evaluator(genome)
             row = {"subnet": label, "key": key_of(space, genome), "params": space.params(genome)}
             row |= {"accuracy": round(scored.metric, 5), "loss": round(scored.loss, 5)}
-            rows.append({**wanted, **row, "seconds": round(trained - started, 1)})
-        model.save_pretrained(str(kept_in(args, name, strategy, sharing, seed)))
+            rows.append({**wanted, **row, "seconds": read_json(done)["seconds"]})
         append_rows(path, rows)
         print({**wanted, "seconds": rows[0]["seconds"]}, flush=True)
         yield
 
 
+def train_supernet(
+    task: TextClassification, space: BoundSpace, args: argparse.Namespace, wanted: dict[str, Any], folder: Path
+) -> float:
+    """Train a supernet and keep its weights, so that a kill while it is scored does not cost the training.
+
+    Returns:
+        How long it took, in seconds.
+    """
+    started = time.perf_counter()
+    strategy, seed = wanted["strategy"], wanted["seed"]
+    # The budget's strategy needs one; the others train the whole range, which is what is measured.
+    max_params = BUDGET if strategy == "budget" else None
+    sampling = make_sampling(strategy, space, seed=seed, max_params=max_params, options=args.options)
+    modules = task.modules_to_save or None
+    config = SupernetConfig(space=space, sharing=wanted["sharing"], task_type=task.task_type, modules_to_save=modules)
+    model = get_peft_model(fresh_model(task, seed), config)
+    passes = round(-(-len(task.train) // args.batch) * args.epochs)
+    options = {"trainer_cls": SupernetTrainer, "sampling": sampling, "lr_factors": args.lr_factors}
+    options["max_steps"] = passes // len(sampling(0))
+    fit(model, task, args, args.epochs, seed, f"{strategy} {wanted['sharing']}", **options)
+    model.save_pretrained(str(folder))
+    return round(time.perf_counter() - started, 1)
+
+
 def kept_in(args: argparse.Namespace, name: str, strategy: str, sharing: str, seed: int) -> Path:
-    """Where a supernet's weights are kept for retraining; not committed."""
+    """Where a supernet's weights are kept, for scoring and for retraining; not committed."""
     return Path(args.keep / f"{name}-{strategy}-{sharing}-{seed}")
 
 
@@ -316,9 +325,10 @@ def retrained(task: TextClassification, name: str, args: argparse.Namespace) -> 
             supernet = PeftModel.from_pretrained(fresh_model(task, seed), str(folder))
             config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
             config.inference_mode = False
-            if args.new_head:
-                weights = {key: value for key, value in weights.items() if "glora_" in key}
             model = get_peft_model(fresh_model(task, seed), config)
+            if args.new_head:
+                drawn = get_peft_model_state_dict(model)
+                weights |= {key: value for key, value in drawn.items() if "glora_" not in key}
             set_peft_model_state_dict(model, weights)
             before = evaluate(model, batches, task.score)
             options = {"lr_factors": args.lr_factors, "warmup_steps": args.warmup}

@@ -71,8 +71,11 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
     rank = os.environ.get("RANK", "0")
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(found, default=np.ndarray.tolist))
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # all is written; a thread of gloo's or autograd's now and then never lets the interpreter end
