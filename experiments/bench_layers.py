@@ -5,9 +5,9 @@
     python experiments/bench_layers.py --only memory
 
 Times are ratios to the plain layer's within a round, the median over interleaved rounds in one process: every round
-runs each contestant once, in random order, so that a change of the machine's speed hits all of them alike. Memory is the
-peak of a training step (forward, backward, optimizer step) of a 12-layer BERT-base-wide encoder, above what the libraries
-take, each in a fresh process.
+runs each contestant once, in random order, so that a change of the machine's speed hits all of them alike. Memory is
+the peak of a training step (forward, backward, optimizer step) of a 12-layer BERT-base-wide encoder, above what the
+libraries take, each in a fresh process.
 """
 
 from __future__ import annotations
