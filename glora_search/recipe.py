@@ -204,7 +204,7 @@ class Supernet(Section):
 
     Attributes:
         sampling: which subnets the steps train: ``sizes``, ``uniform`` (the paper's), ``fair``, ``sandwich`` or
-            ``budget``, or a class of your own as ``module:Class``.
+            ``budget``, or the import path of a class of your own.
         sampling_options: keyword arguments of the strategy, e.g. ``{anchor_share: 0.5}``.
         sharing: how the kinds of a path share weights; ``nested`` is the paper's.
         lr_factors: kind of path (or ``head``) -> what the learning rate is multiplied by.

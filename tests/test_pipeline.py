@@ -288,7 +288,7 @@ def test_a_folder_that_is_not_a_run_folder_is_not_written_into(recipe, tmp_path)
         ({"task": {"model": "./no-such-folder"}}, ["task.model", "no-such-folder"]),
         ({"task": {"model": "no-such-owner/no-such-model"}}, ["task.model", "no-such-owner/no-such-model", "minilm"]),
         ({"search": {"options": {"populaton": 5}}}, ["search.options", "populaton"]),
-        ({"supernet": {"sampling": "best"}}, ["supernet.sampling", "best", "sizes", "module:Class"]),
+        ({"supernet": {"sampling": "best"}}, ["supernet.sampling", "best", "sizes", "import path"]),
         ({"supernet": {"sampling_options": {"anchors": 1}}}, ["supernet.sampling_options", "anchors"]),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import UserError, invalid
+from glora_search.imports import import_class
 from glora_search.search.encoding import Code
 from glora_search.search.evolution import EvolutionSampler, PaperSampler
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
@@ -64,17 +64,8 @@ def make_sampler(
 
 
 def _imported(path: str) -> type[BaseSampler]:
-    module, _, name = path.rpartition(".")
     allowed = f"one of {', '.join(map(repr, NAMES))}, or the import path of an Optuna sampler"
-    if not module:
-        raise invalid("search.sampler", path, allowed)
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise invalid("search.sampler", path, f"{allowed} ({error})") from None
-    if not (isinstance(cls, type) and issubclass(cls, BaseSampler)):
-        raise invalid("search.sampler", path, allowed)
-    return cls
+    return import_class(path, BaseSampler, key="search.sampler", allowed=allowed)
 
 
 class Proposer(Protocol):

@@ -6,23 +6,21 @@ and a resumed run goes on with the same sequence.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glora_search.errors import UserError, invalid
+from glora_search.imports import import_class
 from glora_search.space import BoundSpace, Genome
 
 
 class Sampling:
     """Step -> the subnets that it trains, in one optimizer step.
 
-    For a strategy of your own, subclass this and name it ``module:Class`` in the recipe. It must draw from
+    For a strategy of your own, subclass this and name it by its import path in the recipe. It must draw from
     ``self.rng(step)``, or otherwise be a function of ``self.seed`` and the step alone.
 
     Args:
@@ -191,7 +189,7 @@ def make_sampling(
     """A strategy by its name in a recipe.
 
     Args:
-        name: one of `STRATEGIES`, or ``module:Class``, a subclass of `Sampling` that can be imported.
+        name: one of `STRATEGIES`, or the import path of a subclass of `Sampling`.
         options: further keyword arguments of the class.
 
     Raises:
@@ -208,18 +206,5 @@ def make_sampling(
 
 
 def _imported(name: str) -> type[Sampling]:
-    module, _, attribute = name.partition(":")
-    allowed = f"{', '.join(STRATEGIES)}, or module:Class of a subclass of glora_search.supernet.Sampling"
-    if not module or not attribute:
-        raise invalid("supernet.sampling", name, allowed)
-    here = os.getcwd()
-    sys.path.insert(0, here)  # a console script does not look for modules where it is called
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise invalid("supernet.sampling", name, f"{allowed} ({error})") from None
-    finally:
-        sys.path.remove(here)
-    if not (isinstance(found, type) and issubclass(found, Sampling)):
-        raise invalid("supernet.sampling", name, allowed)
-    return found
+    allowed = f"one of {', '.join(STRATEGIES)}, or the import path of a subclass of glora_search.supernet.Sampling"
+    return import_class(name, Sampling, key="supernet.sampling", allowed=allowed)

@@ -194,18 +194,18 @@ def test_a_class_of_the_users_own_is_found_where_the_command_is_called(bind, tmp
     text = "from glora_search.supernet import Sampling\nclass Mine(Sampling):\n    pass\nother = 3\n"
     (tmp_path / "a_users_own.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    made = make_sampling("a_users_own:Mine", bind("glora"), seed=1, max_params=100)
+    made = make_sampling("a_users_own.Mine", bind("glora"), seed=1, max_params=100)
     assert type(made).__name__ == "Mine"
     assert (made.seed, made.max_params) == (1, 100)
-    with pytest.raises(UserError, match="a_users_own:other"):
-        make_sampling("a_users_own:other", bind("glora"))
+    with pytest.raises(UserError, match="a_users_own.other"):
+        make_sampling("a_users_own.other", bind("glora"))
 
 
-@pytest.mark.parametrize("name", ["best", "json:loads", "no_such_module:X", "json:nothing", ":X", "json:"])
+@pytest.mark.parametrize("name", ["best", "json.loads", "no_such_module.X", "json.nothing", ".X", "json."])
 def test_what_is_no_strategy_is_refused_with_those_that_are(name, bind):
     with pytest.raises(UserError) as error:
         make_sampling(name, bind("glora"))
-    for word in ("supernet.sampling", name, *STRATEGIES, "module:Class"):
+    for word in ("supernet.sampling", name, *STRATEGIES, "import path"):
         assert word in str(error.value)
 
 

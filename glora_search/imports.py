@@ -1,0 +1,40 @@
+"""A class of the user's own, by its import path."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TypeVar
+
+from glora_search.errors import invalid
+
+Class = TypeVar("Class")
+
+
+def import_class(path: str, base: type[Class], *, key: str, allowed: str) -> type[Class]:
+    """Import a class that a recipe names; modules in the current folder are found too.
+
+    Args:
+        path: ``package.module.Class``.
+        base: what it has to be a subclass of.
+        key: where the path stands, for the message.
+        allowed: what may stand there, for the message.
+
+    Raises:
+        UserError: it cannot be imported, or is something else.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise invalid(key, path, allowed)
+    here = os.getcwd()
+    sys.path.insert(0, here)  # a console script does not look for modules where it is called
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise invalid(key, path, f"{allowed} ({error})") from None
+    finally:
+        sys.path.remove(here)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise invalid(key, path, allowed)
+    return found
