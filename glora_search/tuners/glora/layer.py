@@ -137,9 +137,11 @@ class FrozenLinear(BaseTunerLayer):
             return weight, bias
         w0 = (weight.T if self.fan_in_fan_out else weight).to(dtype)
         b0 = None if bias is None else bias.to(dtype)
-        w, b = effective_weight(w0, terms), effective_bias(w0, b0, terms)
-        w = w.T.contiguous() if self.fan_in_fan_out else w
-        return w.to(weight.dtype), None if b is None or bias is None else b.to(bias.dtype)
+        b = effective_bias(w0, b0, terms)
+        if any(part is not None for part in (terms.a, terms.a_lora, terms.b, terms.b_lora)):
+            w = effective_weight(w0, terms)
+            weight = (w.T.contiguous() if self.fan_in_fan_out else w).to(weight.dtype)
+        return weight, None if b is None or bias is None else b.to(bias.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold adapters into the base layer's weight and bias.
