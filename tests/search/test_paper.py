@@ -47,6 +47,18 @@ def test_parents_are_the_best_of_all_generations_and_the_loss_breaks_ties(space)
     ]
 
 
+def test_it_is_an_optuna_ga_sampler_whose_populations_and_parents_can_be_read(space):
+    sampler = PaperSampler(space, population_size=5, n_parents=2, n_mutants=3, n_crossovers=1)
+    assert isinstance(sampler, optuna.samplers.BaseGASampler)
+    plain = optuna.create_study(direction="maximize", sampler=sampler)
+    genes = distributions(space)
+    plain.optimize(lambda trial: space.params({n: trial._suggest(n, d) for n, d in genes.items()}), n_trials=12)
+    for study in (plain, run(space, sampler, 12, value=space.params)):
+        assert [len(sampler.get_population(study, generation)) for generation in range(3)] == [5, 5, 2]
+        numbers = [trial.number for trial in sampler.select_parent(study, 1)]
+        assert numbers == sorted(range(5), key=lambda number: (-study.trials[number].value, number))[:2]
+
+
 def test_mutants_differ_from_a_parent_in_about_the_share_of_genes_that_is_set(space):
     wide = BoundSpace(
         [SpaceLayer(f"l{i}", 8, 8, True, {"B": ["lora", "vector", "constant", "none"]}, [1]) for i in range(200)]

@@ -197,7 +197,7 @@ def test_a_class_of_the_users_own_is_found_where_the_command_is_called(bind, tmp
     made = make_sampling("a_users_own.Mine", bind("glora"), seed=1, max_params=100)
     assert type(made).__name__ == "Mine"
     assert (made.seed, made.max_params) == (1, 100)
-    with pytest.raises(UserError, match="a_users_own.other"):
+    with pytest.raises(UserError, match=r"a_users_own\.other"):
         make_sampling("a_users_own.other", bind("glora"))
 
 

@@ -88,6 +88,8 @@ class GenomeSampler(BaseSampler, abc.ABC):
             raise RuntimeError(f"The space {self.space.name} has no further subnet within the budget.")
         for name, value in ((ORIGIN, proposal.origin), (NOTES, proposal.notes)):
             study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        for name, value in proposal.system.items():
+            study._storage.set_trial_system_attr(trial._trial_id, name, value)
         assert self._history is not None
         return self._history[1].encoding.decode(proposal.code)
 

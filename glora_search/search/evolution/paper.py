@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import TrialState
+from optuna.samplers import BaseGASampler
+from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
 from glora_search.search.encoding import Code
@@ -13,11 +16,14 @@ from glora_search.search.evolution.base import GenomeSampler, Proposal, check_in
 from glora_search.search.history import History
 from glora_search.space import BoundSpace
 
+if TYPE_CHECKING:
+    from optuna.study import Study
+
 GENERATION = "generation"
 
 
-class PaperSampler(GenomeSampler):
-    """Evolutionary search as in GLoRA's paper (arXiv 2306.07967, section 3.4 and appendix).
+class PaperSampler(GenomeSampler, BaseGASampler):
+    """Evolutionary search as in GLoRA's paper (arXiv 2306.07967, section 3.4 and appendix), an Optuna GA sampler.
 
     The first generation is random. Each later one has mutants and crossovers of the best genomes found so far, and
     is filled up at random. A genome over the budget, or one that computes the same as a genome of an earlier trial,
@@ -51,7 +57,8 @@ class PaperSampler(GenomeSampler):
         seed: int = 0,
         max_tries: int = 100,
     ) -> None:
-        super().__init__(space, max_params=max_params, seed=seed)
+        GenomeSampler.__init__(self, space, max_params=max_params, seed=seed)
+        BaseGASampler.__init__(self, population_size)
         for name, value, low in (
             ("population_size", population_size, 1),
             ("n_parents", n_parents, 1),
@@ -67,7 +74,7 @@ class PaperSampler(GenomeSampler):
                 n_mutants,
                 f"with n_crossovers={n_crossovers} at most population_size={population_size} together",
             )
-        self.population_size, self.n_parents = population_size, n_parents
+        self.n_parents = n_parents
         self.n_mutants, self.n_crossovers = n_mutants, n_crossovers
         self.mutation_prob, self.max_tries = mutation_prob, max_tries
 
@@ -75,21 +82,21 @@ class PaperSampler(GenomeSampler):
         """The next genome of the generation that is being filled."""
         rng = self.rng(number)
         generation, slot = self._place(history)
-        notes = {GENERATION: generation}
+        place: dict[str, Any] = {"notes": {GENERATION: generation}, "system": {self._get_generation_key(): generation}}
         parents = self.select_parents(history, generation)
         if parents:
             if slot < self.n_mutants:
                 code = self._first(history, lambda: self._mutate(parents[rng.integers(len(parents))], rng, history))
                 if code is not None:
-                    return Proposal(code, "mutation", notes)
+                    return Proposal(code, "mutation", **place)
             elif slot < self.n_mutants + self.n_crossovers:
                 code = self._first(history, lambda: self._cross(parents, rng, history))
                 if code is not None:
-                    return Proposal(code, "crossover", notes)
+                    return Proposal(code, "crossover", **place)
         code = self._first(history, lambda: history.encoding.sample(rng))
         if code is None:
             code = self._first(history, lambda: self._fitting(rng, history))
-        return None if code is None else Proposal(code, "random", notes)
+        return None if code is None else Proposal(code, "random", **place)
 
     def _place(self, history: History) -> tuple[int, int]:
         """The generation of the next trial and how many it has; failed trials do not count."""
@@ -98,14 +105,22 @@ class PaperSampler(GenomeSampler):
             own = history.notes(position).get(GENERATION, 0)
             counts[own] = counts.get(own, 0) + (trial.state != TrialState.FAIL)
         generation = max(counts, default=0)
-        if counts.get(generation, 0) >= self.population_size:
+        if counts.get(generation, 0) >= (self.population_size or 0):
             generation += 1
         return generation, counts.get(generation, 0) + len(history.pending)
 
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """The parents of a generation as trials, see `select_parents`."""
+        history = self._history_of(study)
+        return [history.trials[position] for position in self._best_before(history, generation)]
+
     def select_parents(self, history: History, generation: int) -> list[Code]:
         """The best genomes of all earlier generations; none before the first one is full."""
+        return [history.codes[position] for position in self._best_before(history, generation)]
+
+    def _best_before(self, history: History, generation: int) -> list[int]:
         ranked = (p for p in history.ranking() if history.notes(p).get(GENERATION, 0) < generation)
-        return [history.codes[position] for position, _ in zip(ranked, range(self.n_parents), strict=False)]
+        return list(itertools.islice(ranked, self.n_parents))
 
     def _first(self, history: History, draw: Callable[[], Code]) -> Code | None:
         for _ in range(self.max_tries):
