@@ -47,7 +47,8 @@ def write_report(run: Any) -> None:
     figures = [
         (_scatter(metrics, trials), "Every subnet that the search evaluated with its inherited weights, against its "
          "adapter parameters. Diamonds are models after a training of their own."),
-        (_progress(metrics, trials), "The best validation metric after each trial."),
+        (_progress(metrics, trials), f"The validation {metrics['metric']} of each trial, and the best so far. The search goes "
+         f"by the validation {'loss' if run.recipe.search.score == 'loss' else metrics['metric']}."),
         (_heat_map(layers), "The kind that the best subnet has in every layer and path; the number is the rank."),
     ]  # fmt: skip
     charts = "".join(
