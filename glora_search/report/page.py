@@ -44,11 +44,12 @@ def write_report(run: Any) -> None:
     trials = pd.read_csv(run.folder / "search" / "trials.csv")
     trials = trials[trials["state"] == "COMPLETE"]
     layers = run.space.layer_paths(run.result("search")["best"]["genome"])
+    score = "loss" if run.recipe.search.score == "loss" else metrics["metric"]
+    goes_by = f"The search goes by the validation {score}."
     figures = [
         (_scatter(metrics, trials), "Every subnet that the search evaluated with its inherited weights, against its "
          "adapter parameters. Diamonds are models after a training of their own."),
-        (_progress(metrics, trials), f"The validation {metrics['metric']} of each trial, and the best so far. The search goes "
-         f"by the validation {'loss' if run.recipe.search.score == 'loss' else metrics['metric']}."),
+        (_progress(metrics, trials), f"Validation {metrics['metric']} of each trial, and the best so far. {goes_by}"),
         (_heat_map(layers), "The kind that the best subnet has in every layer and path; the number is the rank."),
     ]  # fmt: skip
     charts = "".join(
