@@ -47,7 +47,7 @@ from glora_search.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "fidelity"
-SPACE = ROOT / "experiments" / "fidelity-space.yaml"
+SPACE = ROOT / "experiments" / "spaces" / "fidelity.yaml"
 ANCHORS = ("LoRA r=1", "LoRA r=4", "(IA)3", "BitFit")
 SMALLEST = 4_000  # adapter parameters of the smallest drawn subnets
 
