@@ -174,6 +174,17 @@ def fit(
         train(model, task.train, task.collator, settings, Path(folder), seed=seed, description=label[:16], **options)
 
 
+def trained_with(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The columns that say how a subnet or a supernet was trained."""
+    return {
+        "seed": seed,
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "learning_rate": args.learning_rate,
+        "lr_factors": factors_text(args.lr_factors),
+    }
+
+
 def factors_text(factors: dict[str, float]) -> str:
     """Factors of the learning rate as they stand in a file."""
     return " ".join(f"{name}={factor:g}" for name, factor in sorted(factors.items()))
@@ -194,11 +205,7 @@ def standalone(task: TextClassification, name: str, args: argparse.Namespace) ->
             wanted = {
                 "dataset": name,
                 "key": key_of(space, genome),
-                "seed": seed,
-                "epochs": args.epochs,
-                "batch": args.batch,
-                "learning_rate": args.learning_rate,
-                "lr_factors": factors_text(args.lr_factors),
+                **trained_with(args, seed),
             }
             if is_done(path, wanted):
                 continue
@@ -238,11 +245,7 @@ def supernets(task: TextClassification, name: str, args: argparse.Namespace) -> 
             "strategy": strategy,
             "options": json.dumps(args.options, sort_keys=True),
             "sharing": sharing,
-            "seed": seed,
-            "epochs": args.epochs,
-            "batch": args.batch,
-            "learning_rate": args.learning_rate,
-            "lr_factors": factors_text(args.lr_factors),
+            **trained_with(args, seed),
         }
         if is_done(path, wanted):
             continue

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from glora_search.files import write_text
@@ -32,10 +31,8 @@ def export_subnet(
         base_model: hub name or folder of the base model, for the card and the config.
         facts: what the card says about it, name -> value.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config = supernet.subnet_config(genome, base_model_name_or_path=base_model, inference_mode=True)
-    save_file(supernet.subnet_state_dict(genome), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(str(folder))
+    save_adapter(folder, config, supernet.subnet_state_dict(genome))
     write_card(folder, base_model, facts)
 
 

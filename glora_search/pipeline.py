@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 
@@ -163,15 +162,6 @@ class Run(RunFolder):
             while self.done("search") is None and self._is_busy():
                 time.sleep(0.5)  # until the process that was here first has noted the result
         return self._stage("search", lambda folder: self._search(folder, workers, storage))
-
-    def _is_busy(self) -> bool:
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        lock.release()
-        return False
 
     def _search(self, folder: Path, workers: int, storage: str | None) -> dict[str, Any]:
         study = self.work_on_search(workers=workers, storage=storage)

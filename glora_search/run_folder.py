@@ -109,6 +109,17 @@ class RunFolder:
     def check_inputs(self) -> None:
         """Raise what any stage would raise at its beginning."""
 
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".lock", timeout=0)
+
+    def _is_busy(self) -> bool:
+        """Whether another process works in this run folder."""
+        try:
+            with self._lock():
+                return False
+        except Timeout:
+            return True
+
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Held while a stage works; the kernel gives the lock back when the process dies.
@@ -116,7 +127,7 @@ class RunFolder:
         Raises:
             UserError: another process works in this run folder.
         """
-        lock = FileLock(self.folder / ".lock", timeout=0)
+        lock = self._lock()
         try:
             lock.acquire()
         except Timeout:
