@@ -75,8 +75,8 @@ def proxy(postgresql):
     server.join()
 
 
-def work(space, storage, name, log, kill_after=None):
-    """A worker that notes each key that it is asked to evaluate, and each that it has evaluated."""
+def work(space, storage, name, log, go, kill_after=None):
+    """A worker that notes each key that it is asked to evaluate; one that is not killed waits for those that are."""
     encoding, done = Encoding(space), 0
 
     def evaluate(genome):
@@ -84,7 +84,9 @@ def work(space, storage, name, log, kill_after=None):
         with log.open("a") as file:
             file.write(f"{key_of(encoding.encode(genome))}\n")
         done += 1
-        if done == kill_after:
+        if kill_after is None:
+            assert go.wait(60)
+        elif done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         return Evaluation(metric=space.params(genome) / 1000, loss=1.0)
 
@@ -92,12 +94,16 @@ def work(space, storage, name, log, kill_after=None):
 
 
 def run_workers(space, storage, name, log, workers, killed=0):
+    go = CONTEXT.Event()
     processes = [
-        CONTEXT.Process(target=work, args=(space, storage, name, log, 3 if number < killed else None))
+        CONTEXT.Process(target=work, args=(space, storage, name, log, go, 3 if number < killed else None))
         for number in range(workers)
     ]
     for process in processes:
         process.start()
+    for process in processes[:killed]:  # the others could finish the search before these reach their end
+        process.join()
+    go.set()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * killed + [0] * (workers - killed)
