@@ -24,6 +24,9 @@ SCHEMES = {
 }
 """Database schemes and the drivers that come with the package's extras."""
 
+SET_TRIAL_USER_ATTR = 8
+"""The operation of Optuna's journal that a worker makes its claims with."""
+
 EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "redis": "redis", "grpc": "grpc"}
 """Module -> the extra that installs it."""
 
@@ -85,6 +88,9 @@ def _database(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
 class JournalFile(BaseJournalBackend):
     """A journal on a local or a shared disk: one JSON line an operation, on disk before the call returns.
 
+    What a worker only claims is handed to the system and not waited for: a killed process loses none of it, and after
+    a power cut there are no workers left whose claims could matter.
+
     What a kill or a full disk has left of a line is removed before the next one is written. A line that is damaged
     anywhere else is named, and nothing is written behind it. The lock is the kernel's, so that a killed process
     leaves none behind; a shared disk has to support it (NFS 4 does).
@@ -133,11 +139,12 @@ class JournalFile(BaseJournalBackend):
             OSError: they could not be written, by a full disk say; the file is as it was.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        wait = any(log.get("op_code") != SET_TRIAL_USER_ATTR for log in logs)
         with self._lock:
             self._repair()
             size = self.path.stat().st_size
             try:
-                write_synced(self.path, lines.encode())
+                append(self.path, lines.encode(), wait=wait)
             except OSError:
                 os.truncate(self.path, size)
                 raise
@@ -159,10 +166,11 @@ class JournalFile(BaseJournalBackend):
                 file.truncate(start)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Append to a file, and return once it is on the disk."""
+def append(path: Path, content: bytes, *, wait: bool) -> None:
+    """Append to a file; wait until it is on the disk, or only until the system has it."""
     with path.open("ab", buffering=0) as file:
         written = 0
         while written < len(content):
             written += file.write(content[written:]) or 0
-        os.fsync(file.fileno())
+        if wait:
+            os.fsync(file.fileno())

@@ -55,18 +55,34 @@ def test_a_line_that_is_damaged_elsewhere_is_named_and_nothing_is_written(space,
 def test_a_write_that_a_full_disk_cut_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     journal = JournalFile(tmp_path / "journal.log")
     journal.append_logs([{"number": 1}])
-    original = storage_module.write_synced
+    original = storage_module.append
 
-    def half(path, content):
-        original(path, content[: len(content) // 2])
+    def half(path, content, *, wait):
+        original(path, content[: len(content) // 2], wait=wait)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage_module, "write_synced", half)
+    monkeypatch.setattr(storage_module, "append", half)
     with pytest.raises(OSError, match="No space left"):
         journal.append_logs([{"number": 2}, {"number": 3}])
     monkeypatch.undo()
     journal.append_logs([{"number": 4}])
     assert list(journal.read_logs(0)) == [{"number": 1}, {"number": 4}]
+
+
+def test_every_finished_trial_is_on_the_disk_and_claims_are_not_waited_for(space, evaluator, tmp_path, monkeypatch):
+    synced, original = [], storage_module.append
+
+    def note(path, content, *, wait):
+        original(path, content, wait=wait)
+        synced.extend((json.loads(line), wait) for line in content.splitlines())
+
+    monkeypatch.setattr(storage_module, "append", note)
+    search(space, evaluator(), trials=6, storage=tmp_path / "journal.log")
+    finished = [wait for log, wait in synced if log["op_code"] == 4 and log["state"] == 1]
+    claims = [wait for log, wait in synced if "claim" in log.get("user_attr", {})]
+    assert finished == [True] * 6
+    assert len(claims) >= 5
+    assert not any(claims)
 
 
 def test_a_journal_is_read_from_any_number_and_by_another_process_object(tmp_path):
