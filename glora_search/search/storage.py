@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
     shown = f"{scheme}://{parts.hostname or ''}{parts.path}"  # without the password
     try:
         if scheme == "redis":
-            return JournalStorage(optuna.storages.journal.JournalRedisBackend(where))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return JournalStorage(optuna.storages.journal.JournalRedisBackend(where))
         if scheme == "grpc":
             proxy = optuna.storages.GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
             proxy.wait_server_ready(timeout=30)
@@ -73,13 +76,14 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
 
 def _database(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
     """A database; of workers that find it empty at the same time, one makes the tables and the others try again."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     for attempt in range(10):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
-        except (IntegrityError, ProgrammingError):
-            if attempt == 9:
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            # MySQL says of a table that another worker was faster to make what it says of a server that is not there.
+            if attempt == 9 or (isinstance(error, OperationalError) and "already exists" not in str(error)):
                 raise
             time.sleep(random.uniform(0.1, 0.5))
     raise AssertionError("unreachable")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from sqlalchemy.exc import OperationalError
 
 from glora_search.errors import UserError
 from glora_search.search import open_storage, search
@@ -103,6 +104,25 @@ def test_a_path_is_a_journal_a_url_a_database_and_a_storage_itself(tmp_path):
     assert isinstance(getattr(sqlite, "_backend", sqlite), RDBStorage)
     mine = InMemoryStorage()
     assert open_storage(mine) is mine
+
+
+@pytest.mark.parametrize(("message", "opens"), [("Table 'studies' already exists", True), ("no such host", False)])
+def test_workers_that_find_an_empty_database_at_once_wait_for_the_one_that_makes_the_tables(
+    message, opens, tmp_path, monkeypatch
+):
+    original, failures = RDBStorage.__init__, [OperationalError("create", {}, Exception(message))] * 2
+
+    def init(self, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(RDBStorage, "__init__", init)
+    if opens:
+        assert open_storage(f"sqlite:///{tmp_path}/study.db").get_all_studies() == []
+    else:
+        with pytest.raises(UserError, match=r"can be reached .*no such host"):
+            open_storage(f"sqlite:///{tmp_path}/study.db")
 
 
 @pytest.mark.parametrize(
