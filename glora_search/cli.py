@@ -138,6 +138,16 @@ _stage_command("baselines", "baselines", "baselines", "Train the recipe's baseli
 _stage_command("evaluate", "test", "evaluate", "Read the test split, once, and write metrics.json and report.html.")
 
 
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html from what is done so far: one page that works offline, for any browser."""
+    from glora_search.pipeline import Run
+    from glora_search.progress import console
+    from glora_search.report import write_report
+
+    console.print(f"Report: {write_report(Run(run))}", highlight=False)
+
+
 def _summary(run: Any, stage: str, result: dict[str, Any]) -> None:
     from glora_search.progress import console
 

@@ -140,7 +140,8 @@ class Run(RunFolder):
         )
         write_json(folder / "history.json", trainer.state.log_history)
         model.save_pretrained(str(folder))
-        return {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
+        size = {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
+        return {"metric": task.metric, **size}
 
     def _supernet(self) -> PeftModel:
         return self._load(self.folder / "supernet")
@@ -323,8 +324,7 @@ class Run(RunFolder):
             self.result("merged")
             with self._working():
                 metrics = self._evaluate()
-        if not (self.folder / "report.html").is_file():
-            write_report(self)
+        write_report(self)
         return metrics
 
     def _evaluate(self) -> dict[str, Any]:

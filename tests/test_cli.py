@@ -46,8 +46,11 @@ def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recip
     for text in ("lora r=", "best subnet", "final subnet", "merged", "validation", "test", "differ by at most"):
         assert text in out
     assert "pipeline('text-classification'" in out
+    report = tmp_path / "run" / "report.html"
+    report.write_text("of before")
     code, again, _ = call("evaluate", tmp_path / "run")
     assert code == 0
+    assert "baseline: lora r=" in report.read_text()
     assert "final subnet" in again
     code, out, _ = call("merge", tmp_path / "run")
     assert code == 0
@@ -59,6 +62,10 @@ def test_stages_run_one_by_one(call, recipe_file, tmp_path):
     code, out, _ = call("prepare", recipe_file, "--run-dir", folder)
     assert code == 0
     assert f"glora-search train-supernet {folder}" in out.replace("\n", "")
+    code, out, _ = call("report", folder)
+    assert code == 0
+    assert str(folder / "report.html") in out.replace("\n", "")
+    assert f"glora-search train-supernet {folder}" in (folder / "report.html").read_text()
     code, _, err = call("search", folder)
     assert code == 2
     assert f"glora-search train-supernet {folder}" in err
@@ -254,6 +261,7 @@ def test_a_folder_of_another_recipe_is_refused_with_exit_code_2(call, recipe_fil
         (["run", "quickstart", "--set", "data={source: hub, name: owner/none}"], ["data.name", "owner/none"]),
         (["run", "quickstart", "--set", "data={source: csv, train: none.csv}"], ["data.train", "none.csv"]),
         (["search", "nowhere"], ["run", "nowhere"]),
+        (["report", "nowhere"], ["run", "nowhere"]),
         (["run", "."], ["recipe", "quickstart"]),
         (["run", ""], ["recipe", "quickstart"]),
         (["run", "quickstart", "--set", "space=."], ["space", "glora-paper"]),
@@ -272,5 +280,5 @@ def test_a_mistake_is_one_message_and_exit_code_2(call, tmp_path, monkeypatch, a
 def test_help_lists_every_stage(call):
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("run", "train-supernet", "search", "export", "retrain", "merge", "baselines", "evaluate"):
+    for command in ("run", "train-supernet", "search", "export", "retrain", "merge", "baselines", "evaluate", "report"):
         assert command in out

@@ -1,182 +1,232 @@
-"""One self-contained page: the result, the trials, and what was chosen in every layer."""
+"""The page: what a run has so far, and for what is not there yet, the command that makes it."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import plotly.graph_objects as go
-import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from glora_search.files import read_json, write_text
-from glora_search.paths import PATHS, LayerPaths
+from glora_search.files import write_text
+from glora_search.paths import PATHS
+from glora_search.report import charts
+from glora_search.report.data import RunData, is_lower_better, read_run
+from glora_search.report.importance import MIN_TRIALS, gene_importance
+from glora_search.run_folder import COMMANDS
 
-# Okabe and Ito's palette, which stays apart for colour-blind readers.
-KIND_COLOURS = {"none": "#e5e5e5", "constant": "#f0e442", "vector": "#56b4e9", "lora": "#d55e00"}
-CHART = {"responsive": True, "displayModeBar": False}
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
+if TYPE_CHECKING:
+    from glora_search.pipeline import Run
+
+MIN_AGREEMENT = 0.1
+"""Below it, gene importance is not drawn."""
+CONFIG = {"responsive": True, "displayModeBar": False}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: its element's name, what it shows in a few words, and the figure."""
+
+    name: str
+    label: str
+    figure: go.Figure
+
+    @property
+    def html(self) -> Markup:
+        """The element and the script that draws in it; plotly escapes what the script holds."""
+        return Markup(self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=self.name))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, its charts, and what to see in them; without charts, why there are none and what makes them."""
+
+    title: str
+    text: str
+    charts: tuple[Chart, ...] = ()
+    command: str = ""
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report.html`` from what the run folder holds, at any stage.
+
+    Returns:
+        The page's path.
+    """
+    path = run.folder / "report.html"
+    write_text(path, render(read_run(run)))
+    return path
+
+
+def render(data: RunData) -> str:
+    """The page; whatever comes from the run is escaped."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("page.html").render(
+        name=data.metrics["name"],
+        plotly=Markup(get_plotlyjs()),
+        result=result_rows(data.metrics),
+        result_notes=_result_notes(data),
+        front=_front(data),
+        progress=_progress(data),
+        importance=_importance(data),
+        supernet=_supernet(data),
+        paths=PATHS,
+        heat_map=_heat_map(data),
+        heat_map_command=_next_command(data, "search"),
+        files=data.files,
+    )
 
 
 def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The final table: model, parameters, validation, test."""
-    search, final, merged = metrics["search"]["best"], metrics["final"], metrics["merged"]
-    entries = [(f"baseline: {entry['name']} (peft)", entry) for entry in metrics["baselines"]]
-    entries += [("best subnet, inherited weights", search), (f"final subnet ({final['source']})", final)]
-    rows = [
-        (label, f"{entry['params']:,}", f"{entry['validation']:.4f}", f"{entry['test']:.4f}")
-        for label, entry in entries
-    ]
+    """The final table: model, parameters, validation, test; of an unfinished run, what there is."""
+    models = [(f"baseline: {entry['name']} (peft)", entry) for entry in metrics["baselines"]]
+    if "search" in metrics:
+        models.append(("best subnet, inherited weights", metrics["search"]["best"]))
+    if "final" in metrics:
+        models.append((f"final subnet ({metrics['final']['source']})", metrics["final"]))
+    if "merged" in metrics:
+        models.append(("final, merged into the base model", {"params": "0 more", **metrics["merged"]}))
     return [
-        *rows,
-        ("final, merged into the base model", "0 more", f"{merged['validation']:.4f}", f"{merged['test']:.4f}"),
+        (name, _number(entry.get("params")), _number(entry.get("validation")), _number(entry.get("test")))
+        for name, entry in models
     ]
 
 
-def write_report(run: Any) -> None:
-    """Write ``report.html`` from what the run folder holds.
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return value if isinstance(value, str) else f"{value:,}"
 
-    Args:
-        run: a `pipeline.Run` whose stages are done.
-    """
-    metrics = run.result("test")
-    trials = pd.read_csv(run.folder / "search" / "trials.csv")
-    trials = trials[trials["state"] == "COMPLETE"]
-    layers = run.space.layer_paths(run.result("search")["best"]["genome"])
-    score = "loss" if run.recipe.search.score == "loss" else metrics["metric"]
-    goes_by = f"The search goes by the validation {score}."
-    figures = [
-        (_scatter(metrics, trials), "Every subnet that the search evaluated with its inherited weights, against its "
-         "adapter parameters. Diamonds are models after a training of their own."),
-        (_progress(metrics, trials), f"Validation {metrics['metric']} of each trial, and the best so far. {goes_by}"),
-        (_heat_map(layers), "The kind that the best subnet has in every layer and path; the number is the rank."),
-    ]  # fmt: skip
-    charts = "".join(
-        f"<figure>{figure.to_html(full_html=False, include_plotlyjs=False, config=CHART)}"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for figure, caption in figures
+
+def _result_notes(data: RunData) -> list[str]:
+    metrics = data.metrics
+    better = "lower" if is_lower_better(metrics) else "higher"
+    budget = "no budget" if metrics["budget"] is None else f"at most {metrics['budget']:,} adapter parameters"
+    notes = [f"Metric: {metrics['metric']}, {better} is better. Budget: {budget}."]
+    if "rows" in metrics:
+        rows = ", ".join(f"{count:,} {split}" for split, count in metrics["rows"].items())
+        notes.append(f"Rows: {rows}. The test rows were read once, at the end.")
+    times = [f"{command} {_duration(seconds)}" for command, seconds in data.seconds.items()]
+    if times:
+        notes.append(f"Done: {', '.join(times)}.")
+    missing = [command for command in COMMANDS.values() if command not in data.seconds]
+    if "rows" not in metrics:
+        notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")
+    return [*notes, *(f"Note: {note}." for note in metrics.get("notes", []))]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _next_command(data: RunData, stage: str) -> str:
+    return f"glora-search {COMMANDS[stage]} {data.folder}"
+
+
+def _front(data: RunData) -> Section:
+    title = f"{data.metrics['metric']} against parameters".capitalize()
+    if data.trials.empty and not data.metrics["baselines"]:
+        return Section(title, "No subnet has been evaluated yet.", command=_next_command(data, "search"))
+    up = "down" if is_lower_better(data.metrics) else "up"
+    text = (
+        f"Further left is smaller, further {up} is better. A dot is a subnet that the search evaluated with the "
+        "weights it inherits from the supernet; the front joins those that no other beats in both. Squares are "
+        "baselines, trained on their own; the diamond is the best subnet with its inherited weights, the star the "
+        "final one. Validation data: the scores that chose a subnet flatter it."
     )
-    environment = read_json(run.folder / "environment.json")
-    page = TEMPLATE.format(
-        name=html.escape(metrics["name"]),
-        script=get_plotlyjs(),
-        table=_table(metrics),
-        charts=charts,
-        recipe=html.escape((run.folder / "recipe.yaml").read_text(encoding="utf-8")),
-        environment=html.escape(yaml.safe_dump(environment, sort_keys=False)),
-    )
-    write_text(run.folder / "report.html", page)
+    return Section(title, text, (Chart("front", title, charts.metric_against_parameters(data)),))
 
 
-def _table(metrics: dict[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("model", "adapter parameters", "validation", "test"))
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in result_rows(metrics)
-    )
-    budget = "none" if metrics["budget"] is None else f"{metrics['budget']:,} parameters"
-    rows_used = ", ".join(f"{count:,} {split}" for split, count in metrics["rows"].items())
-    caption = f"Metric: {metrics['metric']}. Budget: {budget}. Rows: {rows_used}; the test rows were read at the end."
-    return f"<table><tr>{head}</tr>{rows}</table><p>{html.escape(caption)}</p>"
-
-
-def _layout(figure: go.Figure, x: str, y: str, height: int = 420) -> go.Figure:
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
-    figure.update_xaxes(title=x, automargin=True)
-    figure.update_yaxes(title=y, automargin=True)
-    return figure
-
-
-def _scatter(metrics: dict[str, Any], trials: pd.DataFrame) -> go.Figure:
-    figure = go.Figure()
-
-    def points(name: str, x: Any, y: Any, text: Any, marker: dict[str, Any]) -> None:
-        figure.add_scatter(x=list(x), y=list(y), text=list(text), name=name, mode="markers", marker=marker)
-
-    points(
-        "evaluated subnets",
-        trials["user_attrs_params"],
-        trials["value"],
-        trials["user_attrs_origin"],
-        {"color": BLUE, "opacity": 0.5, "size": 7},
-    )
-    for entry in metrics["baselines"]:
-        name = f"{entry['name']} (peft)"
-        points(name, [entry["params"]], [entry["validation"]], [name], _diamond(ORANGE))
-    final = metrics["final"]
-    label = f"final ({final['source']})"
-    points(label, [final["params"]], [final["validation"]], [label], _diamond(GREEN))
-    if metrics["budget"] is not None:
-        figure.add_vline(x=metrics["budget"], line={"dash": "dot", "color": GREY}, annotation_text="budget")
-    return _layout(figure, "adapter parameters", f"validation {metrics['metric']}")
-
-
-def _diamond(colour: str) -> dict[str, Any]:
-    return {"color": colour, "symbol": "diamond", "size": 13, "line": {"width": 1, "color": "#333"}}
-
-
-def _progress(metrics: dict[str, Any], trials: pd.DataFrame) -> go.Figure:
-    figure = go.Figure()
-    count = list(range(1, len(trials) + 1))
-    figure.add_scatter(x=count, y=trials["value"], name="trial", mode="markers", marker={"color": GREY, "size": 5})
-    figure.add_scatter(x=count, y=trials["value"].cummax(), name="best so far", line={"color": BLUE, "shape": "hv"})
-    return _layout(figure, "trial", f"validation {metrics['metric']}")
-
-
-def _heat_map(layers: dict[str, LayerPaths]) -> go.Figure:
-    kinds = list(KIND_COLOURS)
-    names = list(layers)
-    values = [[kinds.index(layers[name].kinds[path]) for path in PATHS] for name in names]
-    text = [[str(layers[name].r) if layers[name].kinds[path] == "lora" else "" for path in PATHS] for name in names]
-    steps = len(kinds)
-    scale = [[(index + edge) / steps, colour] for index, colour in enumerate(KIND_COLOURS.values()) for edge in (0, 1)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=list(PATHS),
-            y=[_short(name, names) for name in names],
-            text=text,
-            texttemplate="%{text}",
-            zmin=-0.5,
-            zmax=steps - 0.5,
-            colorscale=scale,
-            colorbar={"tickvals": list(range(steps)), "ticktext": kinds, "title": "kind"},
-            xgap=2,
-            ygap=2,
+def _progress(data: RunData) -> Section:
+    title = "Best so far"
+    if data.trials.empty:
+        return Section(title, "No subnet has been evaluated yet.", command=_next_command(data, "search"))
+    metric = str(data.metrics["metric"])
+    drawn = [Chart("best-metric", f"Validation {metric} of each trial", charts.best_so_far(data, "value", metric))]
+    text = f"The search goes by the validation {metric}. A line that still moves at the end asks for more trials."
+    if data.score == "loss":
+        figure = charts.best_so_far(data, "user_attrs_loss", "loss")
+        drawn.insert(0, Chart("best-loss", "Validation loss of each trial", figure))
+        text = (
+            "The search goes by the validation loss, lower is better: a line that still falls at the end asks for more "
+            f"trials. Below, the {metric} of the same subnets; there the best one can be below an earlier one."
         )
+    return Section(title, f"A dot is a trial, the line the best trial until then. {text}", tuple(drawn))
+
+
+def _importance(data: RunData) -> Section:
+    title = "What mattered"
+    if len(data.trials) < MIN_TRIALS or data.genes.empty:
+        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets with their genes."
+        return Section(title, text, command=_next_command(data, "search"))
+    shares, agreement = gene_importance(data.genes, data.trials["score"])
+    if agreement < MIN_AGREEMENT:
+        text = (
+            f"Which genes matter cannot be told from these {len(data.trials)} trials: two halves of them do not agree."
+        )
+        return Section(title, text)
+    count = shares["layer"].nunique()
+    top = charts.TOP_LAYERS
+    shown = "each layer" if count <= top else f"the {top} layers, of {count}, where it is most"
+    score = data.score if data.score == "loss" else str(data.metrics["metric"])
+    text = (
+        f"Of all that choices change in the validation {score}, how much those in each path change, and below those in "
+        f"{shown}. All shares add up to 100%. Fitted as a sum of one effect a choice to the subnets that the search "
+        f"evaluated; two halves of them agree on the effects with a correlation of {agreement:.2f}. A hint, no proof: "
+        "the search draws no random sample, and genes that spread through it together share the credit."
     )
-    figure.update_yaxes(autorange="reversed", dtick=1)
-    return _layout(figure, "path", "", height=120 + 18 * len(names))
+    drawn = (
+        Chart("importance-paths", "Share of each path", charts.path_importance(shares)),
+        Chart("importance-layers", "Share of the layers", charts.layer_importance(shares)),
+    )
+    return Section(title, text, drawn)
 
 
-def _short(name: str, names: list[str]) -> str:
-    """The name without the beginning that all layers share."""
-    common = 0
-    parts = [other.split(".") for other in names]
-    while len(names) > 1 and all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
-        common += 1
-    return ".".join(name.split(".")[common:])
+def _supernet(data: RunData) -> Section:
+    title = "Training of the supernet"
+    if "loss" not in data.history:
+        return Section(title, "No training has been logged yet.", command=_next_command(data, "supernet"))
+    text = "Training loss by optimizer step; every step trains other subnets, so the thin line jumps. "
+    if charts.probe_columns(data.history):
+        text += (
+            "The lines with marks are the validation loss of the probes: a few fixed subnets, by size and by method. "
+            "Lines that still fall at the end ask for more epochs; rising ones, for fewer."
+        )
+    else:
+        text += (
+            "Evaluation was off, so there are no probe subnets to see: supernet.training.eval_strategy=epoch in the "
+            "recipe turns it on."
+        )
+    return Section(title, text, (Chart("supernet", title, charts.supernet_curves(data.history)),))
 
 
-TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} - glora-search</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-body {{ color: #222; background: #fff; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }}
-figure {{ margin: 2rem 0; }} figcaption, p {{ color: #555; font-size: .9rem; }}
-pre {{ overflow-x: auto; background: #f6f6f6; padding: .8rem; font-size: .8rem; }}
-</style><script>{script}</script></head>
-<body><h1>{name}</h1>{table}{charts}
-<details><summary>Recipe</summary><pre>{recipe}</pre></details>
-<details><summary>Environment</summary><pre>{environment}</pre></details>
-</body></html>
-"""
+@dataclass(frozen=True)
+class Row:
+    """A layer of the heat map: its name, whether a new block begins, and path -> (kind, what the cell says)."""
+
+    layer: str
+    begins: bool
+    cells: dict[str, tuple[str, str]]
+
+
+def _heat_map(data: RunData) -> list[Row]:
+    rows: list[Row] = []
+    names = charts.short_names(list(data.layers))
+    block = None
+    for layer, paths in data.layers.items():
+        before, block = block, names[layer].partition(".")[0]
+        words = {"lora": f"r {paths.r}", "constant": "const", "none": "·"}
+        cells = {path: (kind, words.get(kind, kind)) for path, kind in paths.kinds.items()}
+        rows.append(Row(names[layer], block != before, cells))
+    return rows

@@ -18,13 +18,17 @@ HIDDEN = (METRIC, NOTES)
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
-    """One row a trial; ``value`` is the metric, whatever the score was."""
+    """One row a trial, named as Optuna's ``trials_dataframe`` names them: ``params_<gene>``, ``user_attrs_<name>``.
+
+    ``value`` is the metric, whatever the score was.
+    """
     rows = [
         {
             "number": trial.number,
             "value": trial.user_attrs.get(METRIC),
             "state": trial.state.name,
             **{f"user_attrs_{name}": value for name, value in sorted(trial.user_attrs.items()) if name not in HIDDEN},
+            **{f"params_{gene}": choice for gene, choice in trial.params.items()},
         }
         for trial in study.get_trials(deepcopy=False)
     ]
