@@ -201,7 +201,7 @@ def evaluation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from glora_search import SearchSpace, SupernetConfig
     from glora_search.recipe import Recipe
     from glora_search.search import SubnetEvaluator
-    from glora_search.search.evaluator import predict
+    from glora_search.search.evaluator import logits_of
     from glora_search.tasks.text_classification import TextClassification
 
     task = TextClassification(Recipe.load("quickstart"))
@@ -218,13 +218,13 @@ def evaluation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         evaluate = SubnetEvaluator(supernet, task.validation, task)
         rng = np.random.default_rng(0)
         times: dict[str, list[float]] = {"evaluation": [], "bare": []}
-        predict(bare, evaluate.batches)
+        logits_of(bare, evaluate.batches)
         for _ in range(arguments.repeats):
             genome = space.resize(space.sample(rng), 60_000, rng)
             started = time.perf_counter()
             evaluate(genome)
             between = time.perf_counter()
-            predict(bare, evaluate.batches)
+            logits_of(bare, evaluate.batches)
             times["evaluation"].append(between - started)
             times["bare"].append(time.perf_counter() - between)
         medians = {key: statistics.median(values) for key, values in times.items()}

@@ -215,7 +215,7 @@ def standalone(task: TextClassification, name: str, args: argparse.Namespace) ->
             model = get_peft_model(model, config)
             options = {"trainer_cls": PathTrainer, "lr_factors": args.lr_factors}
             fit(model, task, args, args.epochs, seed, label, **options)
-            scored = evaluate(model, batches, task.score)
+            scored = evaluate(model, batches, task)
             row = {
                 **wanted,
                 "subnet": label,
@@ -333,10 +333,10 @@ def retrained(task: TextClassification, name: str, args: argparse.Namespace) -> 
                 drawn = get_peft_model_state_dict(model)
                 weights |= {key: value for key, value in drawn.items() if "glora_" not in key}
             set_peft_model_state_dict(model, weights)
-            before = evaluate(model, batches, task.score)
+            before = evaluate(model, batches, task)
             options = {"lr_factors": args.lr_factors, "warmup_steps": args.warmup}
             fit(model, task, args, args.epochs, seed, label, **options)
-            after = evaluate(model, batches, task.score)
+            after = evaluate(model, batches, task)
             row = {
                 **wanted,
                 "params": space.params(genome),

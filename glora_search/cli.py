@@ -162,6 +162,7 @@ def _summary(run: Any, stage: str, result: dict[str, Any]) -> None:
 def _show(run: Any, metrics: dict[str, Any]) -> None:
     from glora_search.progress import console
     from glora_search.report import result_rows
+    from glora_search.tasks import task_class
 
     budget = "no budget" if metrics["budget"] is None else f"budget {metrics['budget']:,} parameters"
     table = Table(title=f"{metrics['name']}: {metrics['metric']}, {budget}", title_justify="left")
@@ -180,15 +181,11 @@ def _show(run: Any, metrics: dict[str, Any]) -> None:
     )
     console.print(f"Report: {run.folder / 'report.html'}", highlight=False)
     console.print("Use the merged model, with transformers alone:", highlight=False)
-    text = "Your text here"
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    console.out(
-        f'  {python} -c "from transformers import '
-        f"pipeline; print(pipeline('text-classification', '{run.folder / 'merged'}')('{text}'))\"",
-        highlight=False,
-    )
+    usage = task_class(run.recipe.task.type).usage(str(run.folder / "merged"))
+    console.out(f'  {python} -c "{usage}"', highlight=False)
 
 
 def main() -> None:

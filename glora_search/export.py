@@ -53,7 +53,7 @@ def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Pa
     counts = "".join(f"| {name} | {count} |\n" for name, count in sorted(kinds.items()))
     layers = f"\n| path and kind | layers |\n| --- | --- |\n{counts}" if ours else ""
     import_line = "import glora_search  # makes the adapter's type known to peft\n" if ours else ""
-    folder_name = json.dumps(str(name or folder))
+    head = " The classification head is included." if "labels" in facts else ""
     plain = "without peft and without this package" if ours else "without peft"
     write_text(
         folder / "README.md",
@@ -65,20 +65,40 @@ tags: [glora, glora-search]
 
 # {"GLoRA adapter with per-layer paths" if ours else f"{settings['peft_type']} adapter"}
 
-Found by glora-search (GLoRA: arXiv 2306.07967). The classification head is included.
+Found by glora-search (GLoRA: arXiv 2306.07967).{head}
 
 | | |
 | --- | --- |
 {rows}
 {layers}
 ```python
-{import_line}from peft import AutoPeftModelForSequenceClassification
-
-model = AutoPeftModelForSequenceClassification.from_pretrained({folder_name}, num_labels={facts["labels"]})
+{import_line}{_loading(settings["task_type"], base_model, str(name or folder), facts.get("labels"))}
 plain = model.merge_and_unload()  # a transformers model, {plain}
 ```
 """,
     )
+
+
+PEFT_CLASSES = {
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+}
+"""peft's name of a task -> the class that loads an adapter with its base model."""
+
+
+def _loading(task_type: str | None, base_model: str, folder: str, labels: int | None) -> str:
+    """The lines of Python that load an adapter folder."""
+    options = "" if labels is None else f", num_labels={labels}"
+    if task_type in PEFT_CLASSES:
+        cls = PEFT_CLASSES[task_type]
+        return f"from peft import {cls}\n\nmodel = {cls}.from_pretrained({json.dumps(folder)}{options})"
+    return f"""from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+base = AutoModelForImageClassification.from_pretrained({json.dumps(base_model)}{options})
+model = PeftModel.from_pretrained(base, {json.dumps(folder)})"""
 
 
 STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}

@@ -35,10 +35,11 @@ class PathTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.lr_factors = check_lr_factors(lr_factors or {})
         model = self.accelerator.unwrap_model(self.model)
-        configs = getattr(model, "peft_config", {}).values()
-        if any(config.task_type == "SEQ_CLS" for config in configs):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not type(base).__name__.endswith(("ForCausalLM", "LMHeadModel")):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
-            # such as BERT do not: their steps would grow with gradient accumulation and with the number of processes.
+            # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
+            # processes.
             self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

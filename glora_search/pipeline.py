@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from peft import PeftModel, get_peft_model
@@ -21,14 +20,14 @@ from glora_search.recipe import TRAINING_DEFAULTS, Recipe
 from glora_search.retrain import lora_within, subnet_to_train
 from glora_search.run_folder import COMMANDS, NEEDS, STAGES, RunFolder, environment, is_made_from, make
 from glora_search.search import SubnetEvaluator, make_sampler, search
-from glora_search.search.evaluator import evaluate, length_sorted_batches, predict
+from glora_search.search.evaluator import Batches, evaluate, length_sorted_batches, logits_of
 from glora_search.search.report import show_progress, summary, trials_frame
 from glora_search.search.storage import open_storage
 from glora_search.search.study import STUDY_NAME
 from glora_search.search.workers import helped_by
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling, probe_subnets
-from glora_search.tasks.text_classification import TextClassification
+from glora_search.tasks import Task, make_task, task_class
 from glora_search.training import train
 
 
@@ -60,9 +59,9 @@ class Run(RunFolder):
     # -- what the stages share -------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def task(self) -> TextClassification:
+    def task(self) -> Task:
         """The recipe's task, its train and validation rows loaded."""
-        return TextClassification(self.recipe)
+        return make_task(self.recipe)
 
     @functools.cached_property
     def space(self) -> BoundSpace:
@@ -88,6 +87,8 @@ class Run(RunFolder):
     def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> Trainer:
         """Train on the train rows; what the settings evaluate is evaluated on the validation rows."""
         task = self.task
+        if settings.get("metric_for_best_model") in (task.metric, f"eval_{task.metric}"):
+            settings = {"greater_is_better": task.direction == "maximize", **settings}
         return train(
             model,
             task.train,
@@ -97,7 +98,8 @@ class Run(RunFolder):
             seed=self.recipe.seed,
             description=description,
             eval_dataset=task.validation,
-            compute_metrics=lambda found: {task.metric: task.score(found.predictions, found.label_ids)},
+            preprocess_logits_for_metrics=lambda logits, labels: task.tally(_first(logits), labels),
+            compute_metrics=lambda found: {task.metric: task.score(found.predictions.astype(float).sum(0))},
             **options,
         )
 
@@ -182,6 +184,7 @@ class Run(RunFolder):
                 max_params=settings.max_params,
                 objective=settings.objective,
                 score=settings.score,
+                direction=self.task.direction,
                 seed=self.recipe.seed,
                 options=settings.options,
                 racing=settings.racing,
@@ -212,7 +215,7 @@ class Run(RunFolder):
         best = self.result("search")["best"]
         facts = self._facts(best["params"], best["validation"])
         export_subnet(self._supernet(), best["genome"], folder, base_model=self.task.model_path, facts=facts)
-        self.task.tokenizer.save_pretrained(str(folder))
+        self.task.processor.save_pretrained(str(folder))
         return {key: best[key] for key in ("params", "validation", "validation_loss")}
 
     def retrain(self) -> dict[str, Any]:
@@ -224,18 +227,20 @@ class Run(RunFolder):
         set_seed(recipe.seed)
         model = subnet_to_train(task.model(), self.folder / "best", start=recipe.retrain.start)
         factors = recipe.lr_factors(recipe.retrain)
-        self._train(model, recipe.retrain.training, folder, "retrain", lr_factors=factors)
-        scored = evaluate(model, self.validation, task.score)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            self._train(model, recipe.retrain.training, folder, "retrain", lr_factors=factors)
+        scored = evaluate(model, self.validation, task)
         params = adapter_params(model)
         model.save_pretrained(str(folder))
-        task.tokenizer.save_pretrained(str(folder))
+        task.processor.save_pretrained(str(folder))
         write_card(folder, task.model_path, self._facts(params, scored.metric))
         return {"params": params, "validation": scored.metric, "validation_loss": scored.loss}
 
     def final(self) -> tuple[str, dict[str, Any]]:
         """``best`` or ``retrained``, whichever is better on validation, and its figures."""
         found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
-        name = min(found, key=lambda name: (-found[name]["validation"], found[name]["validation_loss"]))
+        better = task_class(self.recipe.task.type).rank
+        name = min(found, key=lambda name: better(found[name]))
         return name, found[name]
 
     def export_as(self, form: str) -> Path:
@@ -258,7 +263,7 @@ class Run(RunFolder):
             folder.parent.mkdir(exist_ok=True)
             model = self._load(self.folder / source)
             export_stock(model, form, folder, base_model=self.task.model_path, facts=facts)
-            self.task.tokenizer.save_pretrained(str(folder))
+            self.task.processor.save_pretrained(str(folder))
         return folder
 
     def merge(self) -> dict[str, Any]:
@@ -269,18 +274,19 @@ class Run(RunFolder):
         source, _ = self.final()
         with track("merge", 3) as bar:
             model = self._load(self.folder / source)
-            before, _, _ = predict(model, self.validation)
+            before = logits_of(model, self.validation)
             bar.advance()
             plain = merge(model)
-            after, labels, _ = predict(plain, self.validation)
+            after = logits_of(plain, self.validation)
+            scored = evaluate(plain, self.validation, self.task)
             bar.advance()
             plain.save_pretrained(str(folder))
-            self.task.tokenizer.save_pretrained(str(folder))
+            self.task.processor.save_pretrained(str(folder))
             bar.advance()
         return {
             "source": source,
-            "validation": self.task.score(after, labels),
-            "max_abs_logit_difference": float(np.abs(before - after).max()),
+            "validation": scored.metric,
+            "max_abs_logit_difference": max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
         }
 
     def baselines(self) -> dict[str, Any]:
@@ -301,7 +307,7 @@ class Run(RunFolder):
             where = folder / name
             factors = recipe.lr_factors(recipe.baseline)
             self._train(model, self._baseline_training(), where, name, lr_factors=factors)
-            scored = evaluate(model, self.validation, task.score)
+            scored = evaluate(model, self.validation, task)
             model.save_pretrained(str(where))
             entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
             result["list"].append({**entry, "validation": scored.metric})
@@ -333,22 +339,25 @@ class Run(RunFolder):
         merged, found = self.result("merged"), self.result("search")
         baselines = self.done("baselines") or {"list": [], "skipped": []}
         source, figures = merged["source"], self.result(merged["source"])
-        batches = length_sorted_batches(task.test_split(), task.collator, recipe.search.batch_size)
+        batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
         adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), "best", source]
         scores: dict[str, float] = {}
         with track("evaluate", len(adapters) + 1) as bar:
             for name in adapters:
-                scores[name] = evaluate(self._load(self.folder / name), batches, task.score).metric
+                scores[name] = evaluate(self._load(self.folder / name), batches, task).metric
                 bar.advance()
-            plain = type(task.model()).from_pretrained(str(self.folder / "merged")).to(self.device)
-            scores["merged"] = evaluate(plain, batches, task.score).metric
+            merged_folder = str(self.folder / "merged")
+            options = {"trust_remote_code": recipe.task.trust_remote_code}
+            plain = task.auto_class.from_pretrained(merged_folder, **options).to(self.device)
+            scores["merged"] = evaluate(plain, batches, task).metric
             bar.advance()
         metrics: dict[str, Any] = {
             "name": recipe.name,
             "metric": task.metric,
+            "direction": task.direction,
             "budget": recipe.search.max_params,
-            "rows": {"train": len(task.train), "validation": len(task.validation), "test": _rows(batches)},
+            "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
             "baselines": [{**entry, "test": scores[f"baselines/{entry['method']}"]} for entry in baselines["list"]],
             "notes": [*baselines["skipped"], *self._notes()],
             "search": {
@@ -377,16 +386,16 @@ class Run(RunFolder):
 
     def _notes(self) -> list[str]:
         """What the figures alone would not tell."""
-        found, labels = self.result("search")["best"], self.task.validation["labels"]
+        found, share = self.result("search")["best"], self.task.trivial_score()
         notes = []
-        share = max(np.bincount(labels)) / len(labels)
-        if found["validation"] <= share:
+        if share is not None and found["validation"] <= share:
             notes.append(
                 f"the search found nothing better than always saying the most frequent label ({share:.4f} on "
                 "validation): the supernet needs more epochs or another learning rate"
             )
         if found["params"] == 0:
-            notes.append("the best subnet has no adapter parameters at all: the head alone was trained")
+            trained = "the head alone was trained" if self.task.data.labels else "nothing was trained"
+            notes.append(f"the best subnet has no adapter parameters at all: {trained}")
         again = self.done("retrained")
         if again is not None and self.final()[0] == "best":
             notes.append(
@@ -410,9 +419,10 @@ class Run(RunFolder):
         return self.evaluate()
 
     def _facts(self, params: int, validation: float) -> dict[str, Any]:
+        labels = self.task.data.labels
         return {
             "experiment": self.recipe.name,
-            "labels": len(self.task.data.labels),
+            **({"labels": len(labels)} if labels else {}),
             "adapter parameters": f"{params:,}",
             "budget": self.recipe.search.max_params,
             f"validation {self.task.metric}": f"{validation:.4f}",
@@ -426,14 +436,16 @@ def _sampling(recipe: Recipe, space: BoundSpace) -> Sampling:
     return make_sampling(settings.sampling, space, seed=recipe.seed, max_params=budget, options=options)
 
 
-def _rows(batches: list[dict[str, torch.Tensor]]) -> int:
-    return sum(len(batch["labels"]) for batch in batches)
+def _first(outputs: Any) -> torch.Tensor:
+    """The logits, of a model that has more to say than those."""
+    logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits
 
 
-def _check(recipe: Recipe) -> TextClassification:
+def _check(recipe: Recipe) -> Task:
     """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
     console.print("[dim]reading data and model[/dim]")
-    task = TextClassification(recipe)
+    task = make_task(recipe)
     space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
     space.check_budget(recipe.search.max_params)
     _sampling(recipe, space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import string
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ STOPPING: dict[str, Any] = {
 """What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
 
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
-
+TASKS = ("text-classification", "token-classification", "causal-lm", "seq2seq-lm", "image-classification")
 
 OTHER_MACHINE = {"other_machine": True}
 """Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
@@ -111,15 +112,51 @@ class Task(Section):
     """What is learned, and by which model.
 
     Attributes:
-        type: the task.
+        type: the task, or the import path of a `glora_search.tasks.Task` of your own.
         model: a hub name, a folder, or ``minilm`` (all-MiniLM-L6-v2 from its wheel).
-        max_length: longest input, in tokens; longer ones are cut.
+        max_length: longest input, in tokens; longer ones are cut. A model that writes a response has as many for that.
+        prompt: of a language model: a template with the names of columns, ``"Question: {question}\\nAnswer: "``; where
+            there are several, a row takes the first whose columns all have text in it. None is the text column itself.
+        options: for a task of your own.
     """
 
-    type: Literal["text-classification"] = "text-classification"
+    type: str = "text-classification"
     model: str
     max_length: int = Field(default=128, ge=8)
+    prompt: str | list[str] | None = None
+    options: dict[str, Any] | None = None
     trust_remote_code: bool = False
+
+    @field_validator("type")
+    @classmethod
+    def _check_type(cls, value: str) -> str:
+        if value not in TASKS and "." not in value:
+            raise invalid("type", value, f"one of {', '.join(map(repr, TASKS))}, or the import path of a Task")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for template in [value] if isinstance(value, str) else value or []:
+            if not prompt_columns(template):
+                raise invalid("prompt", template, "text with the names of columns in braces: 'Translate: {text}'")
+        return value
+
+    @property
+    def prompts(self) -> list[str]:
+        """The templates of the prompt."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or [])
+
+
+def prompt_columns(template: str) -> list[str]:
+    """The columns that a prompt's template names; none where it is no template."""
+    try:
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError:
+        return []
+    names = [str(name) for _, name, form, conversion in fields if not form and conversion is None]
+    plain = len(names) == len(fields) and all(name.isidentifier() for name in names)
+    return list(dict.fromkeys(names)) if plain else []
 
 
 class Cut(Section):
@@ -142,49 +179,66 @@ class BbcHeadlines(Cut):
 
 
 class Columns(Cut):
-    """Sources with named columns."""
+    """Sources with named columns; which of them are read depends on the task.
+
+    Attributes:
+        text_column: texts; lists of words for token classification.
+        text_pair_column: the second text, where pairs of texts are classified.
+        label_column: labels; lists of tags, one for each word, for token classification.
+        response_column: what a language model is to answer to the prompt.
+        image_column: images; None is ``image``.
+    """
 
     text_column: str = "text"
     label_column: str = "label"
-
-    @model_validator(mode="after")
-    def _check_columns(self) -> Self:
-        if self.text_column == self.label_column:
-            raise invalid("label_column", self.label_column, "another column than text_column")
-        return self
+    text_pair_column: str | None = None
+    response_column: str | None = None
+    image_column: str | None = None
 
 
-class Csv(Columns):
-    """Local csv files with a header line."""
+class Files(Columns):
+    """A file for each split, or for images a folder with a folder for each class."""
 
-    source: Literal["csv"]
+    source: Literal["csv", "json", "parquet", "imagefolder"]
     train: str
     validation: str | None = None
     test: str | None = None
 
     @model_validator(mode="after")
-    def _check_splits(self) -> Csv:
+    def _check_splits(self) -> Self:
         names = ("train", "validation", "test")
         paths = {name: Path(path).resolve() for name in names if (path := getattr(self, name)) is not None}
         _refuse_equal(paths, {name: getattr(self, name) for name in paths})
         return self
 
 
-class Hub(Columns):
-    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes."""
+class Named(Columns):
+    """Data sets whose splits have names."""
 
-    source: Literal["hub"]
-    name: str
-    config: str | None = None
     train: str = "train"
     validation: str | None = None
     test: str | None = None
 
     @model_validator(mode="after")
-    def _check_splits(self) -> Hub:
+    def _check_splits(self) -> Self:
         names = {n: getattr(self, n) for n in ("train", "validation", "test") if getattr(self, n) is not None}
         _refuse_equal(names, names)
         return self
+
+
+class Hub(Named):
+    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes."""
+
+    source: Literal["hub"]
+    name: str
+    config: str | None = None
+
+
+class Saved(Named):
+    """A folder that ``DatasetDict.save_to_disk`` wrote."""
+
+    source: Literal["saved"]
+    folder: str
 
 
 def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:
@@ -196,7 +250,7 @@ def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:
         seen[where] = name
 
 
-Data = Annotated[BbcHeadlines | Csv | Hub, Field(discriminator="source")]
+Data = Annotated[BbcHeadlines | Files | Hub | Saved, Field(discriminator="source")]
 
 
 class Supernet(Section):
@@ -228,7 +282,7 @@ class Supernet(Section):
         return self
 
     def settings(self, metric: str) -> dict[str, Any]:
-        """The training arguments, with those that patience needs."""
+        """The training arguments, with those that patience needs; ``metric`` is the task's."""
         return {**self.training, **({**STOPPING, "metric_for_best_model": metric} if self.patience else {})}
 
 

@@ -33,7 +33,7 @@ def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inh
 
 
 def lora_within(
-    layers: Sequence[SpaceLayer], max_params: int | None, task_type: str, modules_to_save: Sequence[str] = ()
+    layers: Sequence[SpaceLayer], max_params: int | None, task_type: str | None, modules_to_save: Sequence[str] = ()
 ) -> LoraConfig | None:
     """peft's LoRA at the largest rank that fits a budget.
 

@@ -183,8 +183,8 @@ class SearchSpace(Choices):
 
 def _task_type(model: nn.Module) -> str | None:
     """peft leaves a classifier out of ``all-linear`` only where the task says that there is one."""
-    name = type(model).__name__
-    return "SEQ_CLS" if name.endswith("ForSequenceClassification") or "ImageClassification" in name else None
+    heads = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
+    return "SEQ_CLS" if any(head in type(model).__name__ for head in heads) else None
 
 
 @dataclass(frozen=True)

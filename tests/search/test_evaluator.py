@@ -19,8 +19,11 @@ class Task:
     def __init__(self, tokenizer):
         self.collator = DataCollatorWithPadding(tokenizer)
 
-    def score(self, logits, labels):
-        return float((logits.argmax(-1) == labels).mean())
+    def tally(self, logits, labels):
+        return torch.stack([logits.argmax(-1) == labels, torch.ones_like(labels, dtype=torch.bool)], dim=1)
+
+    def score(self, sums):
+        return float(sums[0] / sums[1])
 
 
 @pytest.fixture

@@ -6,8 +6,19 @@ import pandas as pd
 import pytest
 
 from glora_search.errors import UserError
-from glora_search.recipe import BbcHeadlines, Csv, Hub
-from glora_search.tasks.data import load_texts
+from glora_search.recipe import BbcHeadlines, Files, Hub
+from glora_search.tasks.data import load_data
+
+
+def load_texts(data, seed):
+    """The rows of a text classification."""
+    columns = {key: getattr(data, f"{key}_column", key) for key in ("text", "label")}
+    return load_data(
+        data,
+        seed,
+        inputs=[("data.text_column", columns["text"])],
+        targets=[("data.label_column", columns["label"])],
+    )
 
 
 def csv(path, rows, header="text,label"):
@@ -20,7 +31,7 @@ def rows(count, labels=("x", "y"), start=0):
 
 
 def texts(split):
-    return set(split.rows["text"])
+    return set(split[split.column_names[0]])
 
 
 def test_bbc_headlines_are_split_without_a_headline_in_two_splits():
@@ -34,7 +45,7 @@ def test_bbc_headlines_are_split_without_a_headline_in_two_splits():
 
 
 def test_the_cut_depends_on_the_seed_alone(tmp_path):
-    data = Csv(source="csv", train=csv(tmp_path / "a.csv", rows(50)))
+    data = Files(source="csv", train=csv(tmp_path / "a.csv", rows(50)))
     first, again, other = (load_texts(data, seed) for seed in (1, 1, 2))
     assert texts(first.validation) == texts(again.validation)
     assert texts(first.validation) != texts(other.validation)
@@ -44,21 +55,21 @@ def test_equal_texts_stay_in_one_split_and_every_label_stays_in_train(tmp_path):
     lines = [*rows(40), *rows(40), "rare,z"]
     path = csv(tmp_path / "a.csv", lines)
     for seed in range(12):
-        data = load_texts(Csv(source="csv", train=path, max_train_rows=30), seed)
+        data = load_texts(Files(source="csv", train=path, max_train_rows=30), seed)
         splits = [texts(data.train), texts(data.validation), texts(data.read_test())]
         assert sum(map(len, splits)) == len(set.union(*splits))
-        assert set(data.train.rows["label"]) == {"x", "y", "z"}
+        assert set(data.train["label"]) == {"x", "y", "z"}
         assert len(data.train) == 30
 
 
 def test_given_splits_are_taken_as_they_are(tiny_csv):
-    data = load_texts(Csv(source="csv", **tiny_csv), seed=0)
+    data = load_texts(Files(source="csv", **tiny_csv), seed=0)
     assert [len(data.train), len(data.validation), len(data.read_test())] == [64, 24, 24]
 
 
 def test_a_missing_validation_split_is_cut_from_train_and_not_from_test(tmp_path):
     train, test = csv(tmp_path / "a.csv", rows(40)), csv(tmp_path / "t.csv", rows(10, start=100))
-    data = load_texts(Csv(source="csv", train=train, test=test, validation_fraction=0.25), seed=0)
+    data = load_texts(Files(source="csv", train=train, test=test, validation_fraction=0.25), seed=0)
     assert [len(data.train), len(data.validation)] == [30, 10]
     assert texts(data.read_test()) == {f"text {index}" for index in range(100, 110)}
 
@@ -68,7 +79,7 @@ def test_the_test_texts_are_not_read_before_the_end(tmp_path, monkeypatch):
     original = pd.read_csv
     monkeypatch.setattr(pd, "read_csv", lambda path, **kw: (read.append((str(path), kw)), original(path, **kw))[1])
     test = csv(tmp_path / "t.csv", rows(10))
-    data = load_texts(Csv(source="csv", train=csv(tmp_path / "a.csv", rows(40)), test=test), seed=0)
+    data = load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", rows(40)), test=test), seed=0)
     columns = [kw["usecols"] for path, kw in read if path == test and "usecols" in kw]
     assert columns == [["label"]]
     data.read_test()
@@ -77,7 +88,7 @@ def test_the_test_texts_are_not_read_before_the_end(tmp_path, monkeypatch):
 
 def test_other_column_names_and_missing_texts_are_kept_as_text(tmp_path):
     path = csv(tmp_path / "a.csv", ["NA,1", "null,0", "3.5,1", "d,0", "e,1", "f,0"], header="review,stars")
-    data = load_texts(Csv(source="csv", train=path, text_column="review", label_column="stars"), seed=0)
+    data = load_texts(Files(source="csv", train=path, text_column="review", label_column="stars"), seed=0)
     assert data.labels == ["0", "1"]
     everything = texts(data.train) | texts(data.validation) | texts(data.read_test())
     assert everything == {"NA", "null", "3.5", "d", "e", "f"}
@@ -86,30 +97,30 @@ def test_other_column_names_and_missing_texts_are_kept_as_text(tmp_path):
 def test_a_column_that_is_missing_is_named_with_those_that_exist(tmp_path):
     path = csv(tmp_path / "a.csv", rows(10), header="body,topic")
     with pytest.raises(UserError, match=r"data\.text_column.*'text'.*body, topic"):
-        load_texts(Csv(source="csv", train=path), seed=0)
+        load_texts(Files(source="csv", train=path), seed=0)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match=r"data\.train.*nothing\.csv"):
-        load_texts(Csv(source="csv", train=str(tmp_path / "nothing.csv")), seed=0)
+        load_texts(Files(source="csv", train=str(tmp_path / "nothing.csv")), seed=0)
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_label_that_train_does_not_have_is_named(tmp_path, split):
     other = csv(tmp_path / "o.csv", rows(10, labels=("x", "z"), start=50))
     with pytest.raises(UserError, match=rf"data\.{split}.*'z'.*x, y"):
-        load_texts(Csv(source="csv", train=csv(tmp_path / "a.csv", rows(20)), **{split: other}), seed=0)
+        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", rows(20)), **{split: other}), seed=0)
 
 
 def test_a_single_label_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 2 different labels"):
-        load_texts(Csv(source="csv", train=csv(tmp_path / "a.csv", rows(20, labels=("x",)))), seed=0)
+        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", rows(20, labels=("x",)))), seed=0)
 
 
 @pytest.mark.parametrize(("lines", "word"), [([], "no rows"), (["a text,"], "no label in row 1")])
 def test_rows_without_a_label_and_files_without_rows_are_refused(tmp_path, lines, word):
     with pytest.raises(UserError, match=word):
-        load_texts(Csv(source="csv", train=csv(tmp_path / "a.csv", lines)), seed=0)
+        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", lines)), seed=0)
 
 
 def test_a_folder_of_csv_files_loads_by_the_hub_source(tmp_path):

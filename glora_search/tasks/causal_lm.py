@@ -1,0 +1,65 @@
+"""Causal language models: plain text, or responses to prompts whose own tokens are not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from glora_search.errors import invalid
+from glora_search.tasks.base import IGNORED, texts_of
+from glora_search.tasks.data import Column
+from glora_search.tasks.language_model import LanguageModel
+
+
+class CausalLM(LanguageModel):
+    """Reads ``text_column``, all of which is learned; a text longer than ``max_length`` becomes several rows.
+
+    With ``response_column`` that alone is learned, and the end of the text after it, as the answer to ``task.prompt``
+    (or to the text column where the recipe has no prompt). Both together are cut at ``max_length``; a row whose prompt
+    leaves no room for a response is left out.
+    """
+
+    task_type = "CAUSAL_LM"
+    auto_class = AutoModelForCausalLM
+    pipeline = "text-generation"
+
+    def inputs(self) -> list[Column]:
+        """See `LanguageModel`."""
+        if self.recipe.task.prompts and not self.responds:
+            raise invalid("data.response_column", None, "the column with the answers to task.prompt")
+        return super().inputs()
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Columns ``input_ids``, ``attention_mask`` and ``labels``, all of one length in a row."""
+        encoded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for ids, labels in self._answered(rows) if self.responds else self._plain(rows):
+            labels = [IGNORED, *labels[1:]]  # no token before the first predicts it
+            if any(label != IGNORED for label in labels):
+                encoded["input_ids"].append(ids)
+                encoded["attention_mask"].append([1] * len(ids))
+                encoded["labels"].append(labels)
+        return Dataset.from_dict(encoded)
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `LanguageModel`; each token is predicted by those before it."""
+        return super().tally(logits[:, :-1], labels[:, 1:])
+
+    def _plain(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+        for ids in self.token_ids(texts_of(rows, self.column("text_column"))):
+            for start in range(0, len(ids), self.max_length):
+                part = ids[start : start + self.max_length]
+                yield part, part
+
+    def _answered(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        prompts = self.token_ids(self.prompts(rows))
+        responses = self.token_ids(texts_of(rows, self.column("response_column")), special=False)
+        for prompt, response in zip(prompts, responses, strict=True):
+            if end and prompt[-1:] == end:  # a tokenizer that ends every text
+                prompt = prompt[:-1]
+            ids = [*prompt, *response, *end]
+            labels = [*[IGNORED] * len(prompt), *response, *end]
+            yield ids[: self.max_length], labels[: self.max_length]

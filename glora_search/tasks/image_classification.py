@@ -1,0 +1,62 @@
+"""Image classification: one label for each image, scored by accuracy."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from glora_search.errors import UserError, invalid
+from glora_search.recipe import Recipe
+from glora_search.tasks.base import Labelled
+from glora_search.tasks.data import Column, with_column
+
+
+class ImageClassification(Labelled):
+    """Reads ``image_column`` and ``label_column``; images are decoded and resized as their batch is made."""
+
+    task_type = None
+    auto_class = AutoModelForImageClassification
+    pipeline = "image-classification"
+    example = "'your.png'"
+
+    def __init__(self, recipe: Recipe) -> None:
+        if importlib.util.find_spec("PIL") is None:
+            raise UserError("image-classification needs the package pillow: pip install 'glora-search[vision]'")
+        super().__init__(recipe)
+
+    def inputs(self) -> list[Column]:
+        """``image_column``."""
+        return self.columns("image_column")
+
+    def load_processor(self) -> Any:
+        """The image processor of the base model."""
+        return self.load(AutoImageProcessor)
+
+    def make_collator(self) -> Any:
+        """Makes ``pixel_values [rows, channels, height, width]`` and ``labels [rows]``."""
+        return ImageCollator(self.processor)
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Columns ``pixel_values``, still images in a file's form, and ``labels``."""
+        column = self.column("image_column")
+        if not isinstance(rows.features[column], Image):
+            raise invalid("data.image_column", column, f"a column of images, not of {rows.features[column]}")
+        images = rows.select_columns([column]).rename_column(column, "pixel_values")
+        return with_column(images.cast_column("pixel_values", Image(mode="RGB")), "labels", self.classes(rows))
+
+
+class ImageCollator:
+    """Rows with images -> a batch, by a model's image processor."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch."""
+        batch = self.processor([row["pixel_values"] for row in rows], return_tensors="pt")
+        return {"pixel_values": batch["pixel_values"], "labels": torch.tensor([row["labels"] for row in rows])}

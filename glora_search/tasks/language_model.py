@@ -1,0 +1,78 @@
+"""What both kinds of language models share: prompts, and perplexity."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers import DataCollatorForSeq2Seq
+
+from glora_search.recipe import prompt_columns
+from glora_search.tasks.base import IGNORED, TextTask, texts_of
+from glora_search.tasks.data import Column
+
+
+class LanguageModel(TextTask):
+    """Scored by perplexity: e to the mean loss of a token, where lower is better."""
+
+    metric = "perplexity"
+    direction = "minimize"
+
+    prompted = True
+
+    def inputs(self) -> list[Column]:
+        """The columns of the prompt's templates, or ``text_column`` where the recipe has none."""
+        names = dict.fromkeys(name for template in self.recipe.task.prompts for name in prompt_columns(template))
+        return [("task.prompt", name) for name in names] or self.columns("text_column")
+
+    def targets(self) -> list[Column]:
+        """``response_column``."""
+        return self.columns("response_column") if self.responds else []
+
+    @property
+    def responds(self) -> bool:
+        """Whether the data has responses."""
+        return getattr(self.recipe.data, "response_column", None) is not None
+
+    def prompts(self, rows: Dataset) -> list[str]:
+        """The prompt of each row: the first template whose columns all have text, else the last."""
+        templates = self.recipe.task.prompts
+        columns = [column for _, column in self.inputs()]
+        texts = [texts_of(rows, column) for column in columns]
+        if not templates:
+            return texts[0]
+        filled = []
+        for values in zip(*texts, strict=True):
+            row = dict(zip(columns, values, strict=True))
+            fits = (t for t in templates if all(row[name].strip() for name in prompt_columns(t)))
+            filled.append(next(fits, templates[-1]).format(**row))
+        return filled
+
+    def make_collator(self) -> Any:
+        """Pads a batch and its labels to the longest row, at the end."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.padding_side = "right"  # what is saved with the model stays as it is
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``[rows, 2]``: the sum of the losses of the row's tokens, and their number."""
+        sums = []
+        for row, targets in zip(logits, labels, strict=True):  # one by one: in float32 a batch can be gigabytes
+            loss = F.cross_entropy(row.float(), targets, ignore_index=IGNORED, reduction="sum")
+            sums.append(torch.stack([loss.double(), (targets != IGNORED).sum().double()]))
+        return torch.stack(sums)
+
+    def score(self, sums: np.ndarray) -> float:
+        """Perplexity."""
+        return float(np.exp(sums[0] / sums[1]))
+
+    def token_ids(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        """Texts as tokens, uncut, with or without those that begin and end a text."""
+        encoded = self.tokenizer(texts, add_special_tokens=special, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids

