@@ -86,6 +86,8 @@ class SupernetTrainer(PathTrainer):
             elif self.sampling.distill:
                 self._teacher = outputs.logits.detach()
             loss = loss * self._share
+            if not loss.requires_grad:  # the subnet without any path, of a model without a head, has nothing to learn
+                loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:

@@ -54,6 +54,13 @@ class GLoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # type: ignore[operator]
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # An unloaded head can be a block of several layers, as RoBERTa's is: peft would look for its weight.
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand ``adapter_names`` of a mixed batch to every layer, and to every head, for the time of one call."""

@@ -1,0 +1,129 @@
+"""From recipe to merged model, on a tiny random model of every architecture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from glora_search.export import load_adapter
+from glora_search.pipeline import Run
+from glora_search.recipe import Recipe
+from glora_search.search.evaluator import evaluate
+
+
+def pairs(folder, make, rows=16):
+    """A csv file of pairs of texts and whether they are of one class."""
+    found = make.sentences(2 * rows)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(2 * rows)
+    lines = [(found[a], found[b]) for a, b in zip(order[::2], order[1::2], strict=True)]
+    frame = pd.DataFrame(
+        [{"one": a, "other": b, "same": {True: "yes", False: "no"}[x == y]} for (a, x), (b, y) in lines]
+    )
+    frame.to_csv(folder / "pairs.csv", index=False)
+    columns = {"text_column": "one", "text_pair_column": "other", "label_column": "same"}
+    return {"source": "csv", "train": str(folder / "pairs.csv"), **columns}
+
+
+def texts(folder, make):
+    """A parquet file of texts and numbers as labels."""
+    frame = pd.DataFrame([{"text": text, "label": int(label == "tech")} for text, label in make.sentences(24)])
+    frame.to_parquet(folder / "train.parquet")
+    return {"source": "parquet", "train": str(folder / "train.parquet")}
+
+
+def tagged(folder, make):
+    """A saved data set of words and their tags."""
+    rows = [
+        {"words": text.split(), "tags": [f"B-{label}" if word not in make.filler else "O" for word in text.split()]}
+        for text, label in make.sentences(16)
+    ]
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder / "tagged")
+    return {"source": "saved", "folder": str(folder / "tagged"), "text_column": "words", "label_column": "tags"}
+
+
+def instructions(folder, make):
+    """A json file of instructions, some with an input, and the answers."""
+    rows = [
+        {"instruction": text, "input": ["", "a new team"][number % 3 == 0], "output": f"the {label} team"}
+        for number, (text, label) in enumerate(make.sentences(16))
+    ]
+    return {"source": "json", "train": make.json(folder / "train.jsonl", rows), "response_column": "output"}
+
+
+def plain(folder, make):
+    """A folder of json files, as load_dataset takes it."""
+    make.json(folder / "train.jsonl", [{"text": text} for text, _ in make.sentences(16)])
+    make.json(folder / "test.jsonl", [{"text": text} for text, _ in make.sentences(8, seed=1)])
+    return {"source": "hub", "name": str(folder), "test": "test"}
+
+
+def images(folder, make):
+    """Folders of images."""
+    return {
+        "source": "imagefolder",
+        "train": make.images(folder / "a", 16),
+        "test": make.images(folder / "b", 6, seed=1),
+    }
+
+
+PROMPTS = {"prompt": ["{instruction} of the {input} says", "{instruction} says"]}
+CASES = {
+    "bert, pairs": ("bert", "text-classification", pairs, {}),
+    "roberta": ("roberta", "text-classification", texts, {}),
+    "distilbert": ("distilbert", "token-classification", tagged, {}),
+    "gpt2": ("gpt2", "causal-lm", plain, {}),
+    "llama": ("llama", "causal-lm", instructions, PROMPTS),
+    "qwen2": ("qwen2", "causal-lm", instructions, PROMPTS),
+    "qwen3": ("qwen3", "causal-lm", instructions, PROMPTS),
+    "t5": ("t5", "seq2seq-lm", instructions, PROMPTS),
+    "vit": ("vit", "image-classification", images, {}),
+}
+METRICS = {
+    "text-classification": "accuracy",
+    "token-classification": "f1",
+    "causal-lm": "perplexity",
+    "seq2seq-lm": "perplexity",
+    "image-classification": "accuracy",
+}
+
+
+@pytest.mark.parametrize(("architecture", "task", "data", "options"), CASES.values(), ids=CASES.keys())
+def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
+    tiny, recipe, make, tmp_path, architecture, task, data, options
+):
+    made = Recipe.model_validate(recipe(tiny(architecture), data(tmp_path, make), type=task, **options))
+    run = Run.create(made, tmp_path / "run")
+    metrics = run.all_stages()
+
+    assert metrics["metric"] == METRICS[task]
+    assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
+    assert metrics["merged"]["test"] == pytest.approx(metrics["final"]["test"], rel=1e-4)
+    assert metrics["baselines"][0]["params"] <= 1200
+    assert 0 < metrics["final"]["params"] <= 1200
+    better = min if task.endswith("-lm") else max
+    stages = [run.result(name) for name in ("best", "retrained")]
+    assert metrics["final"]["validation"] == better(stage["validation"] for stage in stages)
+    if task.endswith("-lm"):
+        for entry in stages:
+            assert entry["validation"] == pytest.approx(np.exp(entry["validation_loss"]), rel=1e-4)
+
+    merged = run.task.auto_class.from_pretrained(run.folder / "merged").eval()
+    adapted = load_adapter(run.task.model(), run.folder / run.result("merged")["source"]).eval()
+    assert type(merged) is type(adapted.get_base_model())
+    assert set(dict(merged.named_parameters())) == set(dict(run.task.model().named_parameters()))
+    for model in (merged, adapted):
+        assert evaluate(model, run.validation, run.task).metric == pytest.approx(
+            metrics["final"]["validation"], rel=1e-4
+        )
+    batch = run.validation[0]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, adapted(**batch).logits, rtol=0, atol=1e-4)
+    assert (
+        run.folder / "merged" / ("preprocessor_config.json" if architecture == "vit" else "tokenizer.json")
+    ).is_file()
+    if architecture in ("llama", "qwen3", "t5"):  # no layer has a bias
+        assert {gene.path for gene in run.space.genes} == {"A_B"}
