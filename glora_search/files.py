@@ -26,7 +26,7 @@ def shipped_folder(kind: str) -> Path:
 
 
 def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
-    """A file by its path, or one that comes with the package by ``<kind>/<name>.yaml`` or ``<name>``.
+    """A file by its path, or one that comes with the package by its path in a checkout or by its name.
 
     Args:
         kind: ``search_spaces`` or ``experiments``.
@@ -39,12 +39,11 @@ def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     if Path(path).is_file():
         return Path(path)
     folder = shipped_folder(kind)
-    if Path(path).name and Path(path).parent in (Path(kind), Path(".")):
-        shipped = folder / Path(path).with_suffix(".yaml").name
-        if shipped.is_file():
-            return shipped
-    names = sorted(file.stem for file in folder.glob("*.yaml"))
-    raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(names)}")
+    shipped = {file.stem: file for pattern in ("*.yaml", "recipes/*.yaml") for file in sorted(folder.glob(pattern))}
+    name = Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
+    if name in shipped and Path(path).parent in (Path("."), Path(kind) / shipped[name].parent.relative_to(folder)):
+        return shipped[name]
+    raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(shipped)}")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from datasets import Dataset, DatasetDict, DownloadConfig, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
 from glora_search.recipe import BbcHeadlines, Files, Hub, Named, Saved
 
 
 class Source(Protocol):
-    """A recipe's data; a split is ``train``, ``validation`` or ``test``.
-
-    Attributes:
-        cut: whether the splits are cut from train, where the recipe cannot name them.
-    """
+    """A recipe's data; a split is ``train``, ``validation`` or ``test``."""
 
     def columns(self, split: str) -> list[str]:
         """The names of a split's columns; its rows are not looked at.
@@ -124,30 +120,29 @@ class DatasetFiles:
 
     def columns(self, split: str) -> list[str]:
         """See `Source`; of json, the first row is read for its names."""
-        rows = self._open(split, streaming=True)
-        return list(rows.column_names or next(iter(rows), ()))
+        return self._open(split, lambda rows: list(rows.column_names or next(iter(rows), ())), streaming=True)
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
-        return self._open(split).select_columns(list(columns))
+        return self._open(split, lambda rows: rows.select_columns(list(columns)))
 
     def place(self, split: str) -> str:
         """See `Source`."""
         return str(getattr(self.data, split))
 
-    def _open(self, split: str, **options: Any) -> Any:
+    def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)
         images = self.data.source == "imagefolder"
         if images:
             options["drop_labels"] = False
         try:
-            return load_dataset(
+            rows = load_dataset(
                 self.data.source,
                 data_files={split: str(path / "**") if images else str(path)},
                 split=split,
-                download_config=DownloadConfig(disable_tqdm=True),
                 **options,
             )
+            return use(rows)
         except Exception as error:
             wanted = "a folder with a folder of images for each class" if images else f"a {self.data.source} file"
             raise invalid(f"data.{split}", str(path), f"{wanted} ({_reason(error)})") from error

@@ -1,0 +1,151 @@
+"""Sources: each format gives the same rows, and says what it lacks."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from glora_search.errors import UserError
+from glora_search.recipe import Files, Hub, Saved
+from glora_search.tasks.data import load_data
+from glora_search.tasks.sources import DatasetFiles
+
+ROWS = [{"text": f"text {index}", "label": ["x", "y"][index % 2], "more": index} for index in range(20)]
+
+
+def load(data, inputs=("text",), target="label", labelled=True):
+    return load_data(
+        data,
+        0,
+        inputs=[("data.text_column", name) for name in inputs],
+        targets=[("data.label_column", target)] if target else [],
+        labelled=labelled,
+    )
+
+
+def write(kind, folder, rows, name="train"):
+    path = folder / f"{name}.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif kind == "parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif kind == "list.json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def source(kind):
+    return kind if kind in ("csv", "parquet") else "json"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list.json", "parquet", "saved"])
+def test_every_source_gives_the_same_splits(kind, tmp_path):
+    reference = load(Files(source="csv", train=write("csv", tmp_path, ROWS, "reference")))
+    if kind == "saved":
+        DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+        data = load(Saved(source="saved", folder=str(tmp_path / "saved")))
+    else:
+        data = load(Files(source=source(kind), train=write(kind, tmp_path, ROWS)))
+    for found, expected in (
+        (data.train, reference.train),
+        (data.validation, reference.validation),
+        (data.read_test(), reference.read_test()),
+    ):
+        assert found.to_dict() == expected.to_dict()
+    assert set(data.train.column_names) == {"text", "label"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_test_file_is_read_at_the_end_and_only_its_labels_before(kind, tmp_path, monkeypatch):
+    read = []
+    original = DatasetFiles.read
+    monkeypatch.setattr(DatasetFiles, "read", lambda *a: (read.append(a[1:]), original(*a))[1])
+    test = write(kind, tmp_path, [{"text": "new", "label": "x", "more": 0}], "test")
+    data = load(Files(source=source(kind), train=write(kind, tmp_path, ROWS), test=test))
+    assert [columns for split, columns in read if split == "test"] == [["label"]]
+    assert list(data.read_test()["text"]) == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_label_that_train_does_not_have_and_a_column_that_is_missing_are_named(kind, tmp_path):
+    train = write(kind, tmp_path, ROWS)
+    other = write(kind, tmp_path, [{"text": "new", "label": "z", "more": 0}], "other")
+    with pytest.raises(UserError, match=r"data\.test: got \"label 'z'\".*x, y"):
+        load(Files(source=source(kind), train=train, test=other))
+    with pytest.raises(UserError, match=r"data\.text_column: got 'body'; allowed: a column of .*text, label, more"):
+        load(Files(source=source(kind), train=train), inputs=("body",))
+
+
+def test_a_file_that_is_broken_or_missing_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{broken")
+    for path in (tmp_path / "a.json", tmp_path / "b.json"):
+        with pytest.raises(UserError, match=rf"data\.train.*{path.name}"):
+            load(Files(source="json", train=str(path)))
+    with pytest.raises(UserError, match=r"data\.folder.*save_to_disk"):
+        load(Saved(source="saved", folder=str(tmp_path)))
+
+
+def test_numbered_classes_are_read_as_their_names_in_rows_and_in_lists(tmp_path):
+    names = ClassLabel(names=["O", "B-X"])
+    rows = {"words": [["a", str(index)] for index in range(10)], "tags": [[0, 1]] * 10, "kind": [0, 1] * 5}
+    features = Features({"words": List(Value("string")), "tags": List(names), "kind": names})
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    data = Saved(source="saved", folder=str(tmp_path / "saved"))
+    tagged = load(data, inputs=("words",), target="tags")
+    assert tagged.labels == ["B-X", "O"]
+    assert tagged.train["tags"][0] == ["O", "B-X"]
+    single = load(data, inputs=("words",), target="kind")
+    assert set(single.train["kind"]) == {"O", "B-X"}
+
+
+def test_rows_without_labels_need_none_and_equal_inputs_stay_together(tmp_path):
+    rows = [{"one": f"a {n % 5}", "two": f"b {n % 10}", "answer": str(n)} for n in range(40)]
+    data = load(
+        Files(source="json", train=write("jsonl", tmp_path, rows)),
+        inputs=("one", "two"),
+        target="answer",
+        labelled=False,
+    )
+    assert data.labels == []
+    splits = [
+        set(zip(part["one"], part["two"], strict=True)) for part in (data.train, data.validation, data.read_test())
+    ]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == 10
+    assert set(data.train.column_names) == {"one", "two", "answer"}
+
+
+def test_equal_images_stay_together_and_a_class_is_its_folders_name(make, tmp_path):
+    make.images(tmp_path / "a", 20)
+    for number in range(0, 20, 2):  # each dark image twice
+        path = tmp_path / "a" / "dark" / f"{number}.png"
+        (path.parent / f"again-{number}.png").write_bytes(path.read_bytes())
+    data = load(Files(source="imagefolder", train=str(tmp_path / "a")), inputs=("image",))
+    assert data.labels == ["dark", "light"]
+    parts = [data.train, data.validation, data.read_test()]
+    splits = [{image.tobytes() for image in part["image"]} for part in parts]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == 20
+    assert sum(map(len, parts)) == 30
+
+
+def test_images_without_a_folder_for_each_class_are_refused(make, tmp_path):
+    with pytest.raises(UserError, match=r"data\.train.*a folder of images that exists"):
+        load(Files(source="imagefolder", train=str(tmp_path / "nothing")), inputs=("image",))
+    make.images(tmp_path / "a", 2)
+    with pytest.raises(UserError, match=r"enough rows to cut"):
+        load(Files(source="imagefolder", train=str(tmp_path / "a" / "dark")), inputs=("image",))
+
+
+def test_a_split_of_a_saved_data_set_that_is_missing_is_named(tmp_path):
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"data\.test: got 'holdout'.*train"):
+        load(Saved(source="saved", folder=str(tmp_path / "saved"), test="holdout"))
+
+
+def test_a_hub_folder_of_json_lines_is_read_too(tmp_path):
+    write("jsonl", tmp_path, ROWS)
+    assert load(Hub(source="hub", name=str(tmp_path))).labels == ["x", "y"]
