@@ -142,6 +142,12 @@ class Task(Section):
                 raise invalid("prompt", template, "text with the names of columns in braces: 'Translate: {text}'")
         return value
 
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.options is not None and self.type in TASKS:
+            raise invalid("options", self.options, f"nothing with task.type {self.type}; it is for a task of your own")
+        return self
+
     @property
     def prompts(self) -> list[str]:
         """The templates of the prompt."""

@@ -386,6 +386,16 @@ def test_a_run_made_with_settings_of_other_hardware_still_opens(recipe, tmp_path
     assert Run(run.folder).recipe.supernet.training["bf16"] is True
 
 
+def test_a_run_made_before_recipes_had_all_their_keys_still_goes_on(recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    data = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    newer = [data["task"].pop(key) for key in ("prompt", "options")]
+    newer += [data["data"].pop(key) for key in ("text_pair_column", "response_column", "image_column")]
+    assert newer == [None] * 5
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(data))
+    assert Run.create(recipe, run.folder).recipe == recipe
+
+
 def test_modules_that_the_checkpoint_lacks_are_trained_and_exported(tiny_recipe, tiny_model, tmp_path):
     base = BertModel.from_pretrained(tiny_model)
     state = {name: value for name, value in base.state_dict().items() if not name.startswith("pooler")}

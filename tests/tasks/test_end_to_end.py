@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import Trainer
 
 from glora_search.export import load_adapter
+from glora_search.files import write_json
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
 from glora_search.search.evaluator import evaluate
@@ -127,3 +129,39 @@ def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
     ).is_file()
     if architecture in ("llama", "qwen3", "t5"):  # no layer has a bias
         assert {gene.path for gene in run.space.genes} == {"A_B"}
+
+
+def test_a_lower_perplexity_is_better_in_search_stopping_and_report(tiny, recipe, make, tmp_path, monkeypatch):
+    data = recipe(tiny("llama"), plain(tmp_path, make), type="causal-lm")
+    data["baselines"] = []
+    data["supernet"] |= {"patience": 1}
+    data["search"] |= {"score": "metric", "sampler": "evolution", "trials": 8}
+    settings = []
+    original = Trainer.__init__
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *a, **k: (settings.append(k["args"]), original(self, *a, **k))[1]
+    )
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    metrics = run.all_stages()
+    assert (settings[0].metric_for_best_model, settings[0].greater_is_better) == ("perplexity", False)
+    trials = pd.read_csv(run.folder / "search" / "trials.csv")
+    assert metrics["search"]["best"]["validation"] == pytest.approx(trials["value"].min())
+    assert trials["value"].min() < trials["value"].max()
+    assert metrics["direction"] == "minimize"
+    assert "perplexity" in (run.folder / "report.html").read_text()
+    for name in ("best", "retrained"):
+        write_json(
+            run.folder / name / "stage.json",
+            {"validation": {"best": 3.0, "retrained": 4.0}[name], "validation_loss": 1},
+        )
+    assert run.final()[0] == "best"
+
+
+def test_a_subnet_without_any_path_of_a_model_without_a_head_goes_all_the_way(tiny, recipe, make, tmp_path):
+    data = recipe(tiny("llama"), plain(tmp_path, make), type="causal-lm")
+    data["baselines"] = []
+    data["search"] |= {"max_params": 0, "trials": 1}
+    metrics = Run.create(Recipe.model_validate(data), tmp_path / "run").all_stages()
+    assert metrics["final"]["params"] == 0
+    assert any("nothing was trained" in note for note in metrics["notes"])
+    assert metrics["merged"]["max_abs_logit_difference"] == 0
