@@ -95,7 +95,7 @@ class Sums:
             labels = batch["labels"].to(output.logits.device)
             items = int((labels != IGNORED).sum())
             if items:
-                self.tally = self.tally + task.tally(output.logits, labels).double().sum(0).cpu().numpy()
+                self.tally = self.tally + task.tally(output.logits, labels).cpu().double().sum(0).numpy()
                 self.loss += float(output.loss) * items
             self.items += items
             self.rows += len(labels)

@@ -64,7 +64,7 @@ class LanguageModel(TextTask):
         sums = []
         for row, targets in zip(logits, labels, strict=True):  # one by one: in float32 a batch can be gigabytes
             loss = F.cross_entropy(row.float(), targets, ignore_index=IGNORED, reduction="sum")
-            sums.append(torch.stack([loss.double(), (targets != IGNORED).sum().double()]))
+            sums.append(torch.stack([loss, (targets != IGNORED).sum().float()]))
         return torch.stack(sums)
 
     def score(self, sums: np.ndarray) -> float:
