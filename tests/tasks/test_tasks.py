@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score
+from transformers import TrainingArguments
 
 from glora_search.errors import UserError
+from glora_search.learning_rates import PathTrainer
 from glora_search.recipe import Recipe
 from glora_search.search.evaluator import Batches, evaluate
 from glora_search.tasks import MODULES, Task, make_task, task_class
@@ -293,6 +295,17 @@ def test_a_seq2seq_model_reads_the_prompt_and_writes_the_response(task, make):
     made = task("t5", "seq2seq-lm", rows, {"response_column": "answer"}, prompt="old {text}")
     assert made.tokenizer.decode(made.train["input_ids"][0]).startswith("old ")
     assert made.tokenizer.decode(made.train["labels"][0]) == "the goal </s>"
+
+
+@pytest.mark.parametrize(("architecture", "divides"), [("llama", True), ("t5", False)])
+def test_a_loss_is_divided_by_the_items_of_all_micro_batches_only_where_the_model_does_it(
+    tiny, tmp_path, architecture, divides
+):
+    model = task_class({"llama": "causal-lm", "t5": "seq2seq-lm"}[architecture]).auto_class.from_pretrained(
+        tiny(architecture)
+    )
+    trainer = PathTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    assert trainer.model_accepts_loss_kwargs is divides
 
 
 # -- image classification ---------------------------------------------------------------------------------------------
