@@ -29,7 +29,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from glora_search.learning_rates import path_and_kind
-from glora_search.search.evaluator import Batch, evaluate, length_sorted_batches, predict
+from glora_search.search.evaluator import Batch, evaluate, length_sorted_batches, logits_of
 from glora_search.space import SearchSpace
 
 ROWS = 500  # train rows that the head is fitted to
@@ -49,7 +49,7 @@ class Features:
         """``[rows, width]`` and ``[rows]``."""
         found: list[Tensor] = []
         hook = self.head.register_forward_hook(lambda module, inputs, output: found.append(inputs[0].detach()))
-        predict(model, batches)
+        logits_of(model, batches[::-1])  # which goes from the last batch to the first
         hook.remove()
         return torch.cat(found).clone(), torch.cat([batch["labels"] for batch in batches])
 
@@ -113,7 +113,7 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
     for label, genome in fidelity.measured_subnets(space).items():
         times = [time.perf_counter()]
         with model.folded(genome):
-            inherited = evaluate(model, validation, task.score)
+            inherited = evaluate(model, validation, task)
             times.append(time.perf_counter())
             x, labels = features(model, train_rows)
             fitted = fit_head(x, labels, weight, bias)
@@ -125,14 +125,14 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
         train_steps(model, steps, args.lr_factors)
         times.append(time.perf_counter())
         with model.folded(genome):
-            trained = evaluate(model, validation, task.score)
+            trained = evaluate(model, validation, task)
         with torch.no_grad():
             for key, value in model.named_parameters():
                 if key in kept:
                     value.copy_(kept[key])
         found: dict[str, Any] = {"inherited": inherited.metric, "inherited_loss": inherited.loss}
         found |= {
-            "head": task.score(logits.numpy(), labels.numpy()),
+            "head": task.score(task.tally(logits, labels).sum(0).numpy()),
             "head_loss": float(F.cross_entropy(logits, labels)),
         }
         found |= {"steps": trained.metric, "steps_loss": trained.loss}

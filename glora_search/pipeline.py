@@ -143,7 +143,7 @@ class Run(RunFolder):
         write_json(folder / "history.json", trainer.state.log_history)
         model.save_pretrained(str(folder))
         size = {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
-        return {"metric": task.metric, **size}
+        return {"metric": task.metric, "direction": task.direction, **size}
 
     def _supernet(self) -> PeftModel:
         return self._load(self.folder / "supernet")
