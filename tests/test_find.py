@@ -1,0 +1,120 @@
+"""The whole thing in one call, on a model and rows of the caller's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from glora_search import GLoraConfig, SearchSpace, find_adapter
+from glora_search.errors import UserError
+from glora_search.find import Scoring
+from glora_search.search.evaluator import evaluate
+
+BUDGET = 400
+
+
+def rows(count, seed):
+    """The first token tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size=count)
+    ids = np.concatenate([5 + labels[:, None], rng.integers(10, 50, size=(count, 5))], axis=1)
+    return Dataset.from_dict(
+        {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist(), "labels": labels.tolist()}
+    )
+
+
+def accuracy(logits, labels):
+    return logits.argmax(-1) == labels
+
+
+@pytest.fixture
+def find(make_model, tmp_path):
+    """``find(**options)``: what was found for a tiny BERT."""
+
+    def training(**settings):
+        quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        return TrainingArguments(str(tmp_path / "out"), **{**quiet, "learning_rate": 1e-2, **settings})
+
+    def call(retrain=None, epochs=2, **options):
+        return find_adapter(
+            make_model("bert"),
+            rows(64, 0),
+            rows(40, 1),
+            task_type="SEQ_CLS",
+            metric=accuracy,
+            args=training(num_train_epochs=epochs),
+            retrain_args=None if retrain is None else training(**retrain),
+            **{"space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
+        )
+
+    return call
+
+
+def test_the_found_subnet_keeps_the_budget_and_scores_as_the_search_says(find, make_model, weights):
+    found = find()
+    assert isinstance(found.config, GLoraConfig)
+    assert 0 < found.params <= BUDGET
+    trials = found.study.get_trials(deepcopy=False)
+    assert len(trials) == 8
+    best = min(trials, key=lambda trial: trial.value)
+    assert best.params == found.genome
+    assert found.inherited == found.evaluation
+    assert found.inherited.loss == pytest.approx(best.value, abs=1e-5)
+    assert found.inherited.metric == best.user_attrs["metric"]
+    head = found.model.base_model.model.classifier.modules_to_save["default"]
+    trained = sum(p.numel() for p in found.model.parameters() if p.requires_grad)
+    assert trained == found.params + sum(p.numel() for p in head.parameters())
+    untouched = weights(make_model("bert"))
+    for name, value in weights(found.model).items():
+        assert name.startswith("classifier") or torch.equal(value, untouched[name])
+
+
+def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_path):
+    from peft import PeftModel
+
+    found = find()
+    found.model.save_pretrained(tmp_path / "adapter")
+    expected = logits(found.model)
+    again = PeftModel.from_pretrained(make_model("bert"), tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), expected)
+    merged = found.model.merge_and_unload()
+    assert type(merged) is type(make_model("bert"))
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_on_betters_it(find):
+    found = find(retrain={"num_train_epochs": 12})
+    assert found.evaluation.metric > found.inherited.metric
+
+
+def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):
+    found = find(epochs=12, retrain={"max_steps": 8, "learning_rate": 10.0})
+    assert found.evaluation == found.inherited
+    batch = {name: torch.tensor(values[:]) for name, values in rows(40, 1).to_dict().items()}
+    assert evaluate(found.model, [batch], Scoring(None, accuracy).score).loss == pytest.approx(
+        found.inherited.loss, abs=1e-5
+    )
+
+
+def test_the_same_seed_finds_the_same(find):
+    first, second = find(), find()
+    assert first.genome == second.genome
+    assert first.evaluation == second.evaluation
+
+
+def test_a_bound_space_and_options_of_the_search_are_taken(find, make_model, tmp_path):
+    bound = SearchSpace.load("lora-ranks").bind(make_model("bert"))
+    journal = tmp_path / "journal.log"
+    found = find(space=bound, sampler="random", score="metric", storage=journal)
+    assert {paths.A for paths in bound.layer_paths(found.genome).values()} == {"none"}
+    assert found.study.best_value == found.evaluation.metric
+    assert journal.is_file()
+
+
+def test_a_budget_below_the_cheapest_subnet_is_refused_before_any_training(find):
+    space = SearchSpace(paths={"B": ["lora"]}, ranks=[2])
+    with pytest.raises(UserError, match="cheapest"):
+        find(space=space, max_params=5)
