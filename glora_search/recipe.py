@@ -118,6 +118,7 @@ class Task(Section):
         prompt: of a language model: a template with the names of columns, ``"Question: {question}\\nAnswer: "``; where
             there are several, a row takes the first whose columns all have text in it. None is the text column itself.
         options: for a task of your own.
+        trust_remote_code: run code that comes with a hub model; leave it off for models that you do not trust.
     """
 
     type: str = "text-classification"
@@ -169,8 +170,9 @@ class Cut(Section):
     """What all data sources share: how much of train is cut off for a split that is not given.
 
     Attributes:
-        validation_fraction, test_fraction: share of the rows, drawn with the recipe's seed.
-        max_train_rows: train on a random part of this size.
+        validation_fraction, test_fraction: share of the rows, drawn with the recipe's seed, that is cut off for a
+            split that is not given.
+        max_train_rows: train on a random part of this size; None takes all rows.
     """
 
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
@@ -203,7 +205,11 @@ class Columns(Cut):
 
 
 class Files(Columns):
-    """A file for each split, or for images a folder with a folder for each class."""
+    """A file for each split, or for images a folder with a folder for each class.
+
+    Attributes:
+        train, validation, test: paths; what is None is cut from train.
+    """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
     train: str
@@ -219,7 +225,11 @@ class Files(Columns):
 
 
 class Named(Columns):
-    """Data sets whose splits have names."""
+    """Data sets whose splits have names.
+
+    Attributes:
+        train, validation, test: names of the splits; what is None is cut from train.
+    """
 
     train: str = "train"
     validation: str | None = None
@@ -233,7 +243,12 @@ class Named(Columns):
 
 
 class Hub(Named):
-    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes."""
+    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes.
+
+    Attributes:
+        name: hub name or folder.
+        config: the data set's configuration, where it has several.
+    """
 
     source: Literal["hub"]
     name: str
@@ -241,7 +256,11 @@ class Hub(Named):
 
 
 class Saved(Named):
-    """A folder that ``DatasetDict.save_to_disk`` wrote."""
+    """A folder that ``DatasetDict.save_to_disk`` wrote.
+
+    Attributes:
+        folder: its path.
+    """
 
     source: Literal["saved"]
     folder: str
@@ -338,7 +357,7 @@ class Retrain(Section):
     """How the found subnet is trained on.
 
     Attributes:
-        start: written ``from``: ``inherited`` weights of the supernet, or from ``scratch``.
+        start: with the weights ``inherited`` from the supernet, or from ``scratch``; in YAML the key is ``from``.
         lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments.
     """
