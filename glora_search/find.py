@@ -38,9 +38,14 @@ class Scoring:
     collator: Any
     metric: Metric
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> float:
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What each row is worth, and 1: ``[rows, 2]``."""
+        worth = self.metric(logits, labels).double()
+        return torch.stack([worth, torch.ones_like(worth)], dim=1)
+
+    def score(self, sums: np.ndarray) -> float:
         """The mean over the rows."""
-        return float(self.metric(torch.from_numpy(logits), torch.from_numpy(labels)).double().mean())
+        return float(sums[0] / sums[1])
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def find_adapter(
 
     found = get_peft_model(supernet.unload(), config)
     set_peft_model_state_dict(found, weights)
-    inherited = final = evaluate(found, evaluator.batches, task.score)
+    inherited = final = evaluate(found, evaluator.batches, task)
     if retrain_args is not None:
         PathTrainer(
             model=found,
@@ -147,7 +152,7 @@ def find_adapter(
             data_collator=collator,
             lr_factors=lr_factors,
         ).train()
-        final = evaluate(found, evaluator.batches, task.score)
+        final = evaluate(found, evaluator.batches, task)
         if (final.metric, -final.loss) < (inherited.metric, -inherited.loss):
             set_peft_model_state_dict(found, weights)
             final = inherited

@@ -94,9 +94,7 @@ def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):
     found = find(epochs=12, retrain={"max_steps": 8, "learning_rate": 10.0})
     assert found.evaluation == found.inherited
     batch = {name: torch.tensor(values[:]) for name, values in rows(40, 1).to_dict().items()}
-    assert evaluate(found.model, [batch], Scoring(None, accuracy).score).loss == pytest.approx(
-        found.inherited.loss, abs=1e-5
-    )
+    assert evaluate(found.model, [batch], Scoring(None, accuracy)).loss == pytest.approx(found.inherited.loss, abs=1e-5)
 
 
 def test_the_same_seed_finds_the_same(find):
