@@ -40,7 +40,7 @@ class Scoring:
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What each row is worth, and 1: ``[rows, 2]``."""
-        worth = self.metric(logits, labels).double()
+        worth = self.metric(logits, labels).float()
         return torch.stack([worth, torch.ones_like(worth)], dim=1)
 
     def score(self, sums: np.ndarray) -> float:

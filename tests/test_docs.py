@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.util
 import re
 import shlex
@@ -270,7 +271,10 @@ def workplace(stock, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return make
+    yield make
+    for name, module in list(sys.modules.items()):  # the page's own
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -318,6 +322,8 @@ def test_the_code_of_a_page_runs(page, workplace, briefly, monkeypatch):
         first = re.match(r"# ([\w-]+\.(?:yaml|csv|py))\n", block.code)
         if first:
             (folder / first[1]).write_text(block.code)
+            if block.language == "python":
+                importlib.import_module(first[1].removesuffix(".py"))
         if block.not_run or (first and block.language != "bash"):
             continue
         if block.language == "python":
