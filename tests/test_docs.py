@@ -168,7 +168,7 @@ def check_glora_search(words: list[str], group: Any = None) -> None:
     name, command, rest = group.resolve_command(context, words)
     if hasattr(command, "resolve_command"):
         check_glora_search(rest, command)
-    else:
+    elif rest:  # a bare name is a command that a page speaks of
         command.make_context(name, rest, parent=context)
 
 
