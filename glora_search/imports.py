@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
+from collections.abc import Iterable
 from typing import TypeVar
 
 from glora_search.errors import invalid
@@ -38,3 +40,13 @@ def import_class(path: str, base: type[Class], *, key: str, allowed: str) -> typ
     if not (isinstance(found, type) and issubclass(found, base)):
         raise invalid(key, path, allowed)
     return found
+
+
+def options_of(cls: type, without: Iterable[str]) -> str:
+    """The keyword arguments that a recipe can give to a class, for a message.
+
+    Args:
+        without: those that it is given already.
+    """
+    left_out = {"self", "args", "kwargs", *without}
+    return ", ".join(name for name in inspect.signature(cls).parameters if name not in left_out) or "no options"

@@ -15,17 +15,18 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from glora_search.export import adapter_params, export_stock, export_subnet, load_adapter, merge, write_card
 from glora_search.files import write_json
-from glora_search.progress import console, track
+from glora_search.progress import say, track
 from glora_search.recipe import TRAINING_DEFAULTS, Recipe
 from glora_search.retrain import lora_within, subnet_to_train
-from glora_search.run_folder import COMMANDS, NEEDS, STAGES, RunFolder, environment, is_made_from, make
+from glora_search.run_folder import RunFolder, environment, is_made_from, make
 from glora_search.search import SubnetEvaluator, make_sampler, search
 from glora_search.search.evaluator import Batches, evaluate, length_sorted_batches, logits_of
 from glora_search.search.report import show_progress, summary, trials_frame
 from glora_search.search.storage import open_storage
-from glora_search.search.study import STUDY_NAME
+from glora_search.search.trials import STUDY_NAME
 from glora_search.search.workers import helped_by
 from glora_search.space import BoundSpace, SearchSpace
+from glora_search.stages import COMMANDS, NEEDS, STAGES
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling, probe_subnets
 from glora_search.tasks import Task, make_task, task_class
 from glora_search.training import train
@@ -160,7 +161,7 @@ class Run(RunFolder):
         """
         self.result(NEEDS["search"])
         if self.done("search") is None and self._is_busy():
-            console.print("search: joining the search that is going on in this run folder", highlight=False)
+            say("search: joining the search that is going on in this run folder")
             self.work_on_search(workers=workers, storage=storage)
             while self.done("search") is None and self._is_busy():
                 time.sleep(0.5)  # until the process that was here first has noted the result
@@ -189,12 +190,13 @@ class Run(RunFolder):
                 options=settings.options,
                 racing=settings.racing,
                 storage=storage or self.folder / "search" / "journal.log",
-                study_name=self._study_name() if storage else STUDY_NAME,
+                study_name=self.study_name() if storage else STUDY_NAME,
                 on_trial=show_progress(bar),
             )
 
-    def _study_name(self) -> str:
+    def study_name(self) -> str:
         """The search's name in a storage that others use too: the same on each machine that has this run folder."""
+        self.result("supernet")
         digest = hashlib.sha256()
         for name in ("recipe.yaml", "space.yaml", "supernet/adapter_model.safetensors"):
             digest.update((self.folder / name).read_bytes())
@@ -203,7 +205,7 @@ class Run(RunFolder):
     def forget_shared_search(self, storage: str) -> None:
         """Remove this run's search from a storage that workers share, so that it is done again."""
         opened = open_storage(storage)
-        for name in (self._study_name(), f"{self._study_name()}.workers"):
+        for name in (self.study_name(), f"{self.study_name()}.workers"):
             if name in optuna.get_all_study_names(opened):
                 optuna.delete_study(study_name=name, storage=opened)
 
@@ -444,7 +446,7 @@ def _first(outputs: Any) -> torch.Tensor:
 
 def _check(recipe: Recipe) -> Task:
     """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
-    console.print("[dim]reading data and model[/dim]")
+    say("reading data and model", "dim")
     task = make_task(recipe)
     space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
     space.check_budget(recipe.search.max_params)

@@ -1,10 +1,13 @@
-"""Progress bars with a rate and the time left, for everything that takes longer than two seconds."""
+"""What is said while something is done: messages, and progress bars with a rate and the time left."""
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,9 +21,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from transformers import TrainerCallback
+
+PIPE_WIDTH = 200
+"""The most columns of a table that goes to a file or another program; it takes no more than it needs."""
+PLAIN_SECONDS = 60.0
+"""Without a terminal a line says so often how far the work is."""
 
 console = Console()
+
+
+def set_up(target: Console, *, quiet: bool = False, stderr: bool = False) -> None:
+    """Look again at where a console prints: the stream, whether it is a terminal, its width, ``NO_COLOR``.
+
+    The object stays the same, since the whole package has imported it.
+    """
+    piped = not (sys.stderr if stderr else sys.stdout).isatty() and "COLUMNS" not in os.environ
+    Console.__init__(target, quiet=quiet, stderr=stderr, width=PIPE_WIDTH if piped else None)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print one line as it is: no markup, no highlights, no breaks inside of a path."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bar(Protocol):
@@ -49,9 +70,35 @@ class _RichBar:
         self._progress.reset(self._task, completed=done)  # so that the rate is that of this process
 
 
+class _PlainBar:
+    """Lines instead of a bar: one a minute, and one at the end."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self._description, self._total, self._done, self._note = description, total, 0, ""
+        self._said = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done, self._note = self._done + steps, note
+        if time.monotonic() - self._said >= PLAIN_SECONDS:
+            self.show()
+
+    def start_at(self, done: int) -> None:
+        self._done = done
+
+    def show(self) -> None:
+        """Print how far the work is."""
+        self._said = time.monotonic()
+        say(f"{self._description}: {self._done}/{self._total}{', ' if self._note else ''}{self._note}")
+
+
 @contextmanager
 def track(description: str, total: int) -> Iterator[Bar]:
-    """A progress bar for a block of work of ``total`` steps."""
+    """A progress bar for a block of work of ``total`` steps; where there is no terminal, or no colour, plain lines."""
+    if not console.is_terminal or console.no_color:
+        bar = _PlainBar(description, total)
+        yield bar
+        bar.show()
+        return
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=30),
@@ -64,24 +111,3 @@ def track(description: str, total: int) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console) as progress:
         yield _RichBar(progress, description, total)
-
-
-class TrainingProgress(TrainerCallback):
-    """Shows a Trainer's steps on a bar, with the latest loss."""
-
-    def __init__(self, bar: Bar) -> None:
-        self.bar = bar
-        self.note = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed training starts where it was."""
-        self.bar.start_at(state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Keep the loss for the bar."""
-        if logs and "loss" in logs:
-            self.note = f"loss {float(logs['loss']):.3f}"
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One optimizer step is done."""
-        self.bar.advance(1, self.note)

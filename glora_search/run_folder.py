@@ -22,23 +22,11 @@ from filelock import FileLock, Timeout
 
 from glora_search.errors import UserError, invalid
 from glora_search.files import load_yaml, read_json, validate, write_json, write_text
-from glora_search.progress import console
+from glora_search.progress import say
 from glora_search.recipe import OTHER_MACHINE, Recipe
 from glora_search.space import SearchSpace
+from glora_search.stages import COMMANDS, NEEDS, STAGES
 
-STAGES = ("supernet", "search", "best", "retrained", "merged", "baselines", "test")
-"""Result folders in the order of the stages; the last stage writes metrics.json and report.html instead."""
-
-NEEDS = {"search": "supernet", "best": "search", "retrained": "best", "merged": "best", "test": "merged"}
-COMMANDS = {
-    "supernet": "train-supernet",
-    "search": "search",
-    "best": "export",
-    "retrained": "retrain",
-    "merged": "merge",
-    "baselines": "baselines",
-    "test": "evaluate",
-}
 VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
 
 
@@ -55,7 +43,7 @@ class RunFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / "recipe.yaml"
-        if not path.is_file():
+        if not path.is_file() or not (self.folder / "space.yaml").is_file():
             raise invalid("run", str(folder), "a run folder, made by 'glora-search run RECIPE'")
         self.recipe = validate(Recipe, load_yaml(path), source=str(path), context=OTHER_MACHINE)
 
@@ -101,7 +89,7 @@ class RunFolder:
                 continue
             if self.done(name) is not None:
                 what = "metrics.json and report.html" if name == "test" else f"{name}/"
-                console.print(f"{COMMANDS[stage]}: {what} was made without this result and is removed", highlight=False)
+                say(f"{COMMANDS[stage]}: {what} was made without this result and is removed")
             self._remove(name)
         if STAGES.index(stage) < STAGES.index("merged"):
             shutil.rmtree(self.folder / "exports", ignore_errors=True)
@@ -153,7 +141,7 @@ class RunFolder:
                 self._remove_made_from(name)
                 write_json(folder / "stage.json", done)
         else:
-            console.print(f"[dim]{COMMANDS[name]}: done before, in {folder}[/dim]", highlight=False)
+            say(f"{COMMANDS[name]}: done before, in {folder}", "dim")
         for checkpoints in list(folder.rglob("checkpoints")):
             shutil.rmtree(checkpoints, ignore_errors=True)
         return done

@@ -8,14 +8,35 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from glora_search.files import read_json
 from glora_search.learning_rates import PathTrainer
-from glora_search.progress import TrainingProgress, console, track
+from glora_search.progress import Bar, say, track
 from glora_search.recipe import TRAINING_DEFAULTS
 
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows a Trainer's steps on a bar, with the latest loss."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed training starts where it was."""
+        self.bar.start_at(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Keep the loss for the bar."""
+        if logs and "loss" in logs:
+            self.note = f"loss {float(logs['loss']):.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step is done."""
+        self.bar.advance(1, self.note)
 
 
 def train(
@@ -50,7 +71,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     last = last_checkpoint(checkpoints)
     if last is not None:
-        console.print(f"[dim]{description}: going on from {Path(last).name}[/dim]", highlight=False)
+        say(f"{description}: going on from {Path(last).name}", "dim")
     with track(description, total_steps(trainer)) as bar:
         trainer.add_callback(TrainingProgress(bar))
         trainer.train(resume_from_checkpoint=last)

@@ -23,8 +23,8 @@ from glora_search.errors import UserError
 from glora_search.export import adapter_params, load_adapter
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
-from glora_search.run_folder import STAGES
 from glora_search.search.evaluator import Evaluation, SubnetEvaluator
+from glora_search.stages import STAGES
 from glora_search.supernet import SupernetTrainer
 from glora_search.tasks.text_classification import TextClassification
 

@@ -12,11 +12,11 @@ import pandas as pd
 
 from glora_search.files import read_json
 from glora_search.paths import LayerPaths
-from glora_search.run_folder import COMMANDS, STAGES
 from glora_search.search.report import trials_frame
 from glora_search.search.storage import open_storage
-from glora_search.search.study import STUDY_NAME
+from glora_search.search.trials import STUDY_NAME
 from glora_search.space import BoundSpace
+from glora_search.stages import COMMANDS, STAGES
 
 if TYPE_CHECKING:
     from glora_search.pipeline import Run

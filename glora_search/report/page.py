@@ -16,7 +16,7 @@ from glora_search.paths import PATHS
 from glora_search.report import charts
 from glora_search.report.data import RunData, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
-from glora_search.run_folder import COMMANDS
+from glora_search.stages import COMMANDS
 
 if TYPE_CHECKING:
     from glora_search.pipeline import Run

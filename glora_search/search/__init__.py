@@ -1,10 +1,16 @@
 """The search: samplers propose genomes, an evaluator scores them, a study remembers."""
 
-from glora_search.search.evaluator import Evaluation, SubnetEvaluator
-from glora_search.search.evolution import EvolutionSampler, PaperSampler
-from glora_search.search.samplers import make_sampler
-from glora_search.search.storage import open_storage
-from glora_search.search.study import best_trial, front, search
+from typing import TYPE_CHECKING
+
+from glora_search.lazy import lazily
+
+if TYPE_CHECKING:
+    from glora_search.search.evaluator import Evaluation, SubnetEvaluator
+    from glora_search.search.evolution import EvolutionSampler, PaperSampler
+    from glora_search.search.samplers import make_sampler
+    from glora_search.search.storage import open_storage
+    from glora_search.search.study import search
+    from glora_search.search.trials import best_trial, front
 
 __all__ = [
     "Evaluation",
@@ -17,3 +23,17 @@ __all__ = [
     "open_storage",
     "search",
 ]
+__getattr__ = lazily(
+    __name__,
+    {
+        "Evaluation": "evaluator",
+        "EvolutionSampler": "evolution",
+        "PaperSampler": "evolution",
+        "SubnetEvaluator": "evaluator",
+        "best_trial": "trials",
+        "front": "trials",
+        "make_sampler": "samplers",
+        "open_storage": "storage",
+        "search": "study",
+    },
+)

@@ -11,27 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
 from glora_search.search.encoding import Code, Encoding, key_of
-
-LOSS = "loss"
-"""Trial attribute: the validation loss, which breaks ties of the score."""
-METRIC = "metric"
-"""Trial attribute: the task's metric."""
-PARAMS = "params"
-"""Trial attribute: the adapter's parameters."""
-ORIGIN = "origin"
-"""Trial attribute: where a genome comes from: a uniform method's name, random, mutation, crossover, or a sampler."""
-KEY = "key"
-"""Trial attribute: the name of what the genome computes, see `encoding.key_of`."""
-FAILED = "failed"
-"""Trial attribute: why a trial has no value."""
-NOTES = "notes"
-"""Trial attribute: what the sampler wants to find again at its trials."""
-
-
-def rank_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:
-    """Sorts finished trials, best first: the score, then the loss, then the earlier one."""
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    return sign * float(trial.values[0]), float(trial.user_attrs.get(LOSS, 0.0)), trial.number
+from glora_search.search.trials import NOTES, rank_key
 
 
 class History:

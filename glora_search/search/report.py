@@ -11,8 +11,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.progress import Bar
-from glora_search.search.history import LOSS, METRIC, NOTES, ORIGIN, PARAMS
-from glora_search.search.study import best_trial, front
+from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front
 
 HIDDEN = (METRIC, NOTES)
 

@@ -13,13 +13,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import UserError, invalid
-from glora_search.imports import import_class
+from glora_search.imports import import_class, options_of
 from glora_search.search.encoding import Code
 from glora_search.search.evolution import EvolutionSampler, PaperSampler
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
 from glora_search.search.evolution.start import UniformMethods
 from glora_search.search.evolution.variation import resized
-from glora_search.search.history import KEY, History
+from glora_search.search.history import History
+from glora_search.search.trials import KEY
 from glora_search.space import BoundSpace
 
 OWN: dict[str, type[GenomeSampler]] = {"evolution": EvolutionSampler, "paper": PaperSampler}
@@ -60,7 +61,8 @@ def make_sampler(
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise invalid("search.options", given, f"what the {name} sampler takes ({error})") from None
+        takes = f"what the {name} sampler takes: {options_of(cls, own)} ({error})"
+        raise invalid("search.options", given, takes) from None
 
 
 def _imported(path: str) -> type[BaseSampler]:

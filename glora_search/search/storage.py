@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -168,6 +169,26 @@ class JournalFile(BaseJournalBackend):
                     break
             if start < end:
                 file.truncate(start)
+
+
+class JournalReader(JournalFile):
+    """A journal that is only looked at, while others may write it: nothing is made, repaired or changed.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._number, self._offset = 0, 0
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse.
+
+        Raises:
+            OSError: always.
+        """
+        raise OSError(errno.EROFS, "the search can be looked at here, not changed", str(self.path))
 
 
 def append(path: Path, content: bytes, *, wait: bool) -> None:

@@ -23,13 +23,13 @@ from glora_search.errors import UserError, invalid
 from glora_search.search.encoding import Encoding, key_of
 from glora_search.search.evaluator import Evaluation
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
-from glora_search.search.history import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS, History, rank_key
+from glora_search.search.history import History
 from glora_search.search.ledger import Ledger
 from glora_search.search.racing import Race
 from glora_search.search.samplers import OPTUNAS, OptunaProposer, OwnProposer, Proposer, make_sampler
+from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS, STUDY_NAME
 from glora_search.space import BoundSpace, Genome
 
-STUDY_NAME = "search"
 PATIENCE_SECONDS = 60.0
 """How long a storage that does not answer is tried again, before the search ends with an error."""
 UNWRITTEN = (OSError, StorageInternalError)
@@ -338,29 +338,3 @@ def _patiently(use: Callable[[], Any]) -> Any:
             if time.monotonic() > until:
                 raise UserError(f"search: the storage cannot be used ({_reason(error)})") from error
         pause()
-
-
-def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The finished trial with the best score; ties go to the lower loss, then to the earlier one.
-
-    Raises:
-        UserError: no trial has finished; the message has the reason of the last one.
-    """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not finished:
-        reason = trials[-1].user_attrs.get(FAILED) if trials else "no trial at all"
-        raise UserError(f"search: no trial has finished with a finite metric and loss ({reason})")
-    return min(finished, key=lambda trial: rank_key(trial, study.directions[0]))
-
-
-def front(study: optuna.Study) -> list[FrozenTrial]:
-    """The finished trials that no other one beats in score and parameters, the fewest parameters first."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(finished, key=lambda t: (t.user_attrs[PARAMS], rank_key(t, study.directions[0])))
-    found: list[FrozenTrial] = []
-    for trial in ranked:
-        best = rank_key(found[-1], study.directions[0])[0] if found else math.inf
-        if rank_key(trial, study.directions[0])[0] < best:
-            found.append(trial)
-    return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ def helped_by(count: int, run: Path, storage: str | None) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
     helpers = [context.Process(target=_work, args=(str(run), storage, threads), daemon=True) for _ in range(count)]
-    for helper in helpers:
-        helper.start()
+    with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore; the first one ends the others
+        for helper in helpers:
+            helper.start()
     torch.set_num_threads(threads)
     try:
         yield
@@ -41,6 +43,18 @@ def helped_by(count: int, run: Path, storage: str | None) -> Iterator[None]:
         torch.set_num_threads(before)
         for helper in helpers:
             helper.terminate()
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody choose
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(run: str, storage: str | None, threads: int) -> None:
@@ -53,5 +67,4 @@ def _work(run: str, storage: str | None, threads: int) -> None:
     transformers.logging.disable_progress_bar()
     glora_search.progress.console.quiet = True  # the first process shows the progress of all
     torch.set_num_threads(threads)
-    with contextlib.suppress(KeyboardInterrupt):  # the first process says so
-        Run(run).work_on_search(storage=storage)
+    Run(run).work_on_search(storage=storage)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glora_search.errors import UserError, invalid
-from glora_search.imports import import_class
+from glora_search.imports import import_class, options_of
 from glora_search.space import BoundSpace, Genome
 
 
@@ -201,7 +201,8 @@ def make_sampling(
     except UserError as error:
         raise UserError(f"supernet.sampling_options.{error}") from None
     except (TypeError, ValueError) as error:
-        expected = f"what {strategy.__name__} takes ({error})"
+        takes = options_of(strategy, ("space", "seed", "max_params"))
+        expected = f"what {strategy.__name__} takes: {takes} ({error})"
         raise invalid("supernet.sampling_options", dict(options or {}), expected) from None
 
 

@@ -12,7 +12,8 @@ from glora_search.search.evolution.selection import Tournament
 from glora_search.search.evolution.start import AnySize, UniformMethods
 from glora_search.search.evolution.surrogate import GeneImportance
 from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover, resized
-from glora_search.search.history import ORIGIN, History
+from glora_search.search.history import History
+from glora_search.search.trials import ORIGIN
 from glora_search.space import BoundSpace, SpaceLayer
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from glora_search.search import PaperSampler, search
 from glora_search.search.evolution.base import distributions
-from glora_search.search.history import LOSS, NOTES, ORIGIN, rank_key
+from glora_search.search.trials import LOSS, NOTES, ORIGIN, rank_key
 from glora_search.space import BoundSpace, SpaceLayer
 
 

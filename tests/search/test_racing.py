@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from glora_search.search import Evaluation, best_trial, search
-from glora_search.search.history import KEY
 from glora_search.search.racing import Race
+from glora_search.search.trials import KEY
 
 
 class Racer:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from glora_search.search import Evaluation, open_storage, search
 from glora_search.search.encoding import Encoding, key_of
-from glora_search.search.history import KEY
+from glora_search.search.trials import KEY
 
 CONTEXT = multiprocessing.get_context("fork")
 TRIALS = 30

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from glora_search.errors import UserError
 from glora_search.search import Evaluation, best_trial, front, search
 from glora_search.search import study as study_module
-from glora_search.search.history import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
 from glora_search.search.ledger import Ledger
+from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
 from glora_search.space import BoundSpace, SpaceLayer
 
 OPTIONS = {

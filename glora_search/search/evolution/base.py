@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
 from glora_search.search.encoding import Code, Encoding
-from glora_search.search.history import NOTES, ORIGIN, History
+from glora_search.search.history import History
+from glora_search.search.trials import NOTES, ORIGIN
 from glora_search.space import BoundSpace
 
 if TYPE_CHECKING:
