@@ -139,6 +139,10 @@ class SearchSpace(Choices):
             paths[name] = kinds
         return paths, override.ranks if override.ranks is not None else self.ranks
 
+    def layer(self, name: str = "layer", size: int = 1) -> SpaceLayer:
+        """A square layer with a bias under this name, for what can be said of a space without a model."""
+        return SpaceLayer(name, size, size, True, *self.choices_for(name))
+
     def bind(self, model: nn.Module, modules_to_save: Sequence[str] = ()) -> BoundSpace:
         """Match the space against a model's layers.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -26,6 +29,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from glora_search import cli
+from glora_search.pipeline import Run
+from glora_search.recipe import Recipe
 from glora_search.space import BoundSpace, Choices, SearchSpace
 
 torch.set_num_threads(1)  # the tensors are tiny
@@ -235,3 +241,40 @@ def tiny_recipe(tiny_model, tiny_csv):
         "retrain": {"from": "inherited", "training": {**training, "num_train_epochs": 1}},
         "baselines": ["lora"],
     }
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``call("run", ...)``: exit code, what was printed, and what went to stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glora-search", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return exit_.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(tiny_recipe, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    return path
+
+
+@pytest.fixture(scope="session")
+def _finished(tiny_recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    Run.create(Recipe.model_validate(tiny_recipe), folder).all_stages()
+    return folder
+
+
+@pytest.fixture
+def finished(_finished, tmp_path):
+    """A copy of a run folder with every stage done."""
+    return shutil.copytree(_finished, tmp_path / "finished")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import peft
@@ -13,31 +12,9 @@ import yaml
 from filelock import FileLock
 from peft import PeftConfig, PeftModel
 
-from glora_search import cli
 from glora_search.export import load_adapter
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """``call("run", ...)``: exit code, what was printed, and what went to stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glora-search", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return exit_.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def recipe_file(tiny_recipe, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_recipe))
-    return path
 
 
 def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recipe_file, tmp_path):

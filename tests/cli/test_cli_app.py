@@ -1,0 +1,126 @@
+"""The app: its help, its start, completion, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glora_search.pipeline import Run
+from glora_search.search.workers import _ignoring_ctrl_c
+
+PACKAGE = Path(__file__).parent.parent.parent
+START = "import sys; sys.argv[0] = 'glora-search'; from glora_search.cli import main\n"
+
+
+def process(code, *arguments, **environment):
+    """Python code in a process whose program is called ``glora-search``."""
+    return subprocess.run(
+        [sys.executable, "-c", START + code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_help_tells_the_story_in_order_and_lists_every_command(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    story = out[out.index("The whole story") :]
+    steps = [
+        story.index(f"glora-search {step}")
+        for step in ("init", "run", "status", "report", "compare", "predict", "export")
+    ]
+    assert steps == sorted(steps)
+    for panel in ("Start", "Run and watch", "Compare and use", "Stage by stage"):
+        assert panel in out
+    commands = (
+        "init",
+        "spaces",
+        "run",
+        "status",
+        "dashboard",
+        "report",
+        "compare",
+        "predict",
+        "prepare",
+        "train-supernet",
+    )
+    for command in (*commands, "search", "export", "retrain", "merge", "baselines", "evaluate"):
+        assert f"│ {command} " in out
+    assert out.index("│ init ") < out.index("│ spaces ") < out.index("│ run ")
+
+
+def test_without_a_command_there_is_help(call):
+    assert call()[:2] == call("--help")[:2]
+
+
+@pytest.mark.parametrize("command", ["init", "run", "status", "search", "export", "report", "compare", "predict"])
+def test_a_commands_help_has_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"glora-search {command}" in out[out.index("Example:") :].replace("\n", " ")
+
+
+def test_the_version_is_printed(call):
+    import glora_search
+
+    assert call("--version")[:2] == (0, f"glora-search {glora_search.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["--help", "status"])
+def test_what_needs_no_model_does_not_wait_for_torch(finished, command):
+    check = (
+        "import atexit; atexit.register(lambda: print('heavy:', {'torch', 'transformers', 'peft'} & {*sys.modules}))"
+    )
+    done = process(f"{check}\nmain()", command, *([finished] if command == "status" else []))
+    assert done.returncode == 0, done.stderr
+    assert "heavy: set()" in done.stdout
+
+
+def test_the_names_of_the_package_are_there_when_they_are_asked_for():
+    done = process("import glora_search\nprint(all(hasattr(glora_search, name) for name in glora_search.__all__))")
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_the_shell_is_told_commands_and_run_folders(finished, monkeypatch):
+    monkeypatch.chdir(finished.parent)
+    for words, expected in (
+        ("glora-search sta", "status"),
+        (f"glora-search status {finished.name[:3]}", finished.name),
+    ):
+        completion = {
+            "_GLORA_SEARCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        assert expected in process("main()", **completion).stdout.split()
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", [[], ["--again"]])
+def test_ctrl_c_says_in_one_line_how_to_go_on(call, finished, monkeypatch, again):
+    monkeypatch.setattr(Run, "retrain", interrupt)
+    code, out, err = call("retrain", finished, "--quiet", *again)
+    assert code == 130
+    assert out == ""
+    assert err == f"interrupted; nothing that is done is lost. Go on with: glora-search retrain {finished} --quiet\n"
+
+
+def test_ctrl_c_of_a_command_that_only_looks_is_one_word(call, finished, monkeypatch):
+    monkeypatch.setattr("glora_search.status.status", interrupt)
+    assert call("status", finished) == (130, "", "interrupted\n")
+
+
+def test_further_workers_leave_ctrl_c_to_the_first_process():
+    before = signal.getsignal(signal.SIGINT)
+    with _ignoring_ctrl_c():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,133 @@
+"""``compare`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
+
+from glora_search.predict import pipeline_name, prediction_rows
+
+
+@pytest.fixture
+def other(finished):
+    """A second run; ``other(key, value)`` changes its recipe."""
+    folder = shutil.copytree(finished, finished.parent / "other")
+
+    def change(section, **values):
+        path = folder / "recipe.yaml"
+        recipe = yaml.safe_load(path.read_text())
+        recipe[section] = {**recipe[section], **values} if isinstance(recipe[section], dict) else values["to"]
+        path.write_text(yaml.safe_dump(recipe))
+        return folder
+
+    change.folder = folder
+    return change
+
+
+def test_runs_stand_side_by_side(call, finished, other):
+    code, out, _ = call("compare", finished, other.folder, "--json")
+    assert code == 0
+    found = json.loads(out)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    first, second = found["runs"]
+    assert (first["run"], second["run"]) == (str(finished), str(other.folder))
+    assert {**first, "run": ""} == {**second, "run": ""}
+    for key in ("params", "validation", "test"):
+        assert first[key] == metrics["final"][key]
+    assert (first["budget"], first["space"], first["sampling"]) == (1000, "glora-ranks", "sizes")
+    assert first["minutes"] == pytest.approx(sum(metrics["seconds"].values()) / 60)
+    assert found["notes"] == []
+    code, out, _ = call("compare", finished, other.folder)
+    for word in ("adapter params", "supernet", "evolution", f"{metrics['final']['test']:.4f}"):
+        assert word in out
+    assert "Note" not in out
+
+
+def test_runs_on_other_data_or_by_another_metric_are_no_fair_comparison(call, finished, other):
+    other("data", train="elsewhere.csv")
+    metrics = json.loads((other.folder / "metrics.json").read_text())
+    (other.folder / "metrics.json").write_text(json.dumps({**metrics, "metric": "f1"}))
+    code, out, _ = call("compare", finished, other.folder)
+    assert code == 0
+    assert "Note: data: train is " in out
+    assert "'elsewhere.csv' in" in out
+    assert "Note: metric is 'accuracy' in" in out
+
+
+def test_another_seed_counts_where_it_cuts_the_splits(call, finished, other):
+    other("seed", to=5)
+    assert "Note" not in call("compare", finished, other.folder)[1]
+    for folder in (finished, other.folder):
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        recipe["data"]["test"] = None
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "Note: data: seed is 0 in" in call("compare", finished, other.folder)[1]
+
+
+def test_an_unfinished_run_has_what_it_has(call, finished, other):
+    (other.folder / "metrics.json").unlink()
+    shutil.rmtree(other.folder / "retrained")
+    code, out, _ = call("compare", finished, other.folder, "--json")
+    assert code == 0
+    found = json.loads(out)
+    best = json.loads((other.folder / "best" / "stage.json").read_text())
+    assert (found["runs"][1]["validation"], found["runs"][1]["test"]) == (best["validation"], None)
+    assert found["notes"] == [f"{other.folder} is not finished"]
+
+
+def test_predictions_are_those_of_the_merged_model_in_transformers(call, finished, tmp_path):
+    texts = ["a goal of the team", "new chip", " ".join(["goal"] * 300)]
+    (tmp_path / "more.txt").write_text(f"{texts[1]}\n\n{texts[2]}\n")
+    code, out, _ = call("predict", finished, texts[0], "--file", tmp_path / "more.txt", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [row["input"] for row in found] == [texts[0], texts[1], texts[2]]
+    use = pipeline("text-classification", str(finished / "merged"))
+    for row in found[:2]:
+        expected = use(row["input"])[0]
+        output = row["output"][0]
+        assert output["label"] == expected["label"]
+        assert output["score"] == pytest.approx(expected["score"], abs=1e-6)
+    code, out, _ = call("predict", finished, texts[1])
+    assert code == 0
+    assert "label" in out
+    assert f"{found[1]['output'][0]['score']:.4f}" in out
+
+
+def test_a_sequence_to_sequence_model_generates(call, finished, tiny_model):
+    shutil.rmtree(finished / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    size = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**size, decoder_start_token_id=0, eos_token_id=tokenizer.sep_token_id)
+    T5ForConditionalGeneration(config).save_pretrained(finished / "merged")
+    tokenizer.save_pretrained(finished / "merged")
+    (finished / "merged" / "stage.json").write_text("{}")
+    recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
+    recipe["task"]["type"] = "seq2seq-lm"
+    (finished / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, out, err = call("predict", finished, "a goal", "--json")
+    assert code == 0, err
+    assert isinstance(json.loads(out)[0]["output"][0]["generated_text"], str)
+
+
+@pytest.mark.parametrize(
+    ("output", "rows"),
+    [
+        ({"label": "a", "score": 0.5}, [{"label": "a", "score": 0.5}]),
+        ([{"label": "a"}, {"label": "b"}], [{"label": "a"}, {"label": "b"}]),
+        ([[{"generated_text": "x"}]], [{"generated_text": "x"}]),
+        ([], []),
+        ("plain", [{"output": "plain"}]),
+    ],
+)
+def test_whatever_a_pipeline_returns_is_rows(output, rows):
+    assert prediction_rows(output) == rows
+
+
+def test_a_task_has_the_name_that_transformers_gives_its_pipeline():
+    for task, name in (("text-classification",) * 2, ("image-classification",) * 2, ("causal-lm", "text-generation")):
+        assert pipeline_name({"task": {"type": task}}) == name
