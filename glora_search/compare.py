@@ -57,7 +57,8 @@ def _row(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     seconds = [done["seconds"] for stage in STAGES[:-1] if (done := read_stage(folder, stage)) is not None]
     trained = [done for stage in ("retrained", "best") if (done := read_stage(folder, stage)) is not None]
     if trained:
-        best = min(trained, key=lambda done: (-done["validation"], done["validation_loss"]))
+        sign = 1 if (read_stage(folder, "supernet") or {}).get("direction") == "minimize" else -1
+        best = min(trained, key=lambda done: (sign * done["validation"], done["validation_loss"]))
         row |= {key: best[key] for key in ("params", "validation")}
     return row | {"minutes": sum(seconds) / 60 if seconds else None}
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from glora_search.errors import UserError
 from glora_search.files import write_text
 from glora_search.space import Choice
 from glora_search.tuners.glora import save_adapter, to_lora, to_stock
@@ -128,8 +130,18 @@ def export_stock(model: Any, form: str, folder: Path, *, base_model: str, facts:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-    """A base model with an adapter folder's adapter and head."""
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    """A base model with an adapter folder's adapter and head.
+
+    Raises:
+        UserError: the folder's files are missing or damaged.
+    """
+    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    try:
+        if missing:  # peft would look for it on the hub
+            raise FileNotFoundError(f"{missing[0]} is missing")
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: not a whole adapter ({error}); make it again, with --again") from error
 
 
 def adapter_params(model: Any) -> int:

@@ -10,15 +10,6 @@ from typing import Any
 from glora_search.errors import UserError
 from glora_search.status import read_recipe, read_stage
 
-PIPELINES = {"causal-lm": "text-generation"}
-"""Task of a recipe -> transformers' name of its pipeline, where the two differ."""
-
-
-def pipeline_name(recipe: Mapping[str, Any]) -> str:
-    """The name of the pipeline for a recipe's task."""
-    task = str(recipe["task"]["type"])
-    return PIPELINES.get(task, task)
-
 
 def predict(folder: Path, inputs: Sequence[str]) -> list[Any]:
     """What the merged model makes of some inputs.
@@ -39,13 +30,16 @@ def predict(folder: Path, inputs: Sequence[str]) -> list[Any]:
     from safetensors import SafetensorError
     from transformers import pipeline
 
-    name, merged = pipeline_name(recipe), folder / "merged"
+    from glora_search.tasks import task_class
+
+    # transformers has no pipeline for models that read one text and write another
+    name, merged = getattr(task_class(recipe["task"]["type"]), "pipeline", None), folder / "merged"
     options: dict[str, Any] = {}
     if name == "text-classification":
         options = {"truncation": True, "max_length": recipe["task"].get("max_length")}
     trust = bool(recipe["task"].get("trust_remote_code"))
     try:
-        make = _seq2seq if name == "seq2seq-lm" else functools.partial(pipeline, name)
+        make = _seq2seq if name is None else functools.partial(pipeline, name)
         use = make(model=str(merged), trust_remote_code=trust)
         return [use(text, **options) for text in inputs]
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

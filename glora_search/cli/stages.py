@@ -182,8 +182,8 @@ def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None
 
 
 def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
-    from glora_search.predict import pipeline_name
     from glora_search.report import result_rows
+    from glora_search.tasks import task_class
 
     if as_json:
         emit({"folder": str(run.folder), **metrics})
@@ -199,10 +199,7 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     say(f"Report: {run.folder / 'report.html'}")
     say(f'Try it: glora-search predict {run.folder} "Your text here"')
     say("Use the merged model, with transformers alone:")
-    task, python = pipeline_name(run.recipe.model_dump()), Path(sys.executable)
+    python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    say(
-        f'  {python} -c "from transformers import '
-        f"pipeline; print(pipeline('{task}', '{run.folder / 'merged'}')('Your text here'))\""
-    )
+    say(f'  {python} -c "{task_class(run.recipe.task.type).usage(str(run.folder / "merged"))}"')

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
 
-from glora_search.predict import pipeline_name, prediction_rows
+from glora_search.predict import prediction_rows
 
 
 @pytest.fixture
@@ -126,8 +126,3 @@ def test_a_sequence_to_sequence_model_generates(call, finished, tiny_model):
 )
 def test_whatever_a_pipeline_returns_is_rows(output, rows):
     assert prediction_rows(output) == rows
-
-
-def test_a_task_has_the_name_that_transformers_gives_its_pipeline():
-    for task, name in (("text-classification",) * 2, ("image-classification",) * 2, ("causal-lm", "text-generation")):
-        assert pipeline_name({"task": {"type": task}}) == name

@@ -140,3 +140,9 @@ def test_a_split_that_the_hub_data_set_does_not_have_is_named(tmp_path):
 def test_a_hub_name_without_a_network_is_one_clear_message():
     with pytest.raises(UserError, match=r"data\.name.*'no-such-owner/no-such-data'"):
         load_texts(Hub(source="hub", name="no-such-owner/no-such-data"), seed=0)
+
+
+def test_a_row_with_too_many_columns_is_refused(tmp_path):
+    train = csv(tmp_path / "a.csv", [*rows(20), "a text, with a comma,0"])
+    with pytest.raises(UserError, match="line 22"):
+        load_texts(Files(source="csv", train=train), seed=0)
