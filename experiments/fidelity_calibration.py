@@ -147,7 +147,7 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
 def report(results: Path) -> None:
     """Print how each way ranks the subnets, and what it costs in evaluations."""
     alone, rows = read_rows(results / "standalone.csv"), read_rows(results / "calibration.csv")
-    print("| data set | supernet | scores | tau | tau, top half | regret | gap, mean | cost |\n|" + " --- |" * 8)
+    print("| data set | supernet | scores | tau | tau, one size | regret | gap, mean | cost |\n|" + " --- |" * 8)
     for key in dict.fromkeys((row["dataset"], row["strategy"], row["sharing"]) for row in rows):
         truths = {subnet: np.mean(list(seeds.values())) for subnet, seeds in alone_scores(alone, key[0]).items()}
         own = [r for r in rows if (r["dataset"], r["strategy"], r["sharing"]) == key and r["subnet"] in truths]
@@ -156,9 +156,9 @@ def report(results: Path) -> None:
         base = np.array([float(row["inherited_seconds"]) for row in own])
         for way in WAYS:
             scores, losses = (np.array([float(row[name]) for row in own]) for name in (way, f"{way}_loss"))
-            facts = compare(truth, scores, losses)
+            facts = compare(truth, scores, losses, np.array([float(row["params"]) for row in own]))
             extra = 0 if way == "inherited" else np.array([float(row[f"{way}_seconds"]) for row in own])
-            cells = [key[0], f"{key[1]}, {key[2]}", way, facts["tau"], facts["tau_top_half"], facts["regret"]]
+            cells = [key[0], f"{key[1]}, {key[2]}", way, facts["tau"], facts["tau_of_size"], facts["regret"]]
             cells += [f"{(truth - scores)[uniform].mean():.3f}", f"{np.median(1 + extra / base):.1f}"]
             print("| " + " | ".join(str(cell) for cell in cells) + " |")
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from glora_search.supernet.layer import SHARING
+from glora_search.supernet.sampling import STRATEGIES
+
 RESAMPLES = 2000
+SAME_SIZE = 1.5
+"""Up to this ratio of their parameter counts, two subnets are of one size."""
+ORDER = [(sharing, strategy) for sharing in SHARING for strategy in STRATEGIES]
 SUPERNET = ("dataset", "strategy", "options", "sharing", "seed", "epochs", "learning_rate", "lr_factors")
 
 
@@ -50,13 +56,23 @@ def interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> tuple[floa
     return float(low), float(high)
 
 
-def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+def tau_of_size(truth: np.ndarray, scores: np.ndarray, params: np.ndarray) -> float:
+    """Kendall's tau over the pairs of about one size, `SAME_SIZE`: what the parameter count does not tell."""
+    sizes = np.log(params)
+    pairs = np.triu(np.abs(sizes[:, None] - sizes) <= np.log(SAME_SIZE), 1)
+    pairs &= truth[:, None] != truth
+    agree = np.sign(truth[:, None] - truth) * np.sign(scores[:, None] - scores)
+    return float(agree[pairs].mean()) if pairs.any() else float("nan")
+
+
+def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray, params: np.ndarray) -> dict[str, Any]:
     """How well scores rank subnets.
 
     Args:
         truth: accuracy of each subnet trained alone.
         scores: the accuracy that it inherits.
         losses: the loss with it; the lower one wins between equal scores, as in a search.
+        params: the parameter count of each.
     """
     top = truth >= np.median(truth)
     low, high = interval(truth, scores)
@@ -68,6 +84,7 @@ def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray) -> dict[s
         "tau_high": round(high, 3),
         "spearman": round(float(spearmanr(truth, scores).statistic), 3),
         "tau_by_loss": round(float(tau_b(truth, -losses)), 3),
+        "tau_of_size": round(tau_of_size(truth, scores, params), 3),
         "tau_top_half": round(float(tau_b(truth[top], scores[top])), 3),
         "regret": round(float(truth.max() - truth[chosen]), 4),
     }
@@ -84,15 +101,19 @@ def write_report(results: Path) -> None:
     for dataset in dict.fromkeys(row["dataset"] for row in alone):
         truths = alone_scores(alone, dataset)
         mean = {subnet: float(np.mean(list(seeds.values()))) for subnet, seeds in truths.items()}
-        summary += ceiling(dataset, truths)
-        for key, rows in groups.items():
+        sizes = {row["subnet"]: float(row["params"]) for row in alone}
+        summary += ceiling(dataset, truths, sizes)
+        truth, params = (np.array([table[subnet] for subnet in mean]) for table in (mean, sizes))
+        facts = compare(truth, params, np.zeros(len(truth)), params)
+        summary.append({"dataset": dataset, "strategy": "parameter count alone", **facts, "tau_by_loss": ""})
+        for key, rows in sorted(groups.items(), key=lambda group: ORDER.index((group[0][3], group[0][1]))):
             rows = [row for row in rows if row["subnet"] in mean]
             if key[0] != dataset or len(rows) < 5:
                 continue
             truth = np.array([mean[row["subnet"]] for row in rows])
             scores, losses = (np.array([float(row[name]) for row in rows]) for name in ("accuracy", "loss"))
             gaps = [mean[row["subnet"]] - float(row["accuracy"]) for row in rows if is_anchor(row["subnet"])]
-            facts = compare(truth, scores, losses)
+            facts = compare(truth, scores, losses, np.array([sizes[row["subnet"]] for row in rows]))
             facts |= {"anchor_gap_mean": round(float(np.mean(gaps)), 4), "anchor_gap_max": round(float(max(gaps)), 4)}
             summary.append({**dict(zip(SUPERNET, key, strict=True)), **facts, "seconds": rows[0]["seconds"]})
             panels.append((f"{dataset}: {key[1]}, {key[3]}, tau {facts['tau']:.2f}", truth, scores))
@@ -106,10 +127,22 @@ def write_report(results: Path) -> None:
         writer.writerows(summary)
     (results / "fidelity.svg").write_text(scatter(panels), encoding="utf-8")
     shown = ("dataset", "strategy", "sharing", "seed", "subnets", "tau", "tau_low", "tau_high", "spearman")
-    shown += ("tau_top_half", "regret", "anchor_gap_mean", "anchor_gap_max")
+    shown += ("tau_of_size", "tau_top_half", "regret", "anchor_gap_mean", "anchor_gap_max")
     print("| " + " | ".join(shown) + " |\n|" + " --- |" * len(shown))
     for row in summary:
         print("| " + " | ".join(str(row.get(name, "")) for name in shown) + " |")
+    print_means([row for row in summary if row.get("sharing")])
+
+
+def print_means(summary: Sequence[dict[str, Any]]) -> None:
+    """Print what a choice of sampling and sharing gives on the mean of the data sets that have it."""
+    shown = ("tau", "spearman", "tau_of_size", "tau_top_half", "tau_by_loss", "regret", "anchor_gap_mean")
+    print("\n| sampling | sharing | data sets | " + " | ".join(shown) + " |\n|" + " --- |" * (len(shown) + 3))
+    for sharing, strategy in ORDER:
+        own = [row for row in summary if (row["sharing"], row["strategy"]) == (sharing, strategy)]
+        if own:
+            means = [f"{np.mean([row[name] for row in own]):.3f}" for name in shown]
+            print("| " + " | ".join([strategy, sharing, str(len(own)), *means]) + " |")
 
 
 def is_anchor(subnet: str) -> bool:
@@ -117,17 +150,19 @@ def is_anchor(subnet: str) -> bool:
     return not subnet.startswith(("mixed", "structured"))
 
 
-def ceiling(dataset: str, truths: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def ceiling(dataset: str, truths: dict[str, dict[str, float]], sizes: dict[str, float]) -> list[dict[str, Any]]:
     """How well one seed's stand-alone scores rank another's: what no supernet can be asked to exceed."""
-    both = [seeds for seeds in truths.values() if {"0", "1"} <= seeds.keys()]
+    both = {subnet: seeds for subnet, seeds in truths.items() if {"0", "1"} <= seeds.keys()}
     if len(both) < 5:
         return []
-    first, second = (np.array([seeds[seed] for seeds in both]) for seed in ("0", "1"))
-    facts = compare(first, second, np.zeros(len(both)))
+    first, second = (np.array([seeds[seed] for seeds in both.values()]) for seed in ("0", "1"))
+    facts = compare(first, second, np.zeros(len(both)), np.array([sizes[subnet] for subnet in both]))
     return [{"dataset": dataset, "strategy": "alone, seed 0 against 1", **facts, "tau_by_loss": ""}]
 
 
-def scatter(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 3, size: int = 260) -> str:
+def scatter(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = len(STRATEGIES), size: int = 260
+) -> str:
     """One panel a supernet: accuracy alone (across) against accuracy inherited (up), as SVG."""
     margin, rows = 40, -(-len(panels) // columns)
     parts = [

@@ -17,6 +17,7 @@ import fidelity_report
 from glora_search.space import SearchSpace
 
 TRUTH = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9])
+SIZES = np.array([10.0, 12.0, 100.0, 140.0, 1000.0, 2000.0])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -26,7 +27,7 @@ def test_tau_is_scipys(seed):
 
 
 def test_scores_in_the_order_of_the_truth_are_perfect():
-    facts = fidelity_report.compare(TRUTH, TRUTH**2, 1 - TRUTH)
+    facts = fidelity_report.compare(TRUTH, TRUTH**2, 1 - TRUTH, SIZES)
     assert facts["tau"] == facts["spearman"] == facts["tau_top_half"] == facts["tau_by_loss"] == 1
     assert facts["tau_low"] == facts["tau_high"] == 1
     assert facts["regret"] == 0
@@ -34,15 +35,25 @@ def test_scores_in_the_order_of_the_truth_are_perfect():
 
 def test_one_swapped_pair_of_fifteen_costs_two_fifteenths():
     scores = TRUTH[[0, 1, 2, 3, 5, 4]]
-    facts = fidelity_report.compare(TRUTH, scores, 1 - scores)
+    facts = fidelity_report.compare(TRUTH, scores, 1 - scores, SIZES)
     assert facts["tau"] == pytest.approx(13 / 15, abs=1e-3)
     assert facts["tau_top_half"] == pytest.approx(1 / 3, abs=1e-3)
     assert facts["regret"] == pytest.approx(0.05)
     assert facts["tau_low"] < facts["tau"] <= facts["tau_high"]
 
 
+def test_only_pairs_of_about_one_size_count_for_what_size_does_not_tell():
+    assert fidelity_report.tau_of_size(TRUTH, TRUTH, SIZES) == 1
+    scores = TRUTH[[1, 0, 2, 3, 5, 4]]  # of the two pairs of one size, the first one is swapped
+    assert fidelity_report.tau_of_size(TRUTH, scores, SIZES) == 0
+    assert fidelity_report.tau_of_size(TRUTH, np.ones(6), SIZES) == 0
+    assert np.isnan(fidelity_report.tau_of_size(TRUTH, TRUTH, 10.0 ** np.arange(6)))
+
+
 def test_between_equal_scores_the_lower_loss_is_chosen():
-    facts = fidelity_report.compare(TRUTH, np.array([0.1, 0.1, 0.1, 0.1, 0.5, 0.5]), np.array([1, 1, 1, 1, 0.2, 0.3]))
+    facts = fidelity_report.compare(
+        TRUTH, np.array([0.1, 0.1, 0.1, 0.1, 0.5, 0.5]), np.array([1, 1, 1, 1, 0.2, 0.3]), SIZES
+    )
     assert facts["regret"] == pytest.approx(0.05)
 
 
@@ -55,9 +66,10 @@ def test_the_truth_is_that_of_the_settings_with_the_most_trainings():
     alone = [*rows("0", TRUTH), *rows("1", TRUTH), *rows("0", TRUTH / 2, epochs="1")]
     truths = fidelity_report.alone_scores(alone, "x")
     assert truths["s5"] == {"0": 0.9, "1": 0.9}
-    (facts,) = fidelity_report.ceiling("x", truths)
+    sizes = {f"s{i}": size for i, size in enumerate(SIZES)}
+    (facts,) = fidelity_report.ceiling("x", truths, sizes)
     assert facts["tau"] == 1
-    assert fidelity_report.ceiling("x", fidelity_report.alone_scores(rows("0", TRUTH), "x")) == []
+    assert fidelity_report.ceiling("x", fidelity_report.alone_scores(rows("0", TRUTH), "x"), sizes) == []
 
 
 def test_a_training_that_is_in_the_file_is_not_done_again_and_other_settings_are(tmp_path):
