@@ -43,7 +43,7 @@ def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     name = Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
     if name in shipped and Path(path).parent in (Path("."), Path(kind) / shipped[name].parent.relative_to(folder)):
         return shipped[name]
-    raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(shipped)}")
+    raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(sorted(shipped))}")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
