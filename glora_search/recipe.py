@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import string
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -59,6 +60,19 @@ STOPPING: dict[str, Any] = {
 }
 """What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
 
+TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        (lambda value: value >= 1, "an int >= 1"),
+    ),
+    **dict.fromkeys(("learning_rate", "num_train_epochs"), (lambda value: 0 < value < math.inf, "a number above 0")),
+    **dict.fromkeys(
+        ("weight_decay", "max_grad_norm", "warmup_steps"), (lambda value: 0 <= value < math.inf, "a number >= 0")
+    ),
+    "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1, by which num_train_epochs counts"),
+}
+"""What TrainingArguments takes and no training can use."""
+
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
 TASKS = ("text-classification", "token-classification", "causal-lm", "seq2seq-lm", "image-classification")
 
@@ -88,6 +102,9 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
             checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
         except ValidationError as error:
             raise invalid(f"training.{name}", setting, error.errors()[0]["msg"]) from None
+        fits, allowed = TRAINING_RANGES.get(name, (lambda value: True, ""))
+        if checked[name] is not None and not fits(checked[name]):
+            raise invalid(f"training.{name}", setting, allowed)
     if info.context == OTHER_MACHINE:
         return checked
     try:
@@ -372,8 +389,8 @@ class BaselineTraining(Section):
 
     Attributes:
         lr_factors: as in the supernet's section, whose factors are used where none are given.
-        training: any field of TrainingArguments; the number of epochs is, if not given, that of the supernet and of
-            retraining together.
+        training: any field of TrainingArguments; what is not given is the supernet's, and the number of epochs that of
+            the supernet and of retraining together.
     """
 
     lr_factors: LrFactors | None = None

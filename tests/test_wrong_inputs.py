@@ -200,6 +200,13 @@ WRONG = {
     "a training argument of another type": (
         setting("retrain.training.learning_rate=fast"), "retrain.training.learning_rate", ["fast", "number"],
     ),
+    "a batch of no rows": (
+        setting("supernet.training.per_device_train_batch_size=0"), "per_device_train_batch_size", ["got 0", ">= 1"],
+    ),
+    "a learning rate that is no number": (
+        setting("supernet.training.learning_rate=.nan"), "learning_rate", ["nan", "above 0"],
+    ),
+    "less than no epochs": (setting("retrain.training.num_train_epochs=-1"), "num_train_epochs", ["-1", "above 0"]),
     "a training argument that needs another": (
         setting("supernet.training.load_best_model_at_end=true"), "what transformers.TrainingArguments takes",
         ["supernet.training", "load_best_model_at_end"],

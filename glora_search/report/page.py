@@ -168,8 +168,8 @@ def _progress(data: RunData) -> Section:
 def _importance(data: RunData) -> Section:
     title = "What mattered"
     if len(data.trials) < MIN_TRIALS or data.genes.empty:
-        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets with their genes."
-        return Section(title, text, command=_next_command(data, "search"))
+        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets with their genes: search.trials in the recipe."
+        return Section(title, text)
     shares, agreement = gene_importance(data.genes, data.trials["score"])
     if agreement < MIN_AGREEMENT:
         text = (
