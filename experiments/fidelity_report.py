@@ -166,7 +166,7 @@ def scatter(
     """One panel a supernet: accuracy alone (across) against accuracy inherited (up), as SVG."""
     margin, rows = 40, -(-len(panels) // columns)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * size}" height="{max(1, rows) * size}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * size + 40}" height="{max(1, rows) * size}" '
         'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
     ]
     for number, (title, truth, scores) in enumerate(panels):
