@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from glora_search.pipeline import Run
 from glora_search.search.workers import _ignoring_ctrl_c
 
 PACKAGE = Path(__file__).parent.parent.parent
-START = "import sys; sys.argv[0] = 'glora-search'; from glora_search.cli import main\n"
+SCRIPT = Path(sysconfig.get_path("scripts")) / "glora-search"
+START = f"import sys; sys.argv[0] = {str(SCRIPT)!r}; from glora_search.cli import main\n"
 
 
 def process(code, *arguments, **environment):
-    """Python code in a process whose program is called ``glora-search``."""
+    """Python code in a process whose program is the console script."""
     return subprocess.run(
         [sys.executable, "-c", START + code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(PACKAGE), **environment},
@@ -84,6 +86,18 @@ def test_what_needs_no_model_does_not_wait_for_torch(finished, command):
 
 def test_the_names_of_the_package_are_there_when_they_are_asked_for():
     done = process("import glora_search\nprint(all(hasattr(glora_search, name) for name in glora_search.__all__))")
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["glora-search.py", "glora-search"])
+def test_a_users_script_of_the_same_name_is_not_the_command_line(tmp_path, name):
+    (tmp_path / name).write_text(
+        "import glora_search, peft\nprint('GLORA_PATHS' in peft.PEFT_TYPE_TO_CONFIG_MAPPING)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.stdout == "True\n", done.stderr
 
 
