@@ -16,7 +16,7 @@ from glora_search.space import Genome
 
 Batch = dict[str, Tensor]
 IGNORED = -100
-"""The label of what does not count."""
+"""The label of what does not count, as everywhere in transformers."""
 
 
 @dataclass(frozen=True)

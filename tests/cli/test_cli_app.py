@@ -106,6 +106,7 @@ def test_the_shell_is_told_commands_and_run_folders(finished, monkeypatch):
     for words, expected in (
         ("glora-search sta", "status"),
         (f"glora-search status {finished.name[:3]}", finished.name),
+        ("glora-search run glue", "glue-roberta"),
     ):
         completion = {
             "_GLORA_SEARCH_COMPLETE": "complete_bash",
