@@ -74,7 +74,7 @@ def overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ends: list[tuple[float, float]] = []
             started = (time.perf_counter(), time.process_time())
 
-            def note(trial: Any, ends: list[tuple[float, float]] = ends) -> None:
+            def note(study: Any, trial: Any, ends: list[tuple[float, float]] = ends) -> None:
                 ends.append((time.perf_counter(), time.process_time()))
 
             search(

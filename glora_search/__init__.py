@@ -1,6 +1,7 @@
 """Find the best per-layer GLoRA adapter for a Hugging Face model."""
 
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,10 @@ __all__ = [
 
 def _is_command_line() -> bool:
     """Whether this process is the command line, whose help must not wait for torch."""
-    return Path(sys.argv[0]).stem == "glora-search" or sys.orig_argv[1:3] == ["-m", __name__]
+    program = Path(sys.argv[0])
+    if program.name in ("glora-search", "glora-search.exe"):  # a script of the user's may have this name too
+        return program.resolve().parent == Path(sysconfig.get_path("scripts")).resolve()
+    return sys.orig_argv[1:3] == ["-m", __name__]
 
 
 if TYPE_CHECKING or not _is_command_line():

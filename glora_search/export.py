@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -34,6 +34,7 @@ def export_subnet(
         facts: what the card says about it, name -> value.
     """
     config = supernet.subnet_config(genome, base_model_name_or_path=base_model, inference_mode=True)
+    _note_model_class(config, supernet)
     save_adapter(folder, config, supernet.subnet_state_dict(genome))
     write_card(folder, base_model, facts)
 
@@ -74,33 +75,37 @@ Found by glora-search (GLoRA: arXiv 2306.07967).{head}
 {rows}
 {layers}
 ```python
-{import_line}{_loading(settings["task_type"], base_model, str(name or folder), facts.get("labels"))}
+{import_line}{_loading(settings["task_type"], str(name or folder), facts.get("labels"))}
 plain = model.merge_and_unload()  # a transformers model, {plain}
 ```
 """,
     )
 
 
-PEFT_CLASSES = {
+PEFT_CLASSES: dict[str | None, str] = {
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
     "TOKEN_CLS": "AutoPeftModelForTokenClassification",
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+    "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+    None: "AutoPeftModel",
 }
 """peft's name of a task -> the class that loads an adapter with its base model."""
 
 
-def _loading(task_type: str | None, base_model: str, folder: str, labels: int | None) -> str:
+def _note_model_class(config: PeftConfig, model: PeftModel) -> None:
+    """Note what ``AutoPeftModel`` needs where peft has no name for the task, as ``PeftModel.save_pretrained`` does."""
+    if config.task_type is None:
+        cls = type(model.get_base_model())
+        config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
+
+
+def _loading(task_type: str | None, folder: str, labels: int | None) -> str:
     """The lines of Python that load an adapter folder."""
     options = "" if labels is None else f", num_labels={labels}"
-    if task_type in PEFT_CLASSES:
-        cls = PEFT_CLASSES[task_type]
-        return f"from peft import {cls}\n\nmodel = {cls}.from_pretrained({json.dumps(folder)}{options})"
-    return f"""from peft import PeftModel
-from transformers import AutoModelForImageClassification
-
-base = AutoModelForImageClassification.from_pretrained({json.dumps(base_model)}{options})
-model = PeftModel.from_pretrained(base, {json.dumps(folder)})"""
+    cls = PEFT_CLASSES[task_type]
+    return f"from peft import {cls}\n\nmodel = {cls}.from_pretrained({json.dumps(folder)}{options})"
 
 
 STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
@@ -121,6 +126,7 @@ def export_stock(model: Any, form: str, folder: Path, *, base_model: str, facts:
     """
     config, weights = STOCK_FORMATS[form](model)
     config.base_model_name_or_path = base_model
+    _note_model_class(config, model)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part, config, weights)

@@ -25,6 +25,12 @@ def shipped_folder(kind: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
+def shipped_files(kind: str) -> dict[str, Path]:
+    """The YAML files that come with the package, by their names."""
+    folder = shipped_folder(kind)
+    return {file.stem: file for pattern in ("*.yaml", "recipes/*.yaml") for file in sorted(folder.glob(pattern))}
+
+
 def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     """A file by its path, or one that comes with the package by its path in a checkout or by its name.
 
@@ -38,8 +44,7 @@ def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     """
     if Path(path).is_file():
         return Path(path)
-    folder = shipped_folder(kind)
-    shipped = {file.stem: file for pattern in ("*.yaml", "recipes/*.yaml") for file in sorted(folder.glob(pattern))}
+    folder, shipped = shipped_folder(kind), shipped_files(kind)
     name = Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
     if name in shipped and Path(path).parent in (Path("."), Path(kind) / shipped[name].parent.relative_to(folder)):
         return shipped[name]

@@ -343,7 +343,7 @@ class Run(RunFolder):
         source, figures = merged["source"], self.result(merged["source"])
         batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
-        adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), "best", source]
+        adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), *dict.fromkeys(["best", source])]
         scores: dict[str, float] = {}
         with track("evaluate", len(adapters) + 1) as bar:
             for name in adapters:

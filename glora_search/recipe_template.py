@@ -93,14 +93,14 @@ def recipe_template(name: str, values: Mapping[str, Any]) -> str:
     for split in ("validation", "test"):
         given = values.get(split) is not None
         filled[split] = f"{split}: {filled[split]}" if given else f"#{split}: null"
-    return "\n".join(_aligned(line) for line in TEMPLATE.format(**filled).splitlines()) + "\n"
+    return "\n".join(_filled(line, filled) for line in TEMPLATE.splitlines()) + "\n"
 
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=sys.maxsize)[1:-2]
 
 
-def _aligned(line: str) -> str:
-    """Put the comment behind a key where those of the other lines are."""
-    key, mark, comment = line.partition(" # ")
-    return f"{key.rstrip():<31} # {comment}" if mark and key.strip() else line
+def _filled(line: str, values: Mapping[str, str]) -> str:
+    """Fill a line in; the comment behind a key stays where those of the other lines are."""
+    key, mark, comment = (part.format(**values) for part in line.partition(" # "))
+    return f"{key.rstrip():<31} # {comment}" if mark and key.strip() else f"{key}{mark}{comment}"

@@ -26,6 +26,7 @@ from glora_search.progress import say
 from glora_search.recipe import OTHER_MACHINE, Recipe
 from glora_search.space import SearchSpace
 from glora_search.stages import COMMANDS, NEEDS, STAGES
+from glora_search.status import is_busy
 
 VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
 
@@ -97,16 +98,9 @@ class RunFolder:
     def check_inputs(self) -> None:
         """Raise what any stage would raise at its beginning."""
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".lock", timeout=0)
-
     def _is_busy(self) -> bool:
         """Whether another process works in this run folder."""
-        try:
-            with self._lock():
-                return False
-        except Timeout:
-            return True
+        return is_busy(self.folder)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -115,9 +109,9 @@ class RunFolder:
         Raises:
             UserError: another process works in this run folder.
         """
-        lock = self._lock()
+        lock = FileLock(self.folder / ".lock")
         try:
-            lock.acquire()
+            lock.acquire(timeout=2)  # `is_busy` holds it for a moment
         except Timeout:
             raise invalid("run", str(self.folder), "a run folder that no other process works in") from None
         try:

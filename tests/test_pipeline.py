@@ -455,3 +455,17 @@ def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_name
     assert metrics["search"]["best"]["params"] == 0
     assert any("no adapter parameters" in note for note in metrics["notes"])
     assert any("most frequent label (0.5000" in note for note in metrics["notes"])
+
+
+def test_an_adapter_that_is_best_and_final_is_evaluated_once(finished, monkeypatch):
+    run, metrics = finished
+    folder = run.folder.parent / "inherited"
+    shutil.copytree(run.folder, folder)
+    (folder / "metrics.json").unlink()
+    merged = json.loads((folder / "merged" / "stage.json").read_text())
+    (folder / "merged" / "stage.json").write_text(json.dumps({**merged, "source": "best"}))
+    again, loaded = Run(folder), []
+    load = again._load
+    monkeypatch.setattr(again, "_load", lambda path: loaded.append(path.name) or load(path))
+    assert again.evaluate()["final"]["test"] == metrics["search"]["best"]["test"]
+    assert loaded == ["lora", "best"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glora_search.files import shipped_folder
+from glora_search.files import shipped_files
 
 
 def run_folders(incomplete: str) -> list[str]:
@@ -26,7 +26,6 @@ def spaces(incomplete: str) -> list[str]:
 
 
 def _files_and_shipped(kind: str, incomplete: str) -> list[str]:
-    shipped = [file.stem for file in shipped_folder(kind).glob("*.yaml")]
     typed = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
     own = [str(file) for file in typed.glob("*.yaml")]
-    return sorted(name for name in {*shipped, *own} if name.startswith(incomplete))
+    return sorted(name for name in {*shipped_files(kind), *own} if name.startswith(incomplete))

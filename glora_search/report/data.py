@@ -10,13 +10,14 @@ import numpy as np
 import optuna
 import pandas as pd
 
+from glora_search.errors import UserError
 from glora_search.files import read_json
 from glora_search.paths import LayerPaths
 from glora_search.search.report import trials_frame
-from glora_search.search.storage import open_storage
 from glora_search.search.trials import STUDY_NAME
 from glora_search.space import BoundSpace
 from glora_search.stages import COMMANDS, STAGES
+from glora_search.status import open_journal
 
 if TYPE_CHECKING:
     from glora_search.pipeline import Run
@@ -108,15 +109,14 @@ def _metrics_so_far(run: Run) -> dict[str, Any]:
 
 
 def _trials(run: Run) -> pd.DataFrame:
-    table, journal = run.folder / "search" / "trials.csv", run.folder / "search" / "journal.log"
+    table = run.folder / "search" / "trials.csv"
     if run.done("search") is not None and table.is_file():
         return pd.read_csv(table)
-    if not journal.is_file():
+    try:
+        study = optuna.load_study(study_name=STUDY_NAME, storage=open_journal(run.folder))
+    except (UserError, KeyError):  # no journal, or no study in it yet
         return pd.DataFrame()
-    storage = open_storage(journal)
-    if STUDY_NAME not in optuna.get_all_study_names(storage):
-        return pd.DataFrame()
-    return trials_frame(optuna.load_study(study_name=STUDY_NAME, storage=storage))
+    return trials_frame(study)
 
 
 def _ranked(trials: pd.DataFrame, score: str, lower: bool) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from glora_search.space import Genome
 
 Batch = dict[str, Tensor]
 IGNORED = -100
-"""The label of what does not count."""
+"""The label of what does not count, as everywhere in transformers."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,13 @@ def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch
 
 @torch.inference_mode()
 def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 26) -> list[Tensor]:
-    """A model's logits, in float32, batch by batch from the longest on, until there are ``limit`` numbers of them."""
+    """A model's logits, in float32, batch by batch from the longest on: up to ``limit`` numbers, but at least a row."""
     found: list[Tensor] = []
-    kept = 0
     for _, output in _outputs(model, reversed(batches)):
-        found.append(output.logits.float().cpu())
-        kept += found[-1].numel()
-        if kept >= limit:
+        rows = max(1, limit // output.logits[0].numel())
+        found.append(output.logits[:rows].float().cpu())
+        limit -= found[-1].numel()
+        if rows <= len(output.logits):
             break
     return found
 
@@ -150,7 +151,7 @@ class SubnetEvaluator:
     def __init__(self, supernet: Any, dataset: Dataset, task: Task, batch_size: int = 64) -> None:
         self.supernet, self.task = supernet, task
         self.batches = length_sorted_batches(dataset, task.collator, batch_size)
-        self._legs = _legs(dataset, task.collator, batch_size)
+        self._dataset, self._batch_size = dataset, batch_size
 
     def __call__(self, genome: Genome) -> Evaluation:
         with self.supernet.folded(genome):
@@ -166,16 +167,12 @@ class SubnetEvaluator:
             sums = Sums()
             for batches in self._legs:
                 sums.add(self.supernet, batches, self.task)
-                yield sums.evaluation(self.task, self._rows)
+                yield sums.evaluation(self.task, len(self._dataset))
 
-    @property
-    def _rows(self) -> int:
-        return sum(len(batch["labels"]) for batch in self.batches)
-
-
-def _legs(dataset: Dataset, collator: Any, batch_size: int) -> list[list[Batch]]:
-    """The rows in random parts, each sorted by length; a part smaller than a batch is not worth its forward."""
-    order = np.random.default_rng(0).permutation(len(dataset))
-    ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= batch_size] + [len(order)]
-    parts = [order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return [length_sorted_batches(dataset.select(part), collator, batch_size) for part in parts]
+    @functools.cached_property
+    def _legs(self) -> list[list[Batch]]:
+        """The rows in random parts, each sorted by length; a part smaller than a batch is not worth its forward."""
+        order = np.random.default_rng(0).permutation(len(self._dataset))
+        ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= self._batch_size] + [len(order)]
+        parts = [self._dataset.select(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [length_sorted_batches(part, self.task.collator, self._batch_size) for part in parts]

@@ -11,7 +11,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.progress import Bar
-from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front
+from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, rank_key
 
 HIDDEN = (METRIC, NOTES)
 
@@ -66,16 +66,15 @@ def _facts(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def show_progress(bar: Bar) -> Callable[[FrozenTrial], None]:
+def show_progress(bar: Bar) -> Callable[[optuna.Study, FrozenTrial], None]:
     """A callback that moves a bar by each trial and notes the metric of the best one so far."""
     best: FrozenTrial | None = None
 
-    def show(trial: FrozenTrial) -> None:
+    def show(study: optuna.Study, trial: FrozenTrial) -> None:
         nonlocal best
-        better = trial.state == TrialState.COMPLETE
-        if better and best is not None:
-            better = trial.user_attrs[LOSS] < best.user_attrs[LOSS]
-        best = trial if better else best
+        if trial.state == TrialState.COMPLETE:
+            known = [trial] if best is None else [best, trial]
+            best = min(known, key=lambda one: rank_key(one, study.directions[0]))
         bar.advance(1, "" if best is None else f"best {best.user_attrs[METRIC]:.4f}")
 
     return show

@@ -51,7 +51,7 @@ def search(
     racing: bool = False,
     storage: str | Path | BaseStorage | None = None,
     study_name: str = STUDY_NAME,
-    on_trial: Callable[[FrozenTrial], None] | None = None,
+    on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
 ) -> optuna.Study:
     """Search a space for the genome with the best score under a budget, or for the front of score and parameters.
 
@@ -74,8 +74,8 @@ def search(
         racing: stop an evaluation that has no chance any more, see `racing.Race`; the evaluator must have ``legs``.
         storage: where the study is kept, see `storage.open_storage`; where it exists already, the search continues.
         study_name: its name there.
-        on_trial: called for each finished trial as this process learns of it, those of other workers and of earlier
-            calls included.
+        on_trial: called with the study and each finished trial as this process learns of it, those of other workers
+            and of earlier calls included.
 
     Returns:
         A study with one parameter a gene and one finished trial an evaluation. It holds fewer than ``trials`` where
@@ -132,7 +132,7 @@ class _Worker:
         proposer: Proposer,
         runner: _Runner,
         trials: int,
-        on_trial: Callable[[FrozenTrial], None] | None,
+        on_trial: Callable[[optuna.Study, FrozenTrial], None] | None,
     ) -> None:
         self.ledger, self.history, self.proposer, self.runner = ledger, history, proposer, runner
         self.trials, self.on_trial = trials, on_trial
@@ -185,7 +185,7 @@ class _Worker:
         self.history.pending = claims - self.history.seen
         if self.on_trial is not None:
             for trial in new:
-                self.on_trial(trial)
+                self.on_trial(self.ledger.study, trial)
 
     def _claim(self, proposal: Proposal) -> bool:
         """Claim a genome; False where another worker was faster, or the last trial was taken."""

@@ -17,12 +17,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
 from glora_search.recipe import Columns, Recipe
+from glora_search.search.evaluator import IGNORED as IGNORED
 from glora_search.space import SEQ_CLS_HEAD_NAMES
 from glora_search.tasks.data import Column, load_data
 from glora_search.tasks.sources import package_folder
-
-IGNORED = -100
-"""The label of what does not count, as everywhere in transformers."""
 
 
 class Task(abc.ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.tasks.base import texts_of
@@ -33,6 +33,12 @@ class Seq2SeqLM(LanguageModel):
         responses = texts_of(rows, self.column("response_column"))
         labels = self.tokenizer(text_target=responses, **limits)["input_ids"]
         return Dataset.from_dict({**encoded, "labels": labels})
+
+    def model(self) -> PreTrainedModel:
+        """See `Task.model`; the model writes answers as long as those that it learned, not generate's 20 tokens."""
+        model = super().model()
+        model.generation_config.max_new_tokens = self.max_length
+        return model
 
     @classmethod
     def usage(cls, folder: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from glora_search.pipeline import Run
 from glora_search.search.workers import _ignoring_ctrl_c
 
 PACKAGE = Path(__file__).parent.parent.parent
-START = "import sys; sys.argv[0] = 'glora-search'; from glora_search.cli import main\n"
+SCRIPT = Path(sysconfig.get_path("scripts")) / "glora-search"
+START = f"import sys; sys.argv[0] = {str(SCRIPT)!r}; from glora_search.cli import main\n"
 
 
 def process(code, *arguments, **environment):
-    """Python code in a process whose program is called ``glora-search``."""
+    """Python code in a process whose program is the console script."""
     return subprocess.run(
         [sys.executable, "-c", START + code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(PACKAGE), **environment},
@@ -87,11 +89,24 @@ def test_the_names_of_the_package_are_there_when_they_are_asked_for():
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.parametrize("name", ["glora-search.py", "glora-search"])
+def test_a_users_script_of_the_same_name_is_not_the_command_line(tmp_path, name):
+    (tmp_path / name).write_text(
+        "import glora_search, peft\nprint('GLORA_PATHS' in peft.PEFT_TYPE_TO_CONFIG_MAPPING)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_the_shell_is_told_commands_and_run_folders(finished, monkeypatch):
     monkeypatch.chdir(finished.parent)
     for words, expected in (
         ("glora-search sta", "status"),
         (f"glora-search status {finished.name[:3]}", finished.name),
+        ("glora-search run glue", "glue-roberta"),
     ):
         completion = {
             "_GLORA_SEARCH_COMPLETE": "complete_bash",

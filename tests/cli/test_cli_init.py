@@ -50,6 +50,13 @@ def test_the_columns_of_the_data_are_used(call, tmp_path):
     assert Recipe.load("recipe.yaml").data.label_column == "how many: #"
 
 
+def test_a_value_that_looks_like_a_comment_stays_as_it_is(call, tmp_path):
+    (tmp_path / "my # file.csv").write_text("text,label\nfine,5\n")
+    assert call("init", "--train", "my # file.csv")[0] == 0
+    assert Recipe.load("recipe.yaml").data.train == "my # file.csv"
+    assert "  train: 'my # file.csv'        # a csv file" in (tmp_path / "recipe.yaml").read_text()
+
+
 def test_force_replaces_a_recipe(call, tmp_path):
     (tmp_path / "recipe.yaml").write_text("mine")
     assert call("init")[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 
 import peft
@@ -15,6 +16,7 @@ from peft import PeftConfig, PeftModel
 from glora_search.export import load_adapter
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
+from glora_search.status import is_busy
 
 
 def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recipe_file, tmp_path):
@@ -139,6 +141,16 @@ def test_a_folder_that_another_process_works_in_is_refused(call, recipe_file, tm
         code, _, err = call("train-supernet", folder)
     assert code == 2
     assert "no other process" in err
+
+
+def test_a_stage_waits_for_a_look_at_the_folder_to_end(recipe_file, tmp_path):
+    run = Run.create(Recipe.load(recipe_file), tmp_path / "run")
+    look = FileLock(run.folder / ".lock", thread_local=False)
+    look.acquire()
+    threading.Timer(0.2, look.release).start()
+    with run._working():
+        assert is_busy(run.folder)
+    assert not is_busy(run.folder)
 
 
 def test_a_run_of_several_processes_is_refused(call, recipe_file, tmp_path, monkeypatch):

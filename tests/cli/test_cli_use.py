@@ -98,20 +98,68 @@ def test_predictions_are_those_of_the_merged_model_in_transformers(call, finishe
     assert f"{found[1]['output'][0]['score']:.4f}" in out
 
 
-def test_a_sequence_to_sequence_model_generates(call, finished, tiny_model):
-    shutil.rmtree(finished / "merged")
+def test_a_sequence_to_sequence_model_answers_as_long_as_it_was_trained(call, finished, other, tiny_model):
+    shutil.rmtree(other.folder / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     size = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    config = T5Config(**size, decoder_start_token_id=0, eos_token_id=tokenizer.sep_token_id)
-    T5ForConditionalGeneration(config).save_pretrained(finished / "merged")
-    tokenizer.save_pretrained(finished / "merged")
-    (finished / "merged" / "stage.json").write_text("{}")
-    recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
-    recipe["task"]["type"] = "seq2seq-lm"
-    (finished / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    code, out, err = call("predict", finished, "a goal", "--json")
+    config = T5Config(**size, decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(other.folder / "merged")
+    tokenizer.save_pretrained(other.folder / "merged")
+    (other.folder / "merged" / "stage.json").write_text("{}")
+    other("task", type="seq2seq-lm", max_length=30, prompt="the {text} says")
+    code, out, err = call("predict", other.folder, "goal", "--json")
     assert code == 0, err
-    assert isinstance(json.loads(out)[0]["output"][0]["generated_text"], str)
+    model = T5ForConditionalGeneration.from_pretrained(other.folder / "merged")
+    batch = tokenizer("the goal says", return_tensors="pt", return_token_type_ids=False)
+    expected = model.generate(**batch, max_new_tokens=30)[0]
+    assert len(expected) == 31
+    text = tokenizer.decode(expected, skip_special_tokens=True)
+    assert json.loads(out)[0]["output"][0]["generated_text"] == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (None, ["goal", " "]),
+        ("say: {text}\n", ["say: goal\n", "say:  \n"]),
+        (["say: {text}", "{text}!"], ["say: goal", " !"]),
+    ],
+)
+def test_a_text_is_put_into_the_prompt_that_the_model_was_trained_with(
+    call, finished, other, monkeypatch, prompt, expected
+):
+    seen = []
+    monkeypatch.setattr("transformers.pipeline", lambda *_, **__: lambda text: seen.append(text) or [{"text": text}])
+    other("task", type="causal-lm", prompt=prompt)
+    code, _, err = call("predict", other.folder, "goal", " ")
+    assert code == 0, err
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        ("task", {"type": "causal-lm", "prompt": "{question} or {answer}"}, "task.prompt"),
+        ("data", {"text_pair_column": "other"}, "data.text_pair_column"),
+    ],
+)
+def test_a_model_that_takes_more_than_one_text_is_refused(call, other, section, values, key):
+    code, _, err = call("predict", other(section, **values), "a goal")
+    assert code == 2
+    assert key in err
+    assert "one text" in err or "one column" in err
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_model(call, other, monkeypatch):
+    def use(text, **_):
+        raise ValueError("no such image")
+
+    monkeypatch.setattr("transformers.pipeline", lambda *_, **__: use)
+    code, _, err = call("predict", other.folder, "none.png")
+    assert code == 2
+    assert "TEXT: got 'none.png'" in " ".join(err.split())
+    assert "no such image" in err
+    assert "--again" not in err
 
 
 @pytest.mark.parametrize(

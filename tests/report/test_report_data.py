@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glora_search.paths import LayerPaths
+from glora_search.pipeline import Run
 from glora_search.report.data import is_lower_better, read_run
 
 
@@ -29,6 +30,16 @@ def test_a_search_that_goes_on_is_read_from_its_journal(make_run):
     first = next(iter(data.layers.values()))
     assert isinstance(first, LayerPaths)
     assert best["params_model.layers.0.attn.q_proj.A_B"] == first.A
+
+
+def test_a_report_changes_nothing_of_a_search_that_goes_on(make_run):
+    folder = make_run("searching", trials=5).folder / "search"
+    with (folder / "journal.log").open("ab") as journal:
+        journal.write(b'{"op_code": 4')  # a line that its writer has not ended yet
+    (folder / "journal.log.lock").unlink(missing_ok=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(read_run(Run(folder.parent)).trials) == 5
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_finished_search_is_the_same_from_its_table_as_from_its_journal(make_run):

@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding
 
 from glora_search import SupernetConfig
 from glora_search.search import SubnetEvaluator
+from glora_search.search.evaluator import logits_of
 
 
 class Task:
@@ -90,3 +91,26 @@ def test_batches_are_of_similar_lengths_and_trimmed_to_their_longest_row(parts):
     assert widths == sorted(widths)
     assert all(int(batch["attention_mask"].sum(1).max()) == batch["input_ids"].shape[1] for batch in evaluator.batches)
     assert sum(len(batch["labels"]) for batch in evaluator.batches) == 50
+
+
+def test_each_row_is_collated_once_where_nothing_is_raced(parts, monkeypatch):
+    space, supernet, evaluator = parts
+    rows = []
+    collate = evaluator.task.collator
+    monkeypatch.setattr(evaluator.task, "collator", lambda batch: rows.extend(batch) or collate(batch))
+    again = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task, 4)
+    again(space.largest)
+    assert len(rows) == 50
+    list(again.legs(space.largest))
+    list(again.legs(space.largest))
+    assert len(rows) == 100
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"), [(1, [1]), (3, [1]), (11, [2, 1]), (12, [2, 2]), (17, [2, 3]), (18, [2, 4])]
+)
+def test_no_more_logits_are_kept_than_asked(parts, limit, sizes):
+    _, supernet, evaluator = parts
+    found = logits_of(supernet, evaluator.batches, limit=limit)
+    assert [len(part) for part in found] == sizes
+    assert found[0].shape[1] == 3

@@ -13,6 +13,7 @@ from glora_search.errors import UserError
 from glora_search.search import Evaluation, best_trial, front, search
 from glora_search.search import study as study_module
 from glora_search.search.ledger import Ledger
+from glora_search.search.report import show_progress
 from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
 from glora_search.space import BoundSpace, SpaceLayer
 
@@ -216,7 +217,13 @@ def test_every_trial_is_told_once_those_of_earlier_calls_too(space, evaluator, t
     told = []
     for trials in (5, 9):
         told.append([])
-        search(space, evaluator(), trials=trials, storage=tmp_path / "j.log", on_trial=told[-1].append)
+        search(
+            space,
+            evaluator(),
+            trials=trials,
+            storage=tmp_path / "j.log",
+            on_trial=lambda _, trial: told[-1].append(trial),
+        )
     assert [[trial.number for trial in part] for part in told] == [list(range(5)), list(range(9))]
 
 
@@ -253,3 +260,17 @@ def test_a_storage_that_does_not_answer_is_tried_again_and_then_named(space, eva
         search(space, evaluator(), trials=9, storage=tmp_path / "journal.log")
     failures.clear()
     assert len(genomes(search(space, evaluator(), trials=9, storage=tmp_path / "journal.log"))) == 9
+
+
+@pytest.mark.parametrize(("direction", "best"), [("maximize", 0.9), ("minimize", 0.2)])
+def test_the_bar_shows_the_best_by_the_score_that_is_searched_for(direction, best):
+    class Notes(list):
+        def advance(self, steps, note):
+            self.append(note)
+
+    study, bar = optuna.create_study(direction=direction), Notes()
+    show = show_progress(bar)
+    for value, loss in ((0.5, 0.3), (0.9, 0.6), (0.2, 0.5)):
+        study.add_trial(optuna.create_trial(value=value, user_attrs={"metric": value, "loss": loss}))
+        show(study, study.trials[-1])
+    assert bar[-1] == f"best {best:.4f}"

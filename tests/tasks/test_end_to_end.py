@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from peft import AutoPeftModel
 from transformers import Trainer
 
 from glora_search.export import load_adapter
@@ -127,6 +128,12 @@ def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
     assert (
         run.folder / "merged" / ("preprocessor_config.json" if architecture == "vit" else "tokenizer.json")
     ).is_file()
+    if architecture == "vit":  # peft has no name for the task
+        card = (run.folder / "best" / "README.md").read_text()
+        assert f"AutoPeftModel.from_pretrained({str(run.folder / 'best')!r}".replace("'", '"') in card
+        labels = len(run.task.data.labels)
+        loaded = AutoPeftModel.from_pretrained(str(run.folder / "best"), num_labels=labels)
+        assert type(loaded.get_base_model()) is type(merged)
     if architecture in ("llama", "qwen3", "t5"):  # no layer has a bias
         assert {gene.path for gene in run.space.genes} == {"A_B"}
 

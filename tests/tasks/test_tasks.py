@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score
-from transformers import TrainingArguments
+from transformers import GenerationConfig, TrainingArguments
 
 from glora_search.errors import UserError
 from glora_search.learning_rates import PathTrainer
@@ -346,3 +346,9 @@ def test_image_classification_without_pillow_names_the_package(tiny, recipe, mon
 def test_tasks_are_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Task(None)  # type: ignore[abstract]
+
+
+def test_a_sequence_to_sequence_model_keeps_how_long_its_answers_are(task, make, tmp_path):
+    rows = [{"text": text, "answer": label} for text, label in make.sentences(16)]
+    task("t5", "seq2seq-lm", rows, {"response_column": "answer"}).model().save_pretrained(tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").max_new_tokens == 24
