@@ -32,15 +32,15 @@ def accuracy(logits, labels):
 
 @pytest.fixture
 def find(make_model, tmp_path):
-    """``find(**options)``: what was found for a tiny BERT."""
+    """``find(**options)``: what was found for a tiny BERT, or another model."""
 
     def training(**settings):
         quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
         return TrainingArguments(str(tmp_path / "out"), **{**quiet, "learning_rate": 1e-2, **settings})
 
-    def call(retrain=None, epochs=2, **options):
+    def call(retrain=None, epochs=2, model="bert", **options):
         return find_adapter(
-            make_model("bert"),
+            make_model(model),
             rows(64, 0),
             rows(40, 1),
             task_type="SEQ_CLS",
@@ -72,16 +72,17 @@ def test_the_found_subnet_keeps_the_budget_and_scores_as_the_search_says(find, m
         assert name.startswith("classifier") or torch.equal(value, untouched[name])
 
 
-def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_path):
+@pytest.mark.parametrize("model", ["bert", "roberta"])  # a head of one layer, and of several
+def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_path, model):
     from peft import PeftModel
 
-    found = find()
+    found = find(model=model)
     found.model.save_pretrained(tmp_path / "adapter")
     expected = logits(found.model)
-    again = PeftModel.from_pretrained(make_model("bert"), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(make_model(model), tmp_path / "adapter")
     torch.testing.assert_close(logits(again), expected)
     merged = found.model.merge_and_unload()
-    assert type(merged) is type(make_model("bert"))
+    assert type(merged) is type(make_model(model))
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
 
 
