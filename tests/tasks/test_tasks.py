@@ -14,6 +14,7 @@ from glora_search.errors import UserError
 from glora_search.learning_rates import PathTrainer
 from glora_search.recipe import Recipe
 from glora_search.search.evaluator import Batches, evaluate
+from glora_search.space import SearchSpace
 from glora_search.tasks import MODULES, Task, make_task, task_class
 from glora_search.tasks.text_classification import TextClassification
 from glora_search.tasks.token_classification import entities
@@ -132,6 +133,26 @@ def test_pairs_are_tokenized_together_with_segments(task, make):
     first = made.train[0]
     assert sorted(set(first["token_type_ids"])) == [0, 1]
     assert made.tokenizer.decode(first["input_ids"]).endswith("[SEP] big data [SEP]")
+
+
+def test_a_head_of_another_number_of_classes_is_trained_and_not_adapted_whatever_its_name(task, make):
+    made = task("bart", "text-classification", texts(make))
+    model = made.model()
+    assert model.classification_head.out_proj.out_features == 2
+    assert made.modules_to_save == ["classification_head"]
+    names = [
+        layer.name
+        for layer in SearchSpace(targets=["fc1", "dense", "out_proj"]).bind(model, made.modules_to_save).layers
+    ]
+    assert "model.encoder.layers.0.fc1" in names
+    assert not any("classification_head" in name for name in names)
+
+
+@pytest.mark.parametrize(("architecture", "saved"), [("bert", []), ("distilbert", ["pre_classifier"]), ("roberta", [])])
+def test_what_peft_adds_itself_is_not_named_again(task, make, architecture, saved):
+    made = task(architecture, "text-classification", texts(make))
+    made.model()
+    assert made.modules_to_save == saved
 
 
 def test_accuracy_of_tallies_is_accuracy(task, make):
