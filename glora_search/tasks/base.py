@@ -25,6 +25,13 @@ IGNORED = -100
 """The label of what does not count, as everywhere in transformers."""
 
 
+COUNTED_FROM_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
+    *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
+)
+"""Model types whose first position is the one after the padding token's id: so many positions are never used."""
+
+
 class Task(abc.ABC):
     """Data, model and metric of a recipe; `TextTask` and `Labelled` hold what several tasks share.
 
@@ -230,8 +237,11 @@ class TextTask(Task):
 
     def _check_length(self) -> None:
         config = self.load(AutoConfig)
-        limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        longest = min((limit for limit in limits if limit), default=self.max_length)
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and config.model_type in COUNTED_FROM_PADDING:
+            positions -= config.pad_token_id + 1
+        limits = (self.tokenizer.model_max_length, positions)  # -1, as XLNet's, is no limit
+        longest = min((limit for limit in limits if limit and limit > 0), default=self.max_length)
         if self.max_length > longest:
             raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
 

@@ -44,8 +44,8 @@ MODELS = {
     ),
     "vit": ("ViTModel", "ViTConfig", {**SIZES, "image_size": 16, "patch_size": 8}),
 }
-"""Architecture -> class of the checkpoint, of its config, and the config's fields; encoders come without a head, and BART with one
-of three classes."""
+"""Architecture -> class of the checkpoint, of its config, and the config's fields; encoders come without a head,
+BART with one of three classes."""
 
 
 def word_tokenizer(architecture):
