@@ -44,10 +44,9 @@ def find(make_model, tmp_path):
             rows(64, 0),
             rows(40, 1),
             task_type="SEQ_CLS",
-            metric=accuracy,
             args=training(num_train_epochs=epochs),
             retrain_args=None if retrain is None else training(**retrain),
-            **{"space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
+            **{"metric": accuracy, "space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
         )
 
     return call
@@ -89,6 +88,15 @@ def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_pat
 def test_training_on_betters_it(find):
     found = find(retrain={"num_train_epochs": 12})
     assert found.evaluation.metric > found.inherited.metric
+
+
+def test_a_lower_metric_is_better_where_that_is_said(find):
+    def mistakes(logits, labels):
+        return logits.argmax(-1) != labels
+
+    found = find(metric=mistakes, direction="minimize", score="metric", retrain={"num_train_epochs": 12})
+    assert found.study.best_value == min(trial.value for trial in found.study.trials)
+    assert found.evaluation.metric < found.inherited.metric
 
 
 def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):
