@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -22,7 +22,7 @@ from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer,
 from glora_search.tuners.glora import GLoraConfig
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth, higher is better."""
+"""``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean is the metric."""
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Scoring:
 
     Attributes:
         collator: rows -> batch.
-        metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth, higher is better; the mean
-            over all rows is the metric.
+        metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
+            the metric.
     """
 
     collator: Any
@@ -86,6 +86,7 @@ def find_adapter(
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
     lr_factors: Mapping[str, float] | None = None,
+    direction: Literal["maximize", "minimize"] = "maximize",
     **search_options: Any,
 ) -> FoundAdapter:
     """Train a supernet, search it, and hand back the best subnet under the budget, trained on where that is asked.
@@ -97,8 +98,8 @@ def find_adapter(
         train: tokenized rows with ``labels``.
         validation: the same, to search on. Keep a test split away from this function.
         task_type: as in peft; ``SEQ_CLS`` makes the classifier a part of what is trained and saved.
-        metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth, higher is better; the mean
-            over all rows is the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
+        metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
+            the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
         args: of the supernet's training; the seed is the search's too, and so is the size of an evaluation batch.
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept.
@@ -108,6 +109,7 @@ def find_adapter(
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
         lr_factors: learning rates by kind of path, see `PathTrainer`.
+        direction: whether a higher or a lower metric is better.
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``; ``score`` is ``loss``.
 
     Raises:
@@ -134,7 +136,7 @@ def find_adapter(
 
     task = Scoring(collator, metric)
     evaluator = SubnetEvaluator(supernet, validation, task, args.per_device_eval_batch_size)
-    options = {"score": "loss", "seed": args.seed, **search_options}
+    options = {"score": "loss", "seed": args.seed, "direction": direction, **search_options}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **options)
     genome = best_trial(study).params
     weights = supernet.subnet_state_dict(genome)
@@ -153,7 +155,8 @@ def find_adapter(
             lr_factors=lr_factors,
         ).train()
         final = evaluate(found, evaluator.batches, task)
-        if (final.metric, -final.loss) < (inherited.metric, -inherited.loss):
+        sign = 1 if direction == "maximize" else -1
+        if (sign * final.metric, -final.loss) < (sign * inherited.metric, -inherited.loss):
             set_peft_model_state_dict(found, weights)
             final = inherited
     return FoundAdapter(found.eval(), config, genome, bound.params(genome), final, inherited, study)

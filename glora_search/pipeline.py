@@ -88,7 +88,7 @@ class Run(RunFolder):
     def _train(self, model: Any, settings: dict[str, Any], folder: Path, description: str, **options: Any) -> Trainer:
         """Train on the train rows; what the settings evaluate is evaluated on the validation rows."""
         task = self.task
-        if settings.get("metric_for_best_model") in (task.metric, f"eval_{task.metric}"):
+        if str(settings.get("metric_for_best_model")).endswith(task.metric):
             settings = {"greater_is_better": task.direction == "maximize", **settings}
         return train(
             model,
@@ -390,10 +390,11 @@ class Run(RunFolder):
         """What the figures alone would not tell."""
         found, share = self.result("search")["best"], self.task.trivial_score()
         notes = []
-        if share is not None and found["validation"] <= share:
+        sign = 1 if self.task.direction == "maximize" else -1
+        if share is not None and sign * found["validation"] <= sign * share:
             notes.append(
-                f"the search found nothing better than always saying the most frequent label ({share:.4f} on "
-                "validation): the supernet needs more epochs or another learning rate"
+                f"the search found nothing better than the best constant answer ({share:.4f} on validation): the "
+                "supernet needs more epochs or another learning rate"
             )
         if found["params"] == 0:
             trained = "the head alone was trained" if self.task.data.labels else "nothing was trained"

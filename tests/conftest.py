@@ -27,6 +27,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from glora_search import cli
@@ -50,6 +52,20 @@ def _bert() -> nn.Module:
             num_attention_heads=2,
             intermediate_size=24,
             max_position_embeddings=16,
+            num_labels=3,
+        )
+    )
+
+
+def _roberta() -> nn.Module:
+    return RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=18,
             num_labels=3,
         )
     )
@@ -81,12 +97,12 @@ def _mlp() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[str], nn.Module]:
-    """``make_model("bert" | "llama" | "gpt2" | "mlp")``: a fresh copy, always of the same weights, in eval mode.
+    """``make_model("bert" | "roberta" | "llama" | "gpt2" | "mlp")``: a fresh copy, of the same weights, in eval mode.
 
     Biases and norms are not at their initial zeros and ones, so that nothing of an adapter stays hidden.
     """
     templates: dict[str, nn.Module] = {}
-    builders = {"bert": _bert, "llama": _llama, "gpt2": _gpt2, "mlp": _mlp}
+    builders = {"bert": _bert, "roberta": _roberta, "llama": _llama, "gpt2": _gpt2, "mlp": _mlp}
 
     def make(name: str) -> nn.Module:
         if name not in templates:

@@ -35,6 +35,8 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from glora_search import cli
@@ -235,8 +237,10 @@ def stock(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stock")
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
     torch.manual_seed(0)
-    for name in ("my-model", "roberta-base"):
-        BertModel(BertConfig(**sizes, num_attention_heads=2)).save_pretrained(folder / name)
+    roberta = RobertaConfig(**sizes, num_attention_heads=2, type_vocab_size=2, pad_token_id=0)
+    models = {"my-model": BertModel(BertConfig(**sizes, num_attention_heads=2)), "roberta-base": RobertaModel(roberta)}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / name)
     llama = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
     llama.save_pretrained(folder / "Qwen" / "Qwen3-0.6B")

@@ -32,22 +32,21 @@ def accuracy(logits, labels):
 
 @pytest.fixture
 def find(make_model, tmp_path):
-    """``find(**options)``: what was found for a tiny BERT."""
+    """``find(**options)``: what was found for a tiny BERT, or another model."""
 
     def training(**settings):
         quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
         return TrainingArguments(str(tmp_path / "out"), **{**quiet, "learning_rate": 1e-2, **settings})
 
-    def call(retrain=None, epochs=2, **options):
+    def call(retrain=None, epochs=2, model="bert", **options):
         return find_adapter(
-            make_model("bert"),
+            make_model(model),
             rows(64, 0),
             rows(40, 1),
             task_type="SEQ_CLS",
-            metric=accuracy,
             args=training(num_train_epochs=epochs),
             retrain_args=None if retrain is None else training(**retrain),
-            **{"space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
+            **{"metric": accuracy, "space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
         )
 
     return call
@@ -72,22 +71,32 @@ def test_the_found_subnet_keeps_the_budget_and_scores_as_the_search_says(find, m
         assert name.startswith("classifier") or torch.equal(value, untouched[name])
 
 
-def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_path):
+@pytest.mark.parametrize("model", ["bert", "roberta"])  # a head of one layer, and of several
+def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_path, model):
     from peft import PeftModel
 
-    found = find()
+    found = find(model=model)
     found.model.save_pretrained(tmp_path / "adapter")
     expected = logits(found.model)
-    again = PeftModel.from_pretrained(make_model("bert"), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(make_model(model), tmp_path / "adapter")
     torch.testing.assert_close(logits(again), expected)
     merged = found.model.merge_and_unload()
-    assert type(merged) is type(make_model("bert"))
+    assert type(merged) is type(make_model(model))
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_training_on_betters_it(find):
     found = find(retrain={"num_train_epochs": 12})
     assert found.evaluation.metric > found.inherited.metric
+
+
+def test_a_lower_metric_is_better_where_that_is_said(find):
+    def mistakes(logits, labels):
+        return logits.argmax(-1) != labels
+
+    found = find(metric=mistakes, direction="minimize", score="metric", retrain={"num_train_epochs": 12})
+    assert found.study.best_value == min(trial.value for trial in found.study.trials)
+    assert found.evaluation.metric < found.inherited.metric
 
 
 def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -446,6 +447,28 @@ def test_a_baseline_that_no_budget_fits_is_named_as_left_out(tiny_recipe, tmp_pa
     assert "lora" in metrics["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("direction", "found", "noted"),
+    [("minimize", 3.0, False), ("minimize", 5.0, True), ("maximize", 5.0, False), ("maximize", 3.0, True)],
+)
+def test_a_search_is_compared_with_the_best_constant_answer_by_the_tasks_direction(direction, found, noted):
+    run = SimpleNamespace(
+        result=lambda stage: {"best": {"validation": found, "params": 1}},
+        task=SimpleNamespace(trivial_score=lambda: 4.0, direction=direction),
+        done=lambda stage: None,
+    )
+    assert bool(Run._notes(run)) is noted
+
+
+@pytest.mark.parametrize("name", ["perplexity", "eval_perplexity", "eval_lora_perplexity"])
+def test_the_metric_of_the_best_checkpoint_has_the_tasks_direction(monkeypatch, name):
+    task = SimpleNamespace(metric="perplexity", direction="minimize", train=None, validation=None, collator=None)
+    monkeypatch.setattr(pipeline, "train", lambda model, rows, collator, settings, *args, **options: settings)
+    run = SimpleNamespace(task=task, recipe=SimpleNamespace(seed=0))
+    settings = Run._train(run, None, {"metric_for_best_model": name}, Path(), "training")
+    assert settings["greater_is_better"] is False
+
+
 def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_named(tiny_recipe, tmp_path):
     other = copy.deepcopy(tiny_recipe)
     other["search"]["max_params"] = 0
@@ -454,7 +477,7 @@ def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_name
     metrics = Run.create(Recipe.model_validate(other), tmp_path / "run").all_stages()
     assert metrics["search"]["best"]["params"] == 0
     assert any("no adapter parameters" in note for note in metrics["notes"])
-    assert any("most frequent label (0.5000" in note for note in metrics["notes"])
+    assert any("best constant answer (0.5000" in note for note in metrics["notes"])
 
 
 def test_an_adapter_that_is_best_and_final_is_evaluated_once(finished, monkeypatch):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -14,9 +13,10 @@ from glora_search.space import BoundSpace, Choice, Genome, SearchSpace
 from glora_search.supernet.config import SupernetConfig
 from glora_search.supernet.layer import SupernetLayer, SupernetLinear
 from glora_search.tuners.glora import GLoraConfig
+from glora_search.tuners.heads import AnyHead
 
 
-class SupernetModel(BaseTuner):
+class SupernetModel(AnyHead):
     """A model that holds every subnet of a search space, made by ``get_peft_model(model, SupernetConfig(space))``.
 
     One subnet is active at a time; a new supernet has its largest one active. All methods below can be called on

@@ -23,6 +23,13 @@ from glora_search.tasks.data import Column, load_data
 from glora_search.tasks.sources import package_folder
 
 
+COUNTED_FROM_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
+    *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
+)
+"""Model types whose first position is the one after the padding token's id: so many positions are never used."""
+
+
 class Task(abc.ABC):
     """Data, model and metric of a recipe; `TextTask` and `Labelled` hold what several tasks share.
 
@@ -40,8 +47,9 @@ class Task(abc.ABC):
         processor: tokenizer or image processor; saved beside every model.
         train, validation: encoded rows, with a column ``labels``.
         collator: list of encoded rows -> batch.
-        modules_to_save: what is trained as it is, besides the head that peft knows of by ``task_type``: modules which
-            are drawn at random, since the checkpoint lacks them. Known once `model` was called.
+        modules_to_save: what is trained as it is, besides the head that peft knows of by ``task_type``: a
+            classifier's head, and modules which are drawn at random, since the checkpoint lacks them or has them in
+            another size. Known once `model` was called.
 
     Raises:
         UserError: the model or the data cannot be had as the recipe says.
@@ -133,12 +141,13 @@ class Task(abc.ABC):
         """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed."""
         set_seed(self.recipe.seed)
         model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
-        drawn = {name.rpartition(".")[0] for name in loaded["missing_keys"]}
-        heads = SEQ_CLS_HEAD_NAMES if self.data.labels else ()
-        saved = {name for name in drawn if name.split(".")[0] not in heads}
-        if self.task_type is None:  # nobody but this list says which the head is
-            saved |= {name for name, _ in model.named_children() if name in heads}
-        self.modules_to_save = sorted(saved)
+        replaced = {name for name, *_ in loaded["mismatched_keys"]}
+        saved = {name.rpartition(".")[0] for name in replaced | set(loaded["missing_keys"])}
+        if self.data.labels:
+            saved |= set(_heads(model))
+            if self.task_type is not None:  # peft adds these itself
+                saved = {name for name in saved if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES}
+        self.modules_to_save = sorted(n for n in saved if not any(n.startswith(f"{other}.") for other in saved))
         return model
 
     def test_split(self) -> Dataset:
@@ -226,8 +235,11 @@ class TextTask(Task):
 
     def _check_length(self) -> None:
         config = self.load(AutoConfig)
-        limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        longest = min((limit for limit in limits if limit), default=self.max_length)
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and config.model_type in COUNTED_FROM_PADDING:
+            positions -= config.pad_token_id + 1
+        limits = (self.tokenizer.model_max_length, positions)  # -1, as XLNet's, is no limit
+        longest = min((limit for limit in limits if limit and limit > 0), default=self.max_length)
         if self.max_length > longest:
             raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
 
@@ -276,6 +288,14 @@ class Labelled(Task):
         """The share of the most frequent label."""
         counts = Counter(self.validation["labels"])
         return max(counts.values()) / len(self.validation)
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """What a model with labels has beside its base model; where that is no module of its own, by the usual names."""
+    base, children = model.base_model, dict(model.named_children())
+    if base is model:
+        return [name for name in children if name in SEQ_CLS_HEAD_NAMES]
+    return [name for name, child in children.items() if child is not base and any(True for _ in child.parameters())]
 
 
 def texts_of(rows: Dataset, column: str) -> list[str]:

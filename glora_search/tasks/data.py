@@ -129,7 +129,8 @@ class _Reader:
         cut = np.isin(groups, rng.permutation(len(known))[:size])
         labels = self.labels(rows)
         kept = {name for names, off in zip(labels, cut, strict=True) if not off for name in names}
-        cut &= np.array([kept.issuperset(names) for names in labels], dtype=bool)
+        rescued = [group for group, names in zip(groups, labels, strict=True) if not kept.issuperset(names)]
+        cut &= ~np.isin(groups, rescued)
         if not 0 < cut.sum() < len(rows):
             raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
         return rows.select(np.flatnonzero(~cut)), rows.select(np.flatnonzero(cut))
@@ -190,7 +191,8 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
         if isinstance(rows.features[column], Image):
             parts.append([_image_key(image) for image in rows.cast_column(column, Image(decode=False))[column]])
         else:
-            parts.append([tuple(value) if isinstance(value, list) else value for value in rows[column]])
+            values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
+            parts.append([tuple(value) if isinstance(value, list) else value for value in values])
     return list(zip(*parts, strict=True))
 
 

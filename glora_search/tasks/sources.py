@@ -97,9 +97,9 @@ class CsvFiles:
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
-        # Asked for some columns, pandas passes over what a row has too much; of the test no more than these are read.
-        some = list(columns) if split == "test" else None
-        frame = self._read(split, usecols=some, dtype=str, keep_default_na=False)
+        # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
+        self._read(split, header=None, dtype=str)
+        frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
 
     def place(self, split: str) -> str:

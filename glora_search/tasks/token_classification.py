@@ -51,7 +51,8 @@ class TokenClassification(Labelled, TextTask):
         return DataCollatorForTokenClassification(self.tokenizer)
 
     def encode(self, rows: Dataset) -> Dataset:
-        """Columns of the tokenizer and ``labels``, one a token; rows without a word are left out."""
+        """Columns of the tokenizer and ``labels``, one a token; rows without a word that has a token are left
+        out."""
         words = [self._list(value, "text_column") for value in rows[self.column("text_column")]]
         tags = [self._list(value, "label_column") for value in rows[self.column("label_column")]]
         for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
@@ -62,12 +63,13 @@ class TokenClassification(Labelled, TextTask):
         kept = [number for number, row in enumerate(words) if row]
         texts = [[str(word) for word in words[number]] for number in kept]
         encoded = self.tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length)
-        labels = []
+        labels: list[list[int]] = []
         for number, row in enumerate(kept):
             places = encoded.word_ids(number)
             first = [place is not None and place not in places[:position] for position, place in enumerate(places)]
             labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
-        return Dataset.from_dict({**encoded, "labels": labels})
+        made = Dataset.from_dict({**encoded, "labels": labels})
+        return made.select([number for number, row in enumerate(labels) if set(row) != {IGNORED}])
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``[rows, 3]`` entities that are right, found, and there; or ``[rows, 2]`` words that are right, and all."""
@@ -88,7 +90,7 @@ class TokenClassification(Labelled, TextTask):
         return float(2 * right / (found + real)) if found + real else 0.0
 
     def trivial_score(self) -> float | None:
-        """None for entities, where saying ``O`` finds nothing; else the share of the most frequent tag."""
+        """0 for entities, where saying ``O`` finds nothing; else the share of the most frequent tag."""
         if self.entities:
             return 0.0
         tags = np.concatenate([np.array(row) for row in self.validation["labels"]])

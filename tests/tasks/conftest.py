@@ -33,9 +33,19 @@ MODELS = {
         "T5Config",
         {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     ),
+    "bart": (
+        "BartForSequenceClassification",
+        "BartConfig",
+        {
+            **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
+            **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64},
+            "num_labels": 3,
+        },
+    ),
     "vit": ("ViTModel", "ViTConfig", {**SIZES, "image_size": 16, "patch_size": 8}),
 }
-"""Architecture -> class of the checkpoint, of its config, and the config's fields; encoders come without a head."""
+"""Architecture -> class of the checkpoint, of its config, and the config's fields; encoders come without a head,
+BART with one of three classes."""
 
 
 def word_tokenizer(architecture):

@@ -146,3 +146,17 @@ def test_a_row_with_too_many_columns_is_refused(tmp_path):
     train = csv(tmp_path / "a.csv", [*rows(20), "a text, with a comma,0"])
     with pytest.raises(UserError, match="line 22"):
         load_texts(Files(source="csv", train=train), seed=0)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_rows_that_all_have_one_column_too_many_are_refused(tmp_path, split):
+    wide = csv(tmp_path / "b.csv", [row.replace(" ", ", ") for row in rows(20)])
+    data = {"train": csv(tmp_path / "a.csv", rows(20)), split: wide}
+    with pytest.raises(UserError, match=rf"data\.{split}.*Expected 2 fields in line 2, saw 3"):
+        load_texts(Files(source="csv", **data), seed=0)
+
+
+def test_commas_and_lines_within_quotes_are_text(tmp_path):
+    train = csv(tmp_path / "a.csv", [*rows(20), '"one, two\n\nand ""three""",x'])
+    data = load_texts(Files(source="csv", train=train), seed=0)
+    assert 'one, two\n\nand "three"' in texts(data.train) | texts(data.validation) | texts(data.read_test())

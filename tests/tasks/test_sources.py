@@ -119,6 +119,20 @@ def test_rows_without_labels_need_none_and_equal_inputs_stay_together(tmp_path):
     assert set(data.train.column_names) == {"one", "two", "answer"}
 
 
+def test_equal_inputs_stay_together_where_a_rare_label_has_to_stay_in_train(tmp_path):
+    rows = [{"text": f"text {n}", "label": "x"} for n in range(10)]
+    rows += [{"text": text, "label": label} for text in (None, "rare") for label in ("x", f"only {text}")]
+    rows.append({"text": "", "label": "x"})  # the same input as a missing one
+    path = write("jsonl", tmp_path, rows)
+    for seed in range(12):
+        data = load_data(
+            Files(source="json", train=path), seed, inputs=[("data.text_column", "text")], targets=[("y", "label")]
+        )
+        parts = (data.train, data.validation, data.read_test())
+        splits = [{text or "" for text in part["text"]} for part in parts]
+        assert sum(map(len, splits)) == len(set.union(*splits)) == 12
+
+
 def test_equal_images_stay_together_and_a_class_is_its_folders_name(make, tmp_path):
     make.images(tmp_path / "a", 20)
     for number in range(0, 20, 2):  # each dark image twice

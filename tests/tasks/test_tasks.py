@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from sklearn.metrics import accuracy_score
 from transformers import GenerationConfig, TrainingArguments
 
@@ -14,6 +17,7 @@ from glora_search.errors import UserError
 from glora_search.learning_rates import PathTrainer
 from glora_search.recipe import Recipe
 from glora_search.search.evaluator import Batches, evaluate
+from glora_search.space import SearchSpace
 from glora_search.tasks import MODULES, Task, make_task, task_class
 from glora_search.tasks.text_classification import TextClassification
 from glora_search.tasks.token_classification import entities
@@ -134,6 +138,42 @@ def test_pairs_are_tokenized_together_with_segments(task, make):
     assert made.tokenizer.decode(first["input_ids"]).endswith("[SEP] big data [SEP]")
 
 
+def test_a_head_of_another_number_of_classes_is_trained_and_not_adapted_whatever_its_name(task, make):
+    made = task("bart", "text-classification", texts(make))
+    model = made.model()
+    assert model.classification_head.out_proj.out_features == 2
+    assert made.modules_to_save == ["classification_head"]
+    space = SearchSpace(targets=["fc1", "dense", "out_proj"], paths={"B": ["lora"]}, ranks=[2])
+    names = [layer.name for layer in space.bind(model, made.modules_to_save).layers]
+    assert "model.encoder.layers.0.fc1" in names
+    assert not any("classification_head" in name for name in names)
+
+
+@pytest.mark.parametrize(("architecture", "saved"), [("bert", []), ("distilbert", ["pre_classifier"]), ("roberta", [])])
+def test_what_peft_adds_itself_is_not_named_again(task, make, architecture, saved):
+    made = task(architecture, "text-classification", texts(make))
+    made.model()
+    assert made.modules_to_save == saved
+
+
+@pytest.mark.parametrize(("architecture", "positions", "longest"), [("roberta", 40, 38), ("bert", 32, 32)])
+def test_the_longest_input_is_what_the_positions_hold(task, make, architecture, positions, longest):
+    made = task(architecture, "text-classification", texts(make), max_length=longest)
+    ids = torch.full((1, longest), 5)
+    assert made.model()(input_ids=ids).logits.shape == (1, 2)
+    with pytest.raises(UserError, match=rf"task\.max_length: got {longest + 1}; allowed: at most {longest}"):
+        task(architecture, "text-classification", texts(make), max_length=longest + 1)
+
+
+def test_a_model_that_says_minus_one_has_no_longest_input(task, make, monkeypatch):
+    made = task("bert", "text-classification", texts(make))
+    monkeypatch.setattr(
+        made, "load", lambda auto_class: SimpleNamespace(max_position_embeddings=-1, model_type="xlnet")
+    )
+    made.tokenizer.model_max_length = int(1e30)
+    made._check_length()
+
+
 def test_accuracy_of_tallies_is_accuracy(task, make):
     made = task("bert", "text-classification", texts(make))
     generator = torch.Generator().manual_seed(0)
@@ -169,6 +209,13 @@ def test_the_first_token_of_a_word_has_its_tag_and_no_other_has_one(task, make, 
             assert len(ids) == len(labels)
             assert labels[0] == labels[-1] == -100
             assert [made.data.labels[label] for label in labels if label != -100] == found[tuple(words)]
+
+
+def test_rows_whose_words_have_no_token_are_left_out(task, make):
+    rows = tagged(make)
+    made = task("bert", "token-classification", rows, COLUMNS)
+    odd = Dataset.from_list([{"words": ["\u200b", "\x00"], "tags": ["O", "O"]}, {"words": [], "tags": []}, rows[0]])
+    assert len(made.encode(odd)) == 1
 
 
 def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refused(task, make):

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from glora_search.tuners.glora.config import GLoraConfig
 from glora_search.tuners.glora.layer import GLoraLayer, GLoraLinear, base_linear
+from glora_search.tuners.heads import AnyHead
 
 
-class GLoraModel(BaseTuner):
+class GLoraModel(AnyHead):
     """A model with GLoRA adapters, made by ``get_peft_model(model, GLoraConfig(...))``.
 
     Args:
@@ -53,13 +53,6 @@ class GLoraModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # type: ignore[operator]
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            # An unloaded head can be a block of several layers, as RoBERTa's is: peft would look for its weight.
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
