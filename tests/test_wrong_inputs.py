@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -92,6 +93,16 @@ def after(*words, **damage):
 def without_model(world):
     """A model folder without a config."""
     world.write("model/notes.txt", "nothing")
+    return setting("task.model=./model")(world)
+
+
+def without_tokenizer(world):
+    """A model folder with a config and weights alone: transformers makes up a tokenizer that knows no word."""
+    source, folder = Path(world.recipe["task"]["model"]), world.folder / "model"
+    folder.mkdir()
+    shutil.copy(source / "model.safetensors", folder)
+    config = json.loads((source / "config.json").read_text())
+    world.write("model/config.json", json.dumps({**config, "vocab_size": 30522}))
     return setting("task.model=./model")(world)
 
 
@@ -284,6 +295,7 @@ WRONG = {
     # models
     "a model that is not there": (setting("task.model=./none"), "a folder that exists", ["task.model", "./none"]),
     "a folder without a model": (without_model, NO_MODEL, ["task.model", "./model"]),
+    "a model without its tokenizer": (without_tokenizer, "a model with its tokenizer", ["task.model", "30,522"]),
     "weights that are cut off": (broken_model, NO_MODEL, ["task.model", "./model"]),
     "a model that no hub has": (setting("task.model=owner/none"), NO_MODEL, ["task.model", "owner/none", "hub"]),
     "inputs longer than the model's": (setting("task.max_length=600"), "the model's longest input", ["max_length"]),

