@@ -65,9 +65,10 @@ TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         (lambda value: value >= 1, "an int >= 1"),
     ),
-    **dict.fromkeys(("learning_rate", "num_train_epochs"), (lambda value: 0 < value < math.inf, "a number above 0")),
+    "num_train_epochs": (lambda value: 0 < value < math.inf, "a number above 0"),
     **dict.fromkeys(
-        ("weight_decay", "max_grad_norm", "warmup_steps"), (lambda value: 0 <= value < math.inf, "a number >= 0")
+        ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"),
+        (lambda value: 0 <= value < math.inf, "a number >= 0"),
     ),
     "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1, by which num_train_epochs counts"),
 }

@@ -215,7 +215,7 @@ WRONG = {
         setting("supernet.training.per_device_train_batch_size=0"), "per_device_train_batch_size", ["got 0", ">= 1"],
     ),
     "a learning rate that is no number": (
-        setting("supernet.training.learning_rate=.nan"), "learning_rate", ["nan", "above 0"],
+        setting("supernet.training.learning_rate=.nan"), "learning_rate", ["nan", ">= 0"],
     ),
     "less than no epochs": (setting("retrain.training.num_train_epochs=-1"), "num_train_epochs", ["-1", "above 0"]),
     "a training argument that needs another": (
