@@ -33,7 +33,7 @@ def states(call):
 def test_a_finished_run_is_done_with_its_seconds_and_its_best(states, call, finished):
     found, everything = states(finished)
     assert set(found.values()) == {"done"}
-    assert all(stage["seconds"] > 0 for stage in everything["stages"])
+    assert all(isinstance(stage["seconds"], float) for stage in everything["stages"])
     stage = json.loads((finished / "search" / "stage.json").read_text())
     assert everything["search"]["trials"] == everything["search"]["of"] == 12
     assert everything["search"]["best"]["validation"] == stage["best"]["validation"]
