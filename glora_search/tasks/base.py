@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
 from glora_search.recipe import Columns, Recipe
@@ -217,8 +217,9 @@ class TextTask(Task):
         self.tokenizer = self.load(AutoTokenizer)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._check_vocabulary()
-        self._check_length()
+        config = self.load(AutoConfig)
+        self._check_vocabulary(config)
+        self._check_length(config)
         return self.tokenizer
 
     def model(self) -> PreTrainedModel:
@@ -233,17 +234,16 @@ class TextTask(Task):
         """The longest input, in tokens."""
         return self.recipe.task.max_length
 
-    def _check_vocabulary(self) -> None:
+    def _check_vocabulary(self, config: PretrainedConfig) -> None:
         """Refuse the few special tokens that transformers makes up where a folder has no tokenizer."""
-        known, expected = len(self.tokenizer), getattr(self.load(AutoConfig), "vocab_size", 0)
+        known, expected = len(self.tokenizer), getattr(config, "vocab_size", 0)
         if known * 20 < expected:
             model = self.recipe.task.model
             raise invalid(
                 "task.model", model, f"a model with its tokenizer; this one's knows {known} tokens of {expected:,}"
             )
 
-    def _check_length(self) -> None:
-        config = self.load(AutoConfig)
+    def _check_length(self, config: PretrainedConfig) -> None:
         positions = getattr(config, "max_position_embeddings", None)
         if positions and config.model_type in COUNTED_FROM_PADDING:
             positions -= config.pad_token_id + 1
