@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from glora_search.supernet.layer import SHARING
 from glora_search.supernet.sampling import STRATEGIES
@@ -72,7 +72,7 @@ def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray, params: n
         truth: accuracy of each subnet trained alone.
         scores: the accuracy that it inherits.
         losses: the loss with it; the lower one wins between equal scores, as in a search.
-        params: the parameter count of each.
+        params: the parameter count of each; ``tau_with_params`` is that of the mean of both ranks.
     """
     top = truth >= np.median(truth)
     low, high = interval(truth, scores)
@@ -84,6 +84,7 @@ def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray, params: n
         "tau_high": round(high, 3),
         "spearman": round(float(spearmanr(truth, scores).statistic), 3),
         "tau_by_loss": round(float(tau_b(truth, -losses)), 3),
+        "tau_with_params": round(float(tau_b(truth, rankdata(scores) + rankdata(params))), 3),
         "tau_of_size": round(tau_of_size(truth, scores, params), 3),
         "tau_top_half": round(float(tau_b(truth[top], scores[top])), 3),
         "regret": round(float(truth.max() - truth[chosen]), 4),
@@ -116,7 +117,8 @@ def write_report(results: Path) -> None:
             facts = compare(truth, scores, losses, np.array([sizes[row["subnet"]] for row in rows]))
             facts |= {"anchor_gap_mean": round(float(np.mean(gaps)), 4), "anchor_gap_max": round(float(max(gaps)), 4)}
             summary.append({**dict(zip(SUPERNET, key, strict=True)), **facts, "seconds": rows[0]["seconds"]})
-            panels.append((f"{dataset}: {key[1]}, {key[3]}, tau {facts['tau']:.2f}", truth, scores))
+            if key[2] == "{}":
+                panels.append((f"{dataset}: {key[1]}, {key[3]}, tau {facts['tau']:.2f}", truth, scores))
     if not summary:
         print("nothing to report yet")
         return
@@ -126,8 +128,8 @@ def write_report(results: Path) -> None:
         writer.writeheader()
         writer.writerows(summary)
     (results / "fidelity.svg").write_text(scatter(panels), encoding="utf-8")
-    shown = ("dataset", "strategy", "sharing", "seed", "subnets", "tau", "tau_low", "tau_high", "spearman")
-    shown += ("tau_of_size", "tau_top_half", "regret", "anchor_gap_mean", "anchor_gap_max")
+    shown = ("dataset", "strategy", "options", "sharing", "subnets", "tau", "tau_low", "tau_high", "spearman")
+    shown += ("tau_with_params", "tau_of_size", "tau_top_half", "regret", "anchor_gap_mean", "anchor_gap_max")
     print("| " + " | ".join(shown) + " |\n|" + " --- |" * len(shown))
     for row in summary:
         print("| " + " | ".join(str(row.get(name, "")) for name in shown) + " |")
@@ -136,13 +138,17 @@ def write_report(results: Path) -> None:
 
 def print_means(summary: Sequence[dict[str, Any]]) -> None:
     """Print what a choice of sampling and sharing gives on the mean of the data sets that have it."""
-    shown = ("tau", "spearman", "tau_of_size", "tau_top_half", "tau_by_loss", "regret", "anchor_gap_mean")
-    print("\n| sampling | sharing | data sets | " + " | ".join(shown) + " |\n|" + " --- |" * (len(shown) + 3))
-    for sharing, strategy in ORDER:
-        own = [row for row in summary if (row["sharing"], row["strategy"]) == (sharing, strategy)]
+    shown = ("tau", "spearman", "tau_with_params", "tau_of_size", "tau_top_half", "tau_by_loss", "regret")
+    shown += ("anchor_gap_mean", "anchor_gap_max")
+    print("\n| sampling | options | sharing | data sets | " + " | ".join(shown) + " |\n|" + " --- |" * (len(shown) + 4))
+    kinds = dict.fromkeys((row["sharing"], row["strategy"], row["options"]) for row in summary)
+    for sharing, strategy, options in sorted(kinds, key=lambda kind: (ORDER.index(kind[:2]), kind[2])):
+        own = [
+            row for row in summary if (row["sharing"], row["strategy"], row["options"]) == (sharing, strategy, options)
+        ]
         if own:
             means = [f"{np.mean([row[name] for row in own]):.3f}" for name in shown]
-            print("| " + " | ".join([strategy, sharing, str(len(own)), *means]) + " |")
+            print("| " + " | ".join([strategy, options, sharing, str(len(own)), *means]) + " |")
 
 
 def is_anchor(subnet: str) -> bool:

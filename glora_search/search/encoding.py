@@ -132,7 +132,7 @@ class Encoding:
 
     def params(self, code: Code) -> int:
         """Trainable parameters."""
-        return int(self._params[self._offsets + code].sum())
+        return int(np.add.reduce(self._params.take(self._offsets + code)))
 
     def features(self, codes: list[Code]) -> np.ndarray:
         """Which kinds and ranks each layer and path has, ``[codes, columns]`` of 0 and 1."""

@@ -37,6 +37,7 @@ class SupernetLayer(FrozenLinear):
             setattr(self, attribute, nn.ModuleDict())
         self.spaces: dict[str, SpaceLayer] = {}
         self.active_paths = LayerPaths()
+        self._spare: Tensor | None = None
 
     def has_adapter(self, adapter_name: str) -> bool:
         """Whether this layer holds the supernet of that name."""
@@ -63,6 +64,14 @@ class SupernetLayer(FrozenLinear):
         if self.merged:
             self.unmerge()
         self.active_paths = paths
+
+    def _memory_like(self, weight: Tensor) -> Tensor | None:
+        # A search folds thousands of subnets: to ask the system for new memory each time takes as long as to fold.
+        if self._unmerged is not None or self.fan_in_fan_out or weight.dtype != self.get_base_layer().weight.dtype:
+            return None
+        if self._spare is None or (self._spare.device, self._spare.dtype) != (weight.device, weight.dtype):
+            self._spare = torch.empty_like(weight)
+        return self._spare
 
     def subnet_tensors(self, paths: LayerPaths, adapter_name: str) -> dict[str, dict[str, Tensor]]:
         """Path -> tensor name -> the part of the shared tensors that these paths use (views, not copies)."""
@@ -118,6 +127,12 @@ class SupernetLinear(nn.Module, SupernetLayer):
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
         return self._adapted(x, self.active_adapters)
+
+    def train(self, mode: bool = True) -> SupernetLinear:
+        """Switch to training, which needs its memory for other things than folding, or to scoring."""
+        if mode:
+            self._spare = None
+        return super().train(mode)
 
     def __repr__(self) -> str:
         return "supernet." + super().__repr__()

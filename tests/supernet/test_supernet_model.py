@@ -95,6 +95,27 @@ def test_folding_leaves_no_trace_when_the_block_fails(make_supernet, weights):
     assert all(torch.equal(value, before[name]) for name, value in weights(supernet).items())
 
 
+def test_folding_uses_the_same_memory_again_and_training_frees_it(make_supernet):
+    supernet = make_supernet()
+    layer = next(iter(supernet.layers().values()))
+
+    def where(number: int) -> int:
+        with supernet.folded(genomes(supernet)[number]):
+            return layer.base_layer.weight.data_ptr()
+
+    own = layer.base_layer.weight.data_ptr()
+    assert where(-1) == where(-1) == layer._spare.data_ptr() != own
+    supernet.eval()
+    assert layer._spare is not None
+    supernet.train()
+    assert layer._spare is None
+    with supernet.folded(supernet.space.largest):
+        held = layer.base_layer.weight.clone()
+        supernet.train()
+        torch.testing.assert_close(layer.base_layer.weight.data, held, rtol=0, atol=0)
+    assert layer.base_layer.weight.data_ptr() == own
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folding_leaves_no_trace_in_lower_precision(dtype, make_model, bind, randomize, logits, weights):
     config = SupernetConfig(space=bind("glora-paper"), task_type="SEQ_CLS")

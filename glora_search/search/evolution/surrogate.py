@@ -75,10 +75,14 @@ class GeneImportance:
         y = (target - target.mean()) / (target.std() or 1.0)
         self._centre = self._x.mean(0)
         centred = self._x - self._centre
-        self._set_scales(centred, history.encoding.columns)
-        self._trained = self._effects(centred)
+        if not self._groups:
+            self._set_groups(history.encoding.columns)
+        unscaled = self._parts(centred)
+        self._scales = [_scale(part, len(unscaled)) for part in unscaled]
+        self._trained = self._scaled(unscaled)
         dots = self._trained @ self._trained.T
-        distance = _differences(self._x, self._x)
+        self._sizes = self._x.sum(1)
+        distance = self._differences(self._x)
         self._scale = max(float(np.median(distance)), 1.0)
         best: float | None = None
         # How fast the fading part fades, and the noise, by marginal likelihood.
@@ -91,7 +95,7 @@ class GeneImportance:
                 if best is None or evidence > best:
                     best, self._factor, self._weights, self._length = evidence, factor, weights, length
         # The linear parts' prediction is a sum over features, which needs no trials.
-        ends = np.cumsum([part.shape[1] for part in (centred, *self._groups)])[:-1]
+        ends = np.cumsum([part.shape[1] for part in unscaled])[:-1]
         parts = np.split(self._trained.T @ self._weights, ends)
         self._slopes = parts[0] * self._scales[0]
         for groups, part, scale in zip(self._groups, parts[1:], self._scales[1:], strict=True):
@@ -114,19 +118,30 @@ class GeneImportance:
         return np.sqrt(np.maximum(own - (cross * cho_solve(self._factor, cross.T).T).sum(1), 1e-9))
 
     def _fading(self, x: np.ndarray) -> np.ndarray:
-        return FADING * np.exp(-_differences(x, self._x) / (self._length * self._scale))
+        return FADING * np.exp(-self._differences(x) / (self._length * self._scale))
+
+    def _differences(self, x: np.ndarray) -> np.ndarray:
+        """The number of features in which each row of x and each learned one differ."""
+        return x.sum(1)[:, None] + self._sizes[None, :] - 2 * x @ self._x.T
 
     def _effects(self, centred: np.ndarray) -> np.ndarray:
         """The features of the linear parts, each part scaled to the same share of the kernel."""
-        parts = [centred, *(centred @ groups for groups in self._groups)]
+        return self._scaled(self._parts(centred))
+
+    def _parts(self, centred: np.ndarray) -> list[np.ndarray]:
+        return [centred, *(centred @ groups for groups in self._groups)]
+
+    def _scaled(self, parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([part * scale for part, scale in zip(parts, self._scales, strict=True)], axis=1)
 
-    def _set_scales(self, centred: np.ndarray, columns: list[tuple[str, str]]) -> None:
-        if not self._groups:
-            modules = [f"{name.rpartition('.')[2]} {feature}" for name, feature in columns]
-            self._groups = [_groups([feature for _, feature in columns]), _groups(modules)]
-        sizes = [float((part**2).sum(1).mean()) for part in (centred, *(centred @ groups for groups in self._groups))]
-        self._scales = [float(np.sqrt((1 - FADING) / len(sizes) / max(size, 1e-9))) for size in sizes]
+    def _set_groups(self, columns: list[tuple[str, str]]) -> None:
+        modules = [f"{name.rpartition('.')[2]} {feature}" for name, feature in columns]
+        self._groups = [_groups([feature for _, feature in columns]), _groups(modules)]
+
+
+def _scale(part: np.ndarray, parts: int) -> float:
+    """What gives a part its share of the kernel."""
+    return float(np.sqrt((1 - FADING) / parts / max(float((part**2).sum(1).mean()), 1e-9)))
 
 
 def _groups(names: list[str]) -> np.ndarray:
@@ -136,8 +151,3 @@ def _groups(names: list[str]) -> np.ndarray:
     table = np.zeros((len(names), len(index)), dtype=np.float32)
     table[np.arange(len(names)), positions] = 1.0
     return table
-
-
-def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The number of features that differ, of each row of a and each of b."""
-    return a.sum(1)[:, None] + b.sum(1)[None, :] - 2 * a @ b.T

@@ -82,16 +82,17 @@ class GiveAndTake:
     @staticmethod
     def _take(encoding: Encoding, child: Code, room: int, rng: np.random.Generator, kept: Collection[int]) -> Code:
         """Enlarge other layers by what was freed, each by the gene that fits best, until hardly any is left."""
+        result, params = child.tolist(), encoding.params(child)
         for layer in rng.permutation(encoding.free).tolist():
-            table, own = encoding.tables[layer], int(child[layer])
+            table, own = encoding.tables[layer], result[layer]
             growth = [table.params[option] - table.params[own] for option in table.neighbours[own]]
             best = max((size for size in growth if 0 < size <= room), default=0)
             if best and layer not in kept:
-                child[layer] = table.neighbours[own][growth.index(best)]
-                room -= best
-            if room * 4 * len(encoding.free) < encoding.params(child):
+                result[layer] = table.neighbours[own][growth.index(best)]
+                room, params = room - best, params + best
+            if room * 4 * len(encoding.free) < params:
                 break  # less than a quarter of a layer's mean share
-        return child
+        return np.array(result, dtype=np.int64)
 
 
 class LayerCrossover:

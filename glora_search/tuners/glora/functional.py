@@ -94,19 +94,25 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def effective_weight(weight: Tensor, terms: Terms) -> Tensor:
-    """``W0 + W0 * A + B`` as a new tensor ``[out, in]``, not differentiable, with one dense temporary at most."""
+def effective_weight(weight: Tensor, terms: Terms, out: Tensor | None = None) -> Tensor:
+    """``W0 + W0 * A + B``, not differentiable, with one dense temporary at most.
+
+    Args:
+        weight: ``W0 [out, in]``.
+        terms: with some of A and B.
+        out: memory for the result, ``[out, in]`` of the weight's dtype; None makes a new tensor.
+    """
     # W0 + W0 * A and not W0 * (1 + A): in bfloat16 1 + A is 1 for every |A| below 0.004.
     if terms.a_lora is not None:
         down, up = terms.a_lora
-        delta = down @ up
+        delta = torch.mm(down, up, out=out)
         if terms.a is not None:
             delta += terms.a
         result = torch.addcmul(weight, weight, delta, out=delta)
     elif terms.a is not None:
-        result = torch.addcmul(weight, weight, terms.a)
+        result = torch.addcmul(weight, weight, terms.a, out=out)
     else:
-        result = weight.clone()
+        result = weight.clone() if out is None else out.copy_(weight)
     if terms.b_lora is not None:
         result.addmm_(*terms.b_lora)
     if terms.b is not None:

@@ -139,9 +139,13 @@ class FrozenLinear(BaseTunerLayer):
         b0 = None if bias is None else bias.to(dtype)
         b = effective_bias(w0, b0, terms)
         if any(part is not None for part in (terms.a, terms.a_lora, terms.b, terms.b_lora)):
-            w = effective_weight(w0, terms)
+            w = effective_weight(w0, terms, self._memory_like(w0))
             weight = (w.T.contiguous() if self.fan_in_fan_out else w).to(weight.dtype)
         return weight, None if b is None or bias is None else b.to(bias.dtype)
+
+    def _memory_like(self, weight: Tensor) -> Tensor | None:
+        """Memory that the folded weight may be written to; None is new memory."""
+        return None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold adapters into the base layer's weight and bias.
