@@ -5,7 +5,7 @@
 
 For the supernets that fidelity.py has kept, and the subnets that it has trained alone: the score that a subnet
 inherits; the one with its head fitted anew to 500 train rows, near the supernet's head; and the one after 40 training
-steps of the subnet from what it inherits. Validation rows only score.
+steps of the subnet from what it inherits, which is `search.calibration_steps: 40`. Validation rows only score.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fidelity_report import alone_scores, compare, is_anchor, read_rows
 from peft import PeftModel
 from torch import Tensor, nn
 
-from glora_search.learning_rates import path_and_kind
+from glora_search.search import Calibration, calibration_args
 from glora_search.search.evaluator import Batch, evaluate, length_sorted_batches, logits_of
 from glora_search.space import SearchSpace
+from glora_search.training import training_arguments
 
 ROWS = 500  # train rows that the head is fitted to
 NEARNESS = 0.01  # weight of the squared distance from the supernet's head
 STEPS = 40
-LEARNING_RATE = 1e-3  # of the steps, half of the supernet's
 WAYS = ("inherited", "head", "steps")
 
 
@@ -71,26 +71,6 @@ def fit_head(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> 
     return own[0].detach(), own[1].detach()
 
 
-def train_steps(model: Any, batches: Sequence[Batch], factors: dict[str, float]) -> None:
-    """Train the active subnet and the head a little, at rates that rise for three steps and then fall."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            path, kind = path_and_kind(name, parameter)
-            groups.setdefault(factors.get(f"{path}.{kind}", factors.get(kind, 1.0)), []).append(parameter)
-    parameters = [{"params": own, "lr": LEARNING_RATE * factor} for factor, own in groups.items()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 3) * (1 - step / STEPS))
-    model.train()
-    for batch in batches:
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for own in groups.values() for p in own], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    model.eval()
-
-
 def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) -> None:
     """Score all measured subnets of one kept supernet in the three ways, and append the rows."""
     path = args.results / "calibration.csv"
@@ -101,14 +81,15 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
     task = fidelity.load_task(name, args.data)
     space = SearchSpace.load(fidelity.SPACE).bind(fidelity.fresh_model(task, 0), task.modules_to_save)
     model: Any = PeftModel.from_pretrained(fidelity.fresh_model(task, 0), str(folder), is_trainable=True)
-    kept = {key: value.detach().clone() for key, value in model.named_parameters() if value.requires_grad}
+    kept = dict(model.named_parameters())
     head = next(module for key, module in model.named_modules() if key.endswith("classifier"))
     weight, bias = (kept[next(key for key in kept if key.endswith(f"default.{end}"))] for end in ("weight", "bias"))
     order = np.random.default_rng(0).permutation(len(task.train))
     train_rows = length_sorted_batches(task.train.select(order[:ROWS]), task.collator, 64)
     validation = length_sorted_batches(task.validation, task.collator, 64)
-    shuffled = np.resize(order, STEPS * args.batch).reshape(STEPS, args.batch)
-    steps = [dict(task.collator([task.train[int(row)] for row in rows])) for rows in shuffled]
+    settings = {**fidelity.TRAINING, "learning_rate": args.learning_rate, "per_device_train_batch_size": args.batch}
+    training = calibration_args(training_arguments(settings, folder, 0), STEPS)
+    calibration = Calibration(model, task.train, training, data_collator=task.collator, lr_factors=args.lr_factors)
     features, rows = Features(head), []
     for label, genome in fidelity.measured_subnets(space).items():
         times = [time.perf_counter()]
@@ -120,16 +101,11 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
             times.append(time.perf_counter())
             x, labels = features(model, validation)
         logits = F.linear(x, *fitted)
-        model.activate(genome)
         times.append(time.perf_counter())
-        train_steps(model, steps, args.lr_factors)
-        times.append(time.perf_counter())
-        with model.folded(genome):
-            trained = evaluate(model, validation, task)
-        with torch.no_grad():
-            for key, value in model.named_parameters():
-                if key in kept:
-                    value.copy_(kept[key])
+        with calibration(genome):
+            times.append(time.perf_counter())
+            with model.folded(genome):
+                trained = evaluate(model, validation, task)
         found: dict[str, Any] = {"inherited": inherited.metric, "inherited_loss": inherited.loss}
         found |= {
             "head": task.score(task.tally(logits, labels).sum(0).numpy()),
@@ -147,7 +123,8 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
 def report(results: Path) -> None:
     """Print how each way ranks the subnets, and what it costs in evaluations."""
     alone, rows = read_rows(results / "standalone.csv"), read_rows(results / "calibration.csv")
-    print("| data set | supernet | scores | tau | tau, one size | regret | gap, mean | cost |\n|" + " --- |" * 8)
+    columns = ["tau", "tau_of_size", "tau_by_loss", "tau_of_size_by_loss", "regret"]
+    print(f"| data set | supernet | scores | {' | '.join(columns)} | gap, mean | cost |\n|" + " --- |" * 10)
     for key in dict.fromkeys((row["dataset"], row["strategy"], row["sharing"]) for row in rows):
         truths = {subnet: np.mean(list(seeds.values())) for subnet, seeds in alone_scores(alone, key[0]).items()}
         own = [r for r in rows if (r["dataset"], r["strategy"], r["sharing"]) == key and r["subnet"] in truths]
@@ -158,7 +135,7 @@ def report(results: Path) -> None:
             scores, losses = (np.array([float(row[name]) for row in own]) for name in (way, f"{way}_loss"))
             facts = compare(truth, scores, losses, np.array([float(row["params"]) for row in own]))
             extra = 0 if way == "inherited" else np.array([float(row[f"{way}_seconds"]) for row in own])
-            cells = [key[0], f"{key[1]}, {key[2]}", way, facts["tau"], facts["tau_of_size"], facts["regret"]]
+            cells = [key[0], f"{key[1]}, {key[2]}", way, *(facts[name] for name in columns)]
             cells += [f"{(truth - scores)[uniform].mean():.3f}", f"{np.median(1 + extra / base):.1f}"]
             print("| " + " | ".join(str(cell) for cell in cells) + " |")
 
@@ -171,6 +148,7 @@ def main() -> None:
     parser.add_argument("--sharing", nargs="+", default=["separate"])
     parser.add_argument("--lr-factors", type=fidelity.factor, nargs="*", default=[])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the supernet's")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--keep", type=Path, default=fidelity.ROOT / "runs" / "fidelity")
     parser.add_argument("--data", type=Path, default=fidelity.ROOT.parent / "shared" / "data")

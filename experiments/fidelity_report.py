@@ -86,6 +86,7 @@ def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray, params: n
         "tau_by_loss": round(float(tau_b(truth, -losses)), 3),
         "tau_with_params": round(float(tau_b(truth, rankdata(scores) + rankdata(params))), 3),
         "tau_of_size": round(tau_of_size(truth, scores, params), 3),
+        "tau_of_size_by_loss": round(tau_of_size(truth, -losses, params), 3),
         "tau_top_half": round(float(tau_b(truth[top], scores[top])), 3),
         "regret": round(float(truth.max() - truth[chosen]), 4),
     }
@@ -106,7 +107,15 @@ def write_report(results: Path) -> None:
         summary += ceiling(dataset, truths, sizes)
         truth, params = (np.array([table[subnet] for subnet in mean]) for table in (mean, sizes))
         facts = compare(truth, params, np.zeros(len(truth)), params)
-        summary.append({"dataset": dataset, "strategy": "parameter count alone", **facts, "tau_by_loss": ""})
+        summary.append(
+            {
+                "dataset": dataset,
+                "strategy": "parameter count alone",
+                **facts,
+                "tau_by_loss": "",
+                "tau_of_size_by_loss": "",
+            }
+        )
         for key, rows in sorted(groups.items(), key=lambda group: ORDER.index((group[0][3], group[0][1]))):
             rows = [row for row in rows if row["subnet"] in mean]
             if key[0] != dataset or len(rows) < 5:
@@ -115,6 +124,8 @@ def write_report(results: Path) -> None:
             scores, losses = (np.array([float(row[name]) for row in rows]) for name in ("accuracy", "loss"))
             gaps = [mean[row["subnet"]] - float(row["accuracy"]) for row in rows if is_anchor(row["subnet"])]
             facts = compare(truth, scores, losses, np.array([sizes[row["subnet"]] for row in rows]))
+            drawn = [number for number, row in enumerate(rows) if not is_anchor(row["subnet"])]
+            facts["tau_drawn"] = round(float(tau_b(truth[drawn], scores[drawn])), 3)
             facts |= {"anchor_gap_mean": round(float(np.mean(gaps)), 4), "anchor_gap_max": round(float(max(gaps)), 4)}
             summary.append({**dict(zip(SUPERNET, key, strict=True)), **facts, "seconds": rows[0]["seconds"]})
             if key[2] == "{}":
@@ -129,7 +140,15 @@ def write_report(results: Path) -> None:
         writer.writerows(summary)
     (results / "fidelity.svg").write_text(scatter(panels), encoding="utf-8")
     shown = ("dataset", "strategy", "options", "sharing", "subnets", "tau", "tau_low", "tau_high", "spearman")
-    shown += ("tau_with_params", "tau_of_size", "tau_top_half", "regret", "anchor_gap_mean", "anchor_gap_max")
+    shown += (
+        "tau_with_params",
+        "tau_drawn",
+        "tau_of_size",
+        "tau_top_half",
+        "regret",
+        "anchor_gap_mean",
+        "anchor_gap_max",
+    )
     print("| " + " | ".join(shown) + " |\n|" + " --- |" * len(shown))
     for row in summary:
         print("| " + " | ".join(str(row.get(name, "")) for name in shown) + " |")
@@ -138,7 +157,17 @@ def write_report(results: Path) -> None:
 
 def print_means(summary: Sequence[dict[str, Any]]) -> None:
     """Print what a choice of sampling and sharing gives on the mean of the data sets that have it."""
-    shown = ("tau", "spearman", "tau_with_params", "tau_of_size", "tau_top_half", "tau_by_loss", "regret")
+    shown = (
+        "tau",
+        "spearman",
+        "tau_with_params",
+        "tau_drawn",
+        "tau_of_size",
+        "tau_top_half",
+        "tau_by_loss",
+        "tau_of_size_by_loss",
+        "regret",
+    )
     shown += ("anchor_gap_mean", "anchor_gap_max")
     print("\n| sampling | options | sharing | data sets | " + " | ".join(shown) + " |\n|" + " --- |" * (len(shown) + 4))
     kinds = dict.fromkeys((row["sharing"], row["strategy"], row["options"]) for row in summary)
@@ -163,7 +192,15 @@ def ceiling(dataset: str, truths: dict[str, dict[str, float]], sizes: dict[str, 
         return []
     first, second = (np.array([seeds[seed] for seeds in both.values()]) for seed in ("0", "1"))
     facts = compare(first, second, np.zeros(len(both)), np.array([sizes[subnet] for subnet in both]))
-    return [{"dataset": dataset, "strategy": "alone, seed 0 against 1", **facts, "tau_by_loss": ""}]
+    return [
+        {
+            "dataset": dataset,
+            "strategy": "alone, seed 0 against 1",
+            **facts,
+            "tau_by_loss": "",
+            "tau_of_size_by_loss": "",
+        }
+    ]
 
 
 def scatter(

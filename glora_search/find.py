@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator, set_seed
 
 from glora_search.learning_rates import PathTrainer
-from glora_search.search import Evaluation, SubnetEvaluator, best_trial, search
+from glora_search.search import Calibration, Evaluation, SubnetEvaluator, best_trial, calibration_args, search
 from glora_search.search.evaluator import evaluate
 from glora_search.space import BoundSpace, Genome, SearchSpace
 from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, probe_subnets
@@ -83,6 +83,7 @@ def find_adapter(
     space: str | SearchSpace | BoundSpace = "glora",
     max_params: int | None = None,
     trials: int = 200,
+    calibration_steps: int = 0,
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
     lr_factors: Mapping[str, float] | None = None,
@@ -106,6 +107,7 @@ def find_adapter(
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         trials: subnets to evaluate.
+        calibration_steps: train each subnet for so many steps before it is scored, see `Calibration`.
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
         lr_factors: learning rates by kind of path, see `PathTrainer`.
@@ -135,11 +137,16 @@ def find_adapter(
     trainer.train()
 
     task = Scoring(collator, metric)
-    evaluator = SubnetEvaluator(supernet, validation, task, args.per_device_eval_batch_size)
+    calibration = None
+    if calibration_steps:
+        settings = calibration_args(args, calibration_steps)
+        calibration = Calibration(supernet, train, settings, data_collator=collator, lr_factors=lr_factors)
+    evaluator = SubnetEvaluator(supernet, validation, task, args.per_device_eval_batch_size, calibration=calibration)
     options = {"score": "loss", "seed": args.seed, "direction": direction, **search_options}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **options)
     genome = best_trial(study).params
-    weights = supernet.subnet_state_dict(genome)
+    with evaluator.calibrated(genome):
+        weights = supernet.subnet_state_dict(genome)
     config = supernet.subnet_config(genome)
 
     found = get_peft_model(supernet.unload(), config)

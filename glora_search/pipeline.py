@@ -19,7 +19,7 @@ from glora_search.progress import say, track
 from glora_search.recipe import TRAINING_DEFAULTS, Recipe
 from glora_search.retrain import lora_within, subnet_to_train
 from glora_search.run_folder import RunFolder, environment, is_made_from, make
-from glora_search.search import SubnetEvaluator, make_sampler, search
+from glora_search.search import Calibration, SubnetEvaluator, calibration_args, make_sampler, search
 from glora_search.search.evaluator import Batches, evaluate, length_sorted_batches, logits_of
 from glora_search.search.report import show_progress, summary, trials_frame
 from glora_search.search.storage import open_storage
@@ -29,7 +29,7 @@ from glora_search.space import BoundSpace, SearchSpace
 from glora_search.stages import COMMANDS, NEEDS, STAGES
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling, probe_subnets
 from glora_search.tasks import Task, make_task, task_class
-from glora_search.training import train
+from glora_search.training import train, training_arguments
 
 
 class Run(RunFolder):
@@ -77,8 +77,8 @@ class Run(RunFolder):
         use_cpu = self.recipe.supernet.training.get("use_cpu", False)
         return torch.device("cpu") if accelerator is None or use_cpu else accelerator
 
-    def _load(self, adapter: Path) -> PeftModel:
-        return load_adapter(self.task.model(), adapter).to(self.device)
+    def _load(self, adapter: Path, *, trainable: bool = False) -> PeftModel:
+        return load_adapter(self.task.model(), adapter, trainable=trainable).to(self.device)
 
     @functools.cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
@@ -146,8 +146,17 @@ class Run(RunFolder):
         size = {"layers": len(self.space.layers), "genes": len(self.space.genes), "genomes": str(self.space.count())}
         return {"metric": task.metric, "direction": task.direction, **size}
 
-    def _supernet(self) -> PeftModel:
-        return self._load(self.folder / "supernet")
+    def _evaluator(self) -> SubnetEvaluator:
+        """What scores the supernet's subnets, each trained a little before where the recipe says so."""
+        recipe, task = self.recipe, self.task
+        steps, size = recipe.search.calibration_steps, recipe.search.batch_size
+        supernet = self._load(self.folder / "supernet", trainable=steps > 0)
+        calibration = None
+        if steps:
+            args = training_arguments(recipe.supernet.training, self.folder / "supernet", recipe.seed)
+            options = {"data_collator": task.collator, "lr_factors": recipe.supernet.lr_factors}
+            calibration = Calibration(supernet, task.train, calibration_args(args, steps), **options)
+        return SubnetEvaluator(supernet, task.validation, task, size, calibration=calibration)
 
     def search(self, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
         """Search the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``.
@@ -175,7 +184,7 @@ class Run(RunFolder):
     def work_on_search(self, *, workers: int = 1, storage: str | None = None) -> optuna.Study:
         """Evaluate subnets until the search is complete, as one of its workers; see `search`."""
         settings = self.recipe.search
-        evaluator = SubnetEvaluator(self._supernet(), self.task.validation, self.task, settings.batch_size)
+        evaluator = self._evaluator()
         with helped_by(workers - 1, self.folder, storage), track("search", settings.trials) as bar:
             return search(
                 self.space,
@@ -210,13 +219,19 @@ class Run(RunFolder):
                 optuna.delete_study(study_name=name, storage=opened)
 
     def export(self) -> dict[str, Any]:
-        """Write the best subnet with its inherited weights as an adapter folder; leaves ``best/``."""
+        """Write the best subnet with the weights that it was scored with as an adapter folder; leaves ``best/``."""
         return self._stage("best", self._export)
 
     def _export(self, folder: Path) -> dict[str, Any]:
         best = self.result("search")["best"]
-        facts = self._facts(best["params"], best["validation"])
-        export_subnet(self._supernet(), best["genome"], folder, base_model=self.task.model_path, facts=facts)
+        evaluator = self._evaluator()
+        with evaluator.calibrated(best["genome"]):
+            if self.recipe.search.calibration_steps:  # with other threads or hardware not the same to the last bit
+                with evaluator.supernet.folded(best["genome"]):
+                    scored = evaluate(evaluator.supernet, evaluator.batches, self.task)
+                best = {**best, "validation": scored.metric, "validation_loss": scored.loss}
+            facts = self._facts(best["params"], best["validation"])
+            export_subnet(evaluator.supernet, best["genome"], folder, base_model=self.task.model_path, facts=facts)
         self.task.processor.save_pretrained(str(folder))
         return {key: best[key] for key in ("params", "validation", "validation_loss")}
 
@@ -364,8 +379,10 @@ class Run(RunFolder):
             "notes": [*baselines["skipped"], *self._notes()],
             "search": {
                 **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
+                **({"calibration_steps": steps} if (steps := recipe.search.calibration_steps) else {}),
                 "best": {
-                    **{key: found["best"][key] for key in ("validation", "params", "origin")},
+                    "validation": self.result("best")["validation"],
+                    **{key: found["best"][key] for key in ("params", "origin")},
                     "test": scores["best"],
                 },
             },

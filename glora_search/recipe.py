@@ -343,6 +343,8 @@ class Search(Section):
         options: keyword arguments of the sampler, e.g. ``{n_parents: 10}``.
         batch_size: rows of an evaluation batch.
         racing: stop the evaluation of a subnet that has no chance any more.
+        calibration_steps: train each subnet for so many steps before it is scored, with the supernet's settings at half
+            its learning rate: scores tell more, and take several times as long.
     """
 
     sampler: str = "evolution"
@@ -353,6 +355,7 @@ class Search(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     batch_size: int = Field(default=64, ge=1)
     racing: bool = False
+    calibration_steps: int = Field(default=0, ge=0)
 
     @field_validator("sampler")
     @classmethod

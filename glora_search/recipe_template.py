@@ -54,6 +54,7 @@ search:                         # on validation data, under the budget
   #options: {{}}                # of the sampler: {{n_parents: 10}}
   #batch_size: 64               # rows of an evaluation batch
   #racing: false                # stop the evaluation of a subnet that has no chance any more
+  #calibration_steps: 0         # train each subnet a little before it is scored: 40 steps tell more, and take longer
 
 retrain:                        # the best subnet is trained on; kept where it is better on validation
   from: inherited               # the supernet's weights, or scratch

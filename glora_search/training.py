@@ -66,7 +66,7 @@ def train(
         The trainer, after training.
     """
     checkpoints = folder / "checkpoints"
-    arguments = TrainingArguments(**{"output_dir": str(checkpoints), "seed": seed, **TRAINING_DEFAULTS, **settings})
+    arguments = training_arguments(settings, checkpoints, seed)
     trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
     trainer.remove_callback(PrinterCallback)
     last = last_checkpoint(checkpoints)
@@ -76,6 +76,11 @@ def train(
         trainer.add_callback(TrainingProgress(bar))
         trainer.train(resume_from_checkpoint=last)
     return trainer
+
+
+def training_arguments(settings: Mapping[str, Any], folder: Path, seed: int) -> TrainingArguments:
+    """A recipe's settings, on top of `recipe.TRAINING_DEFAULTS`."""
+    return TrainingArguments(**{"output_dir": str(folder), "seed": seed, **TRAINING_DEFAULTS, **settings})
 
 
 def total_steps(trainer: Trainer) -> int:

@@ -174,6 +174,9 @@ WRONG = {
     "a scalar for a section": (setting("search=3"), "search: got 3; allowed:", ["dictionary"]),
     "a word for a number": (setting("search.trials=many"), "allowed: a valid integer", ["search.trials", "many"]),
     "no trials": (setting("search.trials=0"), "allowed: greater than or equal to", ["search.trials", "0"]),
+    "a negative number of calibration steps": (
+        setting("search.calibration_steps=-1"), "allowed: greater than or equal to", ["search.calibration_steps", "-1"]
+    ),
     "a negative budget": (setting("search.max_params=-1"), "allowed: greater than or equal to", ["max_params", "-1"]),
     "a negative seed": (setting("seed=-1"), "allowed: greater than or equal to", ["seed", "-1"]),
     "a fraction above 1": (setting("data.test_fraction=2"), "allowed: less than", ["data.test_fraction", "2"]),

@@ -98,7 +98,10 @@ def _metrics_so_far(run: Run) -> dict[str, Any]:
     }
     found = run.done("search")
     if found is not None:
-        metrics["search"] = {"best": found["best"]}
+        exported = run.done("best") or {}
+        steps = run.recipe.search.calibration_steps
+        best = {**found["best"], **{key: exported[key] for key in ("validation",) if key in exported}}
+        metrics["search"] = {"calibration_steps": steps, "best": best}
     if run.done("retrained") is not None:
         source, figures = run.final()
         metrics["final"] = {"source": {"best": "inherited"}.get(source, source), **figures}

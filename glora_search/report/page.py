@@ -90,7 +90,9 @@ def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """The final table: model, parameters, validation, test; of an unfinished run, what there is."""
     models = [(f"baseline: {entry['name']} (peft)", entry) for entry in metrics["baselines"]]
     if "search" in metrics:
-        models.append(("best subnet, inherited weights", metrics["search"]["best"]))
+        steps = metrics["search"].get("calibration_steps")
+        trained = f" and {steps} steps" if steps else ""
+        models.append((f"best subnet, inherited weights{trained}", metrics["search"]["best"]))
     if "final" in metrics:
         models.append((f"final subnet ({metrics['final']['source']})", metrics["final"]))
     if "merged" in metrics:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,21 +142,39 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], task: Task) -> Evaluati
 class SubnetEvaluator:
     """Genome -> `Evaluation`, with the weights that the subnet inherits from a supernet.
 
+    Attributes:
+        calibrated: genome -> a block in which the supernet holds what the subnet is scored with.
+
     Args:
         supernet: a ``PeftModel`` made with a `SupernetConfig`.
         dataset: encoded rows, with ``labels``.
         task: its collator and its metric.
         batch_size: rows a batch.
+        calibration: trains each subnet a little before it is scored, see `Calibration`; None scores what it inherits.
     """
 
-    def __init__(self, supernet: Any, dataset: Dataset, task: Task, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        supernet: Any,
+        dataset: Dataset,
+        task: Task,
+        batch_size: int = 64,
+        *,
+        calibration: Callable[[Genome], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self.supernet, self.task = supernet, task
+        self.calibrated = calibration or (lambda genome: nullcontext())
         self.batches = length_sorted_batches(dataset, task.collator, batch_size)
         self._dataset, self._batch_size = dataset, batch_size
 
     def __call__(self, genome: Genome) -> Evaluation:
-        with self.supernet.folded(genome):
+        with self._folded(genome):
             return evaluate(self.supernet, self.batches, self.task)
+
+    @contextmanager
+    def _folded(self, genome: Genome) -> Iterator[None]:
+        with self.calibrated(genome), self.supernet.folded(genome):
+            yield
 
     def legs(self, genome: Genome) -> Iterator[Evaluation]:
         """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.
@@ -163,7 +182,7 @@ class SubnetEvaluator:
         The first rows are a random part of all, the same for each genome. Close the iterator where it is left early:
         up to then the subnet is folded into the model.
         """
-        with self.supernet.folded(genome):
+        with self._folded(genome):
             sums = Sums()
             for batches in self._legs:
                 sums.add(self.supernet, batches, self.task)

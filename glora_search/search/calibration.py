@@ -1,0 +1,107 @@
+"""A few training steps of a candidate before it is scored: what it inherits is fitted to all subnets at once."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from glora_search.errors import invalid
+from glora_search.learning_rates import PathTrainer
+from glora_search.space import Genome
+
+
+def calibration_args(args: TrainingArguments, steps: int) -> TrainingArguments:
+    """The arguments of a supernet's training, for a few steps: half the learning rate, a tenth of warm-up.
+
+    Raises:
+        UserError: the number of steps is not a positive whole number.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise invalid("calibration_steps", steps, "a whole number, at least 1")
+    own = copy.copy(args)
+    own.max_steps, own.learning_rate, own.warmup_steps = steps, args.learning_rate / 2, 0.1
+    own.eval_strategy = own.save_strategy = own.logging_strategy = IntervalStrategy.NO
+    own.load_best_model_at_end, own.disable_tqdm, own.report_to = False, True, []
+    return own
+
+
+class Calibration:
+    """Trains single subnets of a supernet a little; afterwards the supernet is as it was, bit for bit.
+
+    Every subnet sees the same batches with the same random numbers, so that what a subnet is worth depends on nothing
+    but the subnet. `docs/fidelity.md` says what it gains and what it costs.
+
+    Args:
+        supernet: a ``PeftModel`` made with a `SupernetConfig`, trainable.
+        dataset: train rows; never those that score.
+        args: how to train, see `calibration_args`.
+        data_collator: rows -> batch.
+        lr_factors: learning rates by kind of path, see `PathTrainer`.
+
+    Raises:
+        UserError: the supernet was loaded for inference.
+    """
+
+    def __init__(
+        self,
+        supernet: Any,
+        dataset: Dataset,
+        args: TrainingArguments,
+        *,
+        data_collator: Any = None,
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
+        self._trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
+        if not self._trained:
+            raise invalid("supernet", "loaded for inference", "one loaded with is_trainable=True")
+        self.supernet, self.dataset, self.args = supernet, dataset, args
+        self.data_collator, self.lr_factors = data_collator, lr_factors
+
+    @contextmanager
+    def __call__(self, genome: Genome) -> Iterator[None]:
+        """A block in which a subnet has the weights that it is scored with."""
+        kept = [parameter.detach().clone() for parameter in self._trained]
+        self.supernet.activate(genome)
+        try:
+            with _own_random_numbers():
+                self._train()
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._trained, kept, strict=True):
+                    parameter.copy_(value)
+                    parameter.grad = None
+
+    def _train(self) -> None:
+        trainer = PathTrainer(
+            model=self.supernet,
+            args=self.args,
+            train_dataset=self.dataset,
+            data_collator=self.data_collator,
+            lr_factors=self.lr_factors,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        # Mixed precision has wrapped the model's forward; the next candidate's would wrap it once more.
+        trainer.accelerator.unwrap_model(self.supernet, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """A Trainer seeds all generators; what others draw after it must not begin anew each time."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

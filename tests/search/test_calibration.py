@@ -1,0 +1,171 @@
+"""A few training steps of a candidate before it is scored."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model, set_peft_model_state_dict
+from transformers import DataCollatorWithPadding, TrainingArguments
+
+from glora_search import SupernetConfig, pipeline
+from glora_search.errors import UserError
+from glora_search.export import load_adapter
+from glora_search.pipeline import Run
+from glora_search.recipe import Recipe
+from glora_search.search import Calibration, SubnetEvaluator, calibration_args
+from glora_search.search.evaluator import evaluate
+
+
+class Task:
+    """Accuracy."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def tally(self, logits, labels):
+        return torch.stack([logits.argmax(-1) == labels, torch.ones_like(labels, dtype=torch.bool)], dim=1)
+
+    def score(self, sums):
+        return float(sums[0] / sums[1])
+
+
+def rows(count, seed):
+    """The first token tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size=count)
+    ids = [[5 + int(label), *rng.integers(10, 50, size=rng.integers(2, 8)).tolist()] for label in labels]
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(r) for r in ids], "labels": labels})
+
+
+@pytest.fixture
+def collator(tiny_model):
+    from transformers import AutoTokenizer
+
+    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(tiny_model))
+
+
+@pytest.fixture
+def parts(make_model, bind, randomize, collator, tmp_path):
+    """``parts(**training)``: a supernet, its calibration and the evaluator with it."""
+
+    def make(**training):
+        config = SupernetConfig(space=bind("glora-ranks"), task_type="SEQ_CLS")
+        supernet = randomize(get_peft_model(make_model("bert"), config))
+        settings = {"learning_rate": 2e-2, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none"}
+        args = TrainingArguments(str(tmp_path / "none"), **{**settings, "save_strategy": "epoch", **training})
+        calibration = Calibration(supernet, rows(64, 0), calibration_args(args, 10), data_collator=collator)
+        evaluator = SubnetEvaluator(supernet, rows(40, 1), Task(collator), 16, calibration=calibration)
+        return supernet, calibration, evaluator
+
+    return make
+
+
+def genomes(supernet, count=3):
+    return [supernet.space.sample(np.random.default_rng(seed)) for seed in range(count)]
+
+
+def test_a_subnet_scores_as_the_adapter_with_its_calibrated_weights_does(parts, make_model, collator):
+    supernet, calibration, evaluator = parts()
+    genome = genomes(supernet)[0]
+    with calibration(genome):
+        config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
+    adapter = get_peft_model(make_model("bert"), config)
+    set_peft_model_state_dict(adapter, weights)
+    alone, found = evaluate(adapter, evaluator.batches, Task(collator)), evaluator(genome)
+    assert found.metric == alone.metric
+    assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+
+
+def test_it_learns_from_the_train_rows(parts):
+    supernet, _, evaluator = parts()
+    genome = genomes(supernet)[0]
+    inherited = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task)(genome)
+    assert evaluator(genome).loss < inherited.loss
+
+
+def test_the_supernet_is_the_same_bit_for_bit_afterwards(parts, weights):
+    supernet, calibration, evaluator = parts()
+    before = weights(supernet)
+    evaluator(genomes(supernet)[0])
+    with pytest.raises(KeyError), calibration(genomes(supernet)[1]):
+        raise KeyError("the block fails")
+    next(evaluator.legs(genomes(supernet)[2]))
+    after = weights(supernet)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+
+
+def test_only_the_subnet_and_the_head_are_trained(parts):
+    supernet, calibration, _ = parts()
+    smallest = supernet.space.smallest
+    before = {name: value.detach().clone() for name, value in supernet.named_parameters()}
+    with calibration(smallest):
+        changed = {name for name, value in supernet.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("modules_to_save" in name for name in changed)
+
+
+def test_a_score_depends_on_nothing_but_the_genome_and_draws_go_on(parts):
+    supernet, _, evaluator = parts()
+    first, second, _ = genomes(supernet)
+    score = evaluator(first)
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    expected = random.random(), np.random.random(), float(torch.rand(1))
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    evaluator(second)
+    assert (random.random(), np.random.random(), float(torch.rand(1))) == expected
+    assert evaluator(first) == score
+
+
+def test_the_last_leg_is_the_whole_evaluation(parts):
+    supernet, _, evaluator = parts()
+    genome = genomes(supernet)[0]
+    legs, whole = list(evaluator.legs(genome)), evaluator(genome)
+    assert legs[-1].metric == whole.metric
+    assert legs[-1].loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_mixed_precision_wraps_the_model_once_at_most(parts):
+    supernet, calibration, _ = parts(bf16=True)
+    before = supernet.forward
+    for genome in genomes(supernet):
+        with calibration(genome):
+            assert supernet.forward == before
+
+
+def test_the_arguments_are_the_supernets_for_a_few_steps_and_nothing_is_written(parts, tmp_path):
+    supernet, calibration, evaluator = parts(weight_decay=0.1, eval_strategy="epoch", load_best_model_at_end=True)
+    args = calibration.args
+    assert (args.max_steps, args.learning_rate, args.weight_decay) == (10, 1e-2, 0.1)
+    evaluator(genomes(supernet)[0])
+    assert not list((tmp_path / "none").glob("*"))
+
+
+def test_a_supernet_loaded_for_inference_is_refused(parts, collator):
+    supernet, calibration, _ = parts()
+    supernet.requires_grad_(False)
+    with pytest.raises(UserError, match="is_trainable"):
+        Calibration(supernet, rows(8, 0), calibration.args, data_collator=collator)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "40"])
+def test_a_wrong_number_of_steps_is_refused(parts, steps):
+    _, calibration, _ = parts()
+    with pytest.raises(UserError, match="calibration_steps"):
+        calibration_args(calibration.args, steps)
+
+
+def test_what_a_run_exports_is_what_it_scored(tiny_recipe, tmp_path):
+    search = {**tiny_recipe["search"], "calibration_steps": 4, "trials": 5}
+    run = Run.create(Recipe.model_validate({**tiny_recipe, "search": search}), tmp_path / "run")
+    metrics = run.all_stages()
+    model = load_adapter(run.task.model(), run.folder / "best")
+    scored = pipeline.evaluate(model, run.validation, run.task)
+    assert scored.metric == metrics["search"]["best"]["validation"]
+    assert scored.loss == pytest.approx(run.result("search")["best"]["validation_loss"], rel=1e-5)
+    assert metrics["search"]["calibration_steps"] == 4
+    assert "inherited weights and 4 steps" in (run.folder / "report.html").read_text()
