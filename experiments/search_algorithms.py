@@ -131,8 +131,8 @@ def work(data: str, folder: str, job: int, jobs: int, minutes: float) -> None:
     tasks = [
         (name, budget, seed)
         for names in ([name for name in ALGORITHMS if name not in ablations], ablations)
-        for budget in BUDGETS
         for seed in SEEDS
+        for budget in BUDGETS
         for name in names
     ]
     for name, budget, seed in tasks:
