@@ -128,7 +128,7 @@ def write_report(results: Path) -> None:
             facts["tau_drawn"] = round(float(tau_b(truth[drawn], scores[drawn])), 3)
             facts |= {"anchor_gap_mean": round(float(np.mean(gaps)), 4), "anchor_gap_max": round(float(max(gaps)), 4)}
             summary.append({**dict(zip(SUPERNET, key, strict=True)), **facts, "seconds": rows[0]["seconds"]})
-            if key[2] == "{}":
+            if (key[2], key[4]) == ("{}", "0"):
                 panels.append((f"{dataset}: {key[1]}, {key[3]}, tau {facts['tau']:.2f}", truth, scores))
     if not summary:
         print("nothing to report yet")
