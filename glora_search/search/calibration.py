@@ -60,9 +60,11 @@ class Calibration:
         data_collator: Any = None,
         lr_factors: Mapping[str, float] | None = None,
     ) -> None:
-        self._trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
-        if not self._trained:
+        trained = {name: parameter for name, parameter in supernet.named_parameters() if parameter.requires_grad}
+        if not trained:
             raise invalid("supernet", "loaded for inference", "one loaded with is_trainable=True")
+        self._trained = list(trained.values())
+        self._has_head = any(supernet.prefix not in name for name in trained)
         self.supernet, self.dataset, self.args = supernet, dataset, args
         self.data_collator, self.lr_factors = data_collator, lr_factors
 
@@ -72,8 +74,9 @@ class Calibration:
         kept = [parameter.detach().clone() for parameter in self._trained]
         self.supernet.activate(genome)
         try:
-            with _own_random_numbers():
-                self._train()
+            if self._has_head or self.supernet.space.params(genome):  # else there is nothing to train
+                with _own_random_numbers():
+                    self._train()
             yield
         finally:
             with torch.no_grad():

@@ -43,6 +43,7 @@ class History:
         self.scores: list[float] = []
         self.seen: set[str] = set()
         self.pending: set[str] = set()
+        self._known: set[bytes] = set()
         self._losses: list[float] = []
         self._ranking: np.ndarray | None = None
 
@@ -67,6 +68,7 @@ class History:
             self._ranking = None
             self.trials.append(trial)
             self.codes.append(code)
+            self._known.add(code.tobytes())
             self.seen.add(key_of(code))
 
     @property
@@ -83,6 +85,10 @@ class History:
 
     def is_new(self, code: Code) -> bool:
         """Whether no trial has this code and no other worker evaluates it."""
+        if code.tobytes() in self._known:
+            return False
+        if not self.pending and len(self.seen) == len(self._known):
+            return True  # a key takes many times as long, and a proposal asks about a hundred codes
         key = key_of(code)
         return key not in self.seen and key not in self.pending
 

@@ -109,6 +109,24 @@ def test_only_the_subnet_and_the_head_are_trained(parts):
     assert all("modules_to_save" in name for name in changed)
 
 
+def test_a_subnet_without_anything_to_train_scores_what_it_inherits(make_model, bind, randomize, tmp_path):
+    config = SupernetConfig(space=bind("glora-ranks", "llama"), task_type="CAUSAL_LM")
+    supernet = randomize(get_peft_model(make_model("llama"), config))
+    ids = np.random.default_rng(0).integers(5, 20, size=(16, 6))
+    dataset = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
+    args = TrainingArguments(str(tmp_path / "none"), use_cpu=True, report_to="none")
+    calibration = Calibration(supernet, dataset, calibration_args(args, 2))
+
+    def changed(genome):
+        before = [value.detach().clone() for value in supernet.parameters()]
+        with calibration(genome):
+            return not all(torch.equal(*pair) for pair in zip(supernet.parameters(), before, strict=True))
+
+    assert supernet.space.params(supernet.space.smallest) == 0
+    assert not changed(supernet.space.smallest)
+    assert changed(supernet.space.largest)
+
+
 def test_a_score_depends_on_nothing_but_the_genome_and_draws_go_on(parts):
     supernet, _, evaluator = parts()
     first, second, _ = genomes(supernet)
