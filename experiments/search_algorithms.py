@@ -32,7 +32,7 @@ SEEDS = range(5)
 ROWS = 48
 ALGORITHMS: dict[str, dict[str, Any]] = {
     # name: sampler, trials, further arguments of search()
-    "evolution (default)": {"sampler": "evolution", "trials": 200},
+    "evolution (default)": {"sampler": "evolution", "trials": 400},
     "paper": {"sampler": "paper", "trials": 1000},
     "nsga2": {"sampler": "nsga2", "trials": 200, "objective": "front"},
     "tpe": {"sampler": "tpe", "trials": 200},
@@ -196,7 +196,7 @@ def report() -> None:
         for name in (name for name in ALGORITHMS if name in by_name):
             seeds = by_name[name]
             row: dict[str, Any] = {"budget": budget, "algorithm": name, "seeds": len(seeds)}
-            for passes in (50, 100, 200, 1000):
+            for passes in (50, 100, 200, 400, 1000):
                 ended = passes > max(curve[-1, 0] for curve in seeds) + 1
                 losses = [float(at(curve, np.array([passes]))[0]) for curve in seeds]
                 row[f"loss_at_{passes}"] = "" if ended else round(float(np.mean(losses)), 4)
