@@ -121,6 +121,7 @@ def find_adapter(
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
     bound.check_budget(max_params)
+    few_steps = None if calibration_steps == 0 else calibration_args(args, calibration_steps)
     set_seed(args.seed)
     supernet = get_peft_model(model, SupernetConfig(space=bound, task_type=task_type, modules_to_save=modules_to_save))
     collator = data_collator or default_data_collator
@@ -138,9 +139,8 @@ def find_adapter(
 
     task = Scoring(collator, metric)
     calibration = None
-    if calibration_steps:
-        settings = calibration_args(args, calibration_steps)
-        calibration = Calibration(supernet, train, settings, data_collator=collator, lr_factors=lr_factors)
+    if few_steps is not None:
+        calibration = Calibration(supernet, train, few_steps, data_collator=collator, lr_factors=lr_factors)
     evaluator = SubnetEvaluator(supernet, validation, task, args.per_device_eval_batch_size, calibration=calibration)
     options = {"score": "loss", "seed": args.seed, "direction": direction, **search_options}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **options)

@@ -405,7 +405,7 @@ class Run(RunFolder):
 
     def _notes(self) -> list[str]:
         """What the figures alone would not tell."""
-        found, share = self.result("search")["best"], self.task.trivial_score()
+        found, share = self.result("best"), self.task.trivial_score()
         notes = []
         sign = 1 if self.task.direction == "maximize" else -1
         if share is not None and sign * found["validation"] <= sign * share:

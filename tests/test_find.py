@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from glora_search import GLoraConfig, SearchSpace, find_adapter
 from glora_search.errors import UserError
 from glora_search.find import Scoring
+from glora_search.search import best_trial
 from glora_search.search.evaluator import evaluate
 
 BUDGET = 400
@@ -125,3 +126,14 @@ def test_a_budget_below_the_cheapest_subnet_is_refused_before_any_training(find)
     space = SearchSpace(paths={"B": ["lora"]}, ranks=[2])
     with pytest.raises(UserError, match="cheapest"):
         find(space=space, max_params=5)
+
+
+def test_with_calibration_what_is_returned_is_what_was_scored(find):
+    found = find(calibration_steps=4)
+    assert best_trial(found.study).user_attrs["loss"] == pytest.approx(found.inherited.loss, rel=1e-5)
+
+
+def test_a_wrong_number_of_calibration_steps_is_refused_before_the_training(find, monkeypatch):
+    monkeypatch.setattr("glora_search.find.SupernetTrainer.train", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(UserError, match="calibration_steps"):
+        find(calibration_steps=-1)

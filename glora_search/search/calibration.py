@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PrinterCallback, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from glora_search.errors import invalid
 from glora_search.learning_rates import PathTrainer
@@ -20,7 +21,10 @@ from glora_search.space import Genome
 
 
 def calibration_args(args: TrainingArguments, steps: int) -> TrainingArguments:
-    """The arguments of a supernet's training, for a few steps: half the learning rate, a tenth of warm-up.
+    """The arguments of a supernet's training, for a few steps: half the learning rate, which falls linearly.
+
+    What belongs to a whole training is off: evaluations, checkpoints, logs, uploads, NEFTune's noise, and loading rows
+    by further processes, which a search's workers cannot start.
 
     Raises:
         UserError: the number of steps is not a positive whole number.
@@ -28,17 +32,22 @@ def calibration_args(args: TrainingArguments, steps: int) -> TrainingArguments:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise invalid("calibration_steps", steps, "a whole number, at least 1")
     own = copy.copy(args)
-    own.max_steps, own.learning_rate, own.warmup_steps = steps, args.learning_rate / 2, 0.1
+    own.max_steps, own.learning_rate = steps, args.learning_rate / 2
+    own.lr_scheduler_type, own.lr_scheduler_kwargs = SchedulerType.LINEAR, {}
+    own.warmup_steps = 0.1 if steps >= 10 else 0  # the first step of a warm-up changes nothing
     own.eval_strategy = own.save_strategy = own.logging_strategy = IntervalStrategy.NO
-    own.load_best_model_at_end, own.disable_tqdm, own.report_to = False, True, []
+    own.eval_on_start = own.load_best_model_at_end = own.push_to_hub = own.enable_jit_checkpoint = False
+    own.dataloader_num_workers, own.dataloader_persistent_workers, own.dataloader_prefetch_factor = 0, False, None
+    own.disable_tqdm, own.report_to, own.neftune_noise_alpha = True, [], None
     return own
 
 
 class Calibration:
-    """Trains single subnets of a supernet a little; afterwards the supernet is as it was, bit for bit.
+    """Trains single subnets of a supernet a little; afterwards its weights are what they were, bit for bit.
 
     Every subnet sees the same batches with the same random numbers, so that what a subnet is worth depends on nothing
-    but the subnet. `docs/fidelity.md` says what it gains and what it costs.
+    but the subnet. Buffers, such as BatchNorm's statistics, stay as they are. `docs/fidelity.md` says what it gains
+    and what it costs.
 
     Args:
         supernet: a ``PeftModel`` made with a `SupernetConfig`, trainable.
@@ -70,12 +79,12 @@ class Calibration:
 
     @contextmanager
     def __call__(self, genome: Genome) -> Iterator[None]:
-        """A block in which a subnet has the weights that it is scored with."""
+        """A block in which a subnet is active and has the weights that it is scored with."""
         kept = [parameter.detach().clone() for parameter in self._trained]
         self.supernet.activate(genome)
         try:
             if self._has_head or self.supernet.space.params(genome):  # else there is nothing to train
-                with _own_random_numbers():
+                with _own_random_numbers(), _without_trainers_traces(self.supernet):
                     self._train()
             yield
         finally:
@@ -94,8 +103,6 @@ class Calibration:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        # Mixed precision has wrapped the model's forward; the next candidate's would wrap it once more.
-        trainer.accelerator.unwrap_model(self.supernet, keep_fp32_wrapper=False)
 
 
 @contextmanager
@@ -108,3 +115,25 @@ def _own_random_numbers() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
+
+
+PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""What accelerate sets on a model that it has prepared; one that has them is not prepared again."""
+
+
+@contextmanager
+def _without_trainers_traces(model: nn.Module) -> Iterator[None]:
+    """A block of training after which the model is in its mode, with its forward and its buffers; so is the next one's
+    before."""
+    training, buffers = model.training, [(buffer, buffer.clone()) for buffer in model.buffers()]
+    own: dict[str, Any] = model.__dict__
+    kept = {name: own.pop(name) for name in PREPARED if name in own}
+    try:
+        yield
+    finally:
+        for name in PREPARED:
+            own.pop(name, None)
+        own.update(kept)
+        model.train(training)
+        for buffer, value in buffers:
+            buffer.copy_(value)

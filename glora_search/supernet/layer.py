@@ -70,7 +70,8 @@ class SupernetLayer(FrozenLinear):
         if self._unmerged is not None or self.fan_in_fan_out or weight.dtype != self.get_base_layer().weight.dtype:
             return None
         if self._spare is None or (self._spare.device, self._spare.dtype) != (weight.device, weight.dtype):
-            self._spare = torch.empty_like(weight)
+            with torch.inference_mode(False):  # else it could be written in that mode only
+                self._spare = torch.empty_like(weight)
         return self._spare
 
     def subnet_tensors(self, paths: LayerPaths, adapter_name: str) -> dict[str, dict[str, Tensor]]:

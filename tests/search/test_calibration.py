@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -87,14 +88,14 @@ def test_it_learns_from_the_train_rows(parts):
     assert evaluator(genome).loss < inherited.loss
 
 
-def test_the_supernet_is_the_same_bit_for_bit_afterwards(parts, weights):
+def test_the_supernet_is_the_same_bit_for_bit_afterwards(parts):
     supernet, calibration, evaluator = parts()
-    before = weights(supernet)
+    before = copy.deepcopy(supernet.state_dict())
     evaluator(genomes(supernet)[0])
     with pytest.raises(KeyError), calibration(genomes(supernet)[1]):
         raise KeyError("the block fails")
     next(evaluator.legs(genomes(supernet)[2]))
-    after = weights(supernet)
+    after = supernet.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in supernet.parameters())
 
@@ -147,18 +148,60 @@ def test_the_last_leg_is_the_whole_evaluation(parts):
     assert legs[-1].loss == pytest.approx(whole.loss, rel=1e-6)
 
 
-def test_mixed_precision_wraps_the_model_once_at_most(parts):
-    supernet, calibration, _ = parts(bf16=True)
-    before = supernet.forward
-    for genome in genomes(supernet):
-        with calibration(genome):
-            assert supernet.forward == before
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_score_is_the_same_wherever_it_stands(parts, bf16):
+    supernet, _, evaluator = parts(bf16=bf16)
+    first, second, _ = genomes(supernet)
+    scores = [evaluator(genome).loss for genome in (first, second, first, first)]
+    assert scores[0] == scores[2] == scores[3]
+    assert scores[0] != scores[1]
+
+
+def test_mixed_precision_is_that_of_the_arguments(parts):
+    genome = genomes(parts()[0])[0]
+    assert parts()[2](genome).loss != parts(bf16=True)[2](genome).loss
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_and_trainer_leave_each_other_alone(parts, monkeypatch, training):
+    supernet, calibration, evaluator = parts(bf16=True, neftune_noise_alpha=5)
+    first, second, _ = genomes(supernet)
+    attributes, hooks = set(vars(supernet)), len(supernet.get_input_embeddings()._forward_hooks)
+    expected = evaluator(first)
+    supernet.train(training)
+    with calibration(first):
+        assert supernet.training is training
+    with monkeypatch.context() as patch:
+        patch.setattr("glora_search.search.calibration.PathTrainer.training_step", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            evaluator(second)
+    assert supernet.training is training
+    assert set(vars(supernet)) == attributes
+    assert len(supernet.get_input_embeddings()._forward_hooks) == hooks
+    assert evaluator(first) == expected
+
+
+def out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("not enough memory")
+
+
+def test_buffers_stay_as_they_are(parts):
+    supernet, calibration, _ = parts()
+    norm = torch.nn.BatchNorm1d(3)
+    supernet.base_model.model.norm = norm
+    supernet.base_model.model.classifier.register_forward_hook(lambda module, inputs, output: norm(output))
+    with calibration(genomes(supernet)[0]):
+        assert norm.num_batches_tracked == 0
+        assert torch.equal(norm.running_mean, torch.zeros(3))
 
 
 def test_the_arguments_are_the_supernets_for_a_few_steps_and_nothing_is_written(parts, tmp_path):
-    supernet, calibration, evaluator = parts(weight_decay=0.1, eval_strategy="epoch", load_best_model_at_end=True)
+    whole = {"eval_strategy": "epoch", "load_best_model_at_end": True, "eval_on_start": True}
+    rows = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+    supernet, calibration, evaluator = parts(weight_decay=0.1, **whole, **rows)
     args = calibration.args
     assert (args.max_steps, args.learning_rate, args.weight_decay) == (10, 1e-2, 0.1)
+    assert args.dataloader_num_workers == 0
     evaluator(genomes(supernet)[0])
     assert not list((tmp_path / "none").glob("*"))
 
@@ -168,6 +211,16 @@ def test_a_supernet_loaded_for_inference_is_refused(parts, collator):
     supernet.requires_grad_(False)
     with pytest.raises(UserError, match="is_trainable"):
         Calibration(supernet, rows(8, 0), calibration.args, data_collator=collator)
+
+
+def test_even_one_step_trains(parts, collator):
+    supernet, calibration, evaluator = parts()
+    one = Calibration(supernet, calibration.dataset, calibration_args(calibration.args, 1), data_collator=collator)
+    genome = genomes(supernet)[0]
+    plain = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task)
+    inherited = plain(genome).loss
+    with one(genome):
+        assert plain(genome).loss != inherited
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "40"])

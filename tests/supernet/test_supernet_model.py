@@ -95,6 +95,18 @@ def test_folding_leaves_no_trace_when_the_block_fails(make_supernet, weights):
     assert all(torch.equal(value, before[name]) for name, value in weights(supernet).items())
 
 
+def test_folding_in_inference_mode_leaves_memory_that_any_mode_can_use(make_supernet, logits):
+    supernet = make_supernet()
+    first, second, *_ = genomes(supernet)
+    with torch.no_grad(), supernet.folded(second):
+        expected = logits(supernet)
+    supernet.train().eval()  # drops the memory
+    with torch.inference_mode(), supernet.folded(first):
+        pass
+    with torch.no_grad(), supernet.folded(second):
+        close(logits(supernet), expected)
+
+
 def test_folding_uses_the_same_memory_again_and_training_frees_it(make_supernet):
     supernet = make_supernet()
     layer = next(iter(supernet.layers().values()))
