@@ -180,6 +180,8 @@ def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
 def _refuse_other(path: Path, text: str) -> None:
     """Refuse a run folder that another recipe, or another space, made; name what differs."""
     old = load_yaml(path) if path.is_file() else {}
+    if path.name == "recipe.yaml":
+        old = _with_todays_keys(old)
     new = yaml.safe_load(text)
     differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
     if differences:
@@ -187,6 +189,14 @@ def _refuse_other(path: Path, text: str) -> None:
             f"run-dir: {path.parent} was made from another {path.stem}: {'; '.join(differences[:5])}. "
             "Nothing was changed; use another --run-dir, or the recipe that made it"
         )
+
+
+def _with_todays_keys(recipe: Any) -> Any:
+    """A run folder's recipe with the defaults of keys that its version of this package did not have."""
+    try:
+        return yaml.safe_load(Recipe.model_validate(recipe, context=OTHER_MACHINE).dump())
+    except ValueError:  # damaged, or of another version: the differences name it
+        return recipe
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -260,6 +260,18 @@ def test_a_folder_of_another_recipe_is_refused_and_left_as_it_is(finished, tiny_
     assert run.done("test") == metrics
 
 
+def test_a_folder_of_a_version_with_fewer_keys_goes_on_where_todays_defaults_are_kept(recipe, tiny_recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    path = run.folder / "recipe.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["search"]["calibration_steps"]
+    path.write_text(yaml.safe_dump(old))
+    Run.create(recipe, run.folder)
+    other = {**tiny_recipe, "search": {**tiny_recipe["search"], "calibration_steps": 3}}
+    with pytest.raises(UserError, match=r"search\.calibration_steps is 3 here and was 0"):
+        Run.create(Recipe.model_validate(other), run.folder)
+
+
 def test_a_folder_of_another_space_is_refused(finished, tiny_recipe, tmp_path):
     run, _ = finished
     path = tmp_path / "glora-ranks.yaml"
