@@ -15,23 +15,15 @@ from transformers import DataCollatorWithPadding, TrainingArguments
 from glora_search import SupernetConfig, pipeline
 from glora_search.errors import UserError
 from glora_search.export import load_adapter
+from glora_search.find import Scoring
 from glora_search.pipeline import Run
 from glora_search.recipe import Recipe
 from glora_search.search import Calibration, SubnetEvaluator, calibration_args
 from glora_search.search.evaluator import evaluate
 
 
-class Task:
-    """Accuracy."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def tally(self, logits, labels):
-        return torch.stack([logits.argmax(-1) == labels, torch.ones_like(labels, dtype=torch.bool)], dim=1)
-
-    def score(self, sums):
-        return float(sums[0] / sums[1])
+def accuracy(logits, labels):
+    return logits.argmax(-1) == labels
 
 
 def rows(count, seed):
@@ -59,7 +51,7 @@ def parts(make_model, bind, randomize, collator, tmp_path):
         settings = {"learning_rate": 2e-2, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none"}
         args = TrainingArguments(str(tmp_path / "none"), **{**settings, "save_strategy": "epoch", **training})
         calibration = Calibration(supernet, rows(64, 0), calibration_args(args, 10), data_collator=collator)
-        evaluator = SubnetEvaluator(supernet, rows(40, 1), Task(collator), 16, calibration=calibration)
+        evaluator = SubnetEvaluator(supernet, rows(40, 1), Scoring(collator, accuracy), 16, calibration=calibration)
         return supernet, calibration, evaluator
 
     return make
@@ -76,7 +68,7 @@ def test_a_subnet_scores_as_the_adapter_with_its_calibrated_weights_does(parts, 
         config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
     adapter = get_peft_model(make_model("bert"), config)
     set_peft_model_state_dict(adapter, weights)
-    alone, found = evaluate(adapter, evaluator.batches, Task(collator)), evaluator(genome)
+    alone, found = evaluate(adapter, evaluator.batches, Scoring(collator, accuracy)), evaluator(genome)
     assert found.metric == alone.metric
     assert found.loss == pytest.approx(alone.loss, rel=1e-5)
 
