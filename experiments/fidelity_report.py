@@ -92,6 +92,14 @@ def compare(truth: np.ndarray, scores: np.ndarray, losses: np.ndarray, params: n
     }
 
 
+def compare_without_losses(
+    dataset: str, strategy: str, truth: np.ndarray, scores: np.ndarray, params: np.ndarray
+) -> dict[str, Any]:
+    """A row of the summary for scores that have no loss beside them."""
+    facts = compare(truth, scores, np.zeros(len(truth)), params)
+    return {"dataset": dataset, "strategy": strategy, **facts, "tau_by_loss": "", "tau_of_size_by_loss": ""}
+
+
 def write_report(results: Path) -> None:
     """Write ``summary.csv`` and ``fidelity.svg`` beside the csv files, and print the table."""
     alone, inherited = read_rows(results / "standalone.csv"), read_rows(results / "supernets.csv")
@@ -106,16 +114,7 @@ def write_report(results: Path) -> None:
         sizes = {row["subnet"]: float(row["params"]) for row in alone}
         summary += ceiling(dataset, truths, sizes)
         truth, params = (np.array([table[subnet] for subnet in mean]) for table in (mean, sizes))
-        facts = compare(truth, params, np.zeros(len(truth)), params)
-        summary.append(
-            {
-                "dataset": dataset,
-                "strategy": "parameter count alone",
-                **facts,
-                "tau_by_loss": "",
-                "tau_of_size_by_loss": "",
-            }
-        )
+        summary.append(compare_without_losses(dataset, "parameter count alone", truth, params, params))
         for key, rows in sorted(groups.items(), key=lambda group: ORDER.index((group[0][3], group[0][1]))):
             rows = [row for row in rows if row["subnet"] in mean]
             if key[0] != dataset or len(rows) < 5:
@@ -172,12 +171,10 @@ def print_means(summary: Sequence[dict[str, Any]]) -> None:
     print("\n| sampling | options | sharing | data sets | " + " | ".join(shown) + " |\n|" + " --- |" * (len(shown) + 4))
     kinds = dict.fromkeys((row["sharing"], row["strategy"], row["options"]) for row in summary)
     for sharing, strategy, options in sorted(kinds, key=lambda kind: (ORDER.index(kind[:2]), kind[2])):
-        own = [
-            row for row in summary if (row["sharing"], row["strategy"], row["options"]) == (sharing, strategy, options)
-        ]
-        if own:
-            means = [f"{np.mean([row[name] for row in own]):.3f}" for name in shown]
-            print("| " + " | ".join([strategy, options, sharing, str(len(own)), *means]) + " |")
+        kind = (sharing, strategy, options)
+        own = [row for row in summary if (row["sharing"], row["strategy"], row["options"]) == kind]
+        means = [f"{np.mean([row[name] for row in own]):.3f}" for name in shown]
+        print("| " + " | ".join([strategy, options, sharing, str(len(own)), *means]) + " |")
 
 
 def is_anchor(subnet: str) -> bool:
@@ -191,16 +188,8 @@ def ceiling(dataset: str, truths: dict[str, dict[str, float]], sizes: dict[str, 
     if len(both) < 5:
         return []
     first, second = (np.array([seeds[seed] for seeds in both.values()]) for seed in ("0", "1"))
-    facts = compare(first, second, np.zeros(len(both)), np.array([sizes[subnet] for subnet in both]))
-    return [
-        {
-            "dataset": dataset,
-            "strategy": "alone, seed 0 against 1",
-            **facts,
-            "tau_by_loss": "",
-            "tau_of_size_by_loss": "",
-        }
-    ]
+    params = np.array([sizes[subnet] for subnet in both])
+    return [compare_without_losses(dataset, "alone, seed 0 against 1", first, second, params)]
 
 
 def scatter(

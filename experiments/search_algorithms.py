@@ -69,9 +69,8 @@ class Cached:
         from glora_search.search.encoding import Encoding
 
         rows = np.random.default_rng(0).permutation(len(run.task.validation))[:ROWS]
-        self.evaluator = SubnetEvaluator(
-            run._evaluator().supernet, run.task.validation.select(rows), run.task, batch_size=12
-        )
+        supernet = run._load(run.folder / "supernet")
+        self.evaluator = SubnetEvaluator(supernet, run.task.validation.select(rows), run.task, batch_size=12)
         self.encoding, self.path, self.until = Encoding(run.space), path, until
         self.known: dict[str, list[list[float]]] = {}
         for file in path.parent.glob("evaluations-*.jsonl"):

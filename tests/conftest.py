@@ -43,32 +43,22 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("tests")
 
 
+TINY_ENCODER = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "num_labels": 3,
+}
+
+
 def _bert() -> nn.Module:
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=50,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=16,
-            num_labels=3,
-        )
-    )
+    return BertForSequenceClassification(BertConfig(**TINY_ENCODER, max_position_embeddings=16))
 
 
 def _roberta() -> nn.Module:
-    return RobertaForSequenceClassification(
-        RobertaConfig(
-            vocab_size=50,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=18,
-            num_labels=3,
-        )
-    )
+    return RobertaForSequenceClassification(RobertaConfig(**TINY_ENCODER, max_position_embeddings=18))
 
 
 def _llama() -> nn.Module:

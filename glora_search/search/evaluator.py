@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,13 +168,8 @@ class SubnetEvaluator:
         self._dataset, self._batch_size = dataset, batch_size
 
     def __call__(self, genome: Genome) -> Evaluation:
-        with self._folded(genome):
-            return evaluate(self.supernet, self.batches, self.task)
-
-    @contextmanager
-    def _folded(self, genome: Genome) -> Iterator[None]:
         with self.calibrated(genome), self.supernet.folded(genome):
-            yield
+            return evaluate(self.supernet, self.batches, self.task)
 
     def legs(self, genome: Genome) -> Iterator[Evaluation]:
         """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.
@@ -182,7 +177,7 @@ class SubnetEvaluator:
         The first rows are a random part of all, the same for each genome. Close the iterator where it is left early:
         up to then the subnet is folded into the model.
         """
-        with self._folded(genome):
+        with self.calibrated(genome), self.supernet.folded(genome):
             sums = Sums()
             for batches in self._legs:
                 sums.add(self.supernet, batches, self.task)
