@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from glora_search.learning_rates import LR_GROUPS
-from glora_search.recipe import STOPPING, TRAINING_DEFAULTS, Recipe
+from glora_search.recipe.arguments import STOPPING, TRAINING_DEFAULTS
+from glora_search.recipe.schema import Recipe
+from glora_search.vocabulary import LR_GROUPS
 
 PAGE = Path(__file__).with_name("recipe.md")
 

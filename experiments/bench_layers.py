@@ -37,10 +37,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from glora_search.paths import LayerPaths
-from glora_search.space import SpaceLayer
+from glora_search.space.layers import SpaceLayer
 from glora_search.supernet.layer import SupernetLinear
 from glora_search.tuners.glora import GLoraConfig, GLoraLinear
+from glora_search.vocabulary import LayerPaths
 
 RESULTS = Path(__file__).parent / "results" / "bench_layers"
 CPU_SHAPES = [(384, 384), (1536, 384), (768, 3072), (2048, 2048)]

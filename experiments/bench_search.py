@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 import optuna
 
-from glora_search.files import write_json
-from glora_search.run_folder import environment
+from glora_search.files.text import write_json
+from glora_search.run.folder import environment
 from glora_search.search import Evaluation, open_storage, search
-from glora_search.space import BoundSpace, SpaceLayer
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 RESULTS = Path(__file__).parent / "results" / "bench_search"
 KINDS = {"A_B": ["lora", "vector", "constant", "none"]}
@@ -199,7 +200,7 @@ def evaluation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from peft import get_peft_model
 
     from glora_search import SearchSpace, SupernetConfig
-    from glora_search.recipe import Recipe
+    from glora_search.recipe.schema import Recipe
     from glora_search.tasks.text_classification import TextClassification
 
     task = TextClassification(Recipe.load("quickstart"))
@@ -223,8 +224,8 @@ def evaluation_beside_bare(supernet: Any, bare: Any, data: Any, task: Any, repea
     """Evaluate subnets of 60,000 parameters in turns with the bare model's forward."""
     import torch
 
+    from glora_search.scoring import logits_of
     from glora_search.search import SubnetEvaluator
-    from glora_search.search.evaluator import logits_of
 
     evaluate = SubnetEvaluator(supernet, data, task)
     rng = np.random.default_rng(0)

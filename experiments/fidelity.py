@@ -34,16 +34,19 @@ import transformers
 from fidelity_report import read_rows, write_report
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from glora_search.files import read_json, write_json
-from glora_search.learning_rates import PathTrainer
-from glora_search.recipe import Recipe
-from glora_search.search.evaluator import SubnetEvaluator, evaluate, length_sorted_batches
-from glora_search.space import BoundSpace, Choice, Genome, SearchSpace
+from glora_search.files.text import read_json, write_json
+from glora_search.recipe.schema import Recipe
+from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import Choice, Genome
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet import SupernetConfig, SupernetTrainer, make_sampling
 from glora_search.supernet.layer import SHARING
 from glora_search.supernet.sampling import STRATEGIES
 from glora_search.tasks.text_classification import TextClassification
-from glora_search.training import train
+from glora_search.training.loop import train
+from glora_search.training.trainer import PathTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "fidelity"

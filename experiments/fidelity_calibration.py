@@ -28,10 +28,10 @@ from fidelity_report import alone_scores, compare, is_anchor, read_rows
 from peft import PeftModel
 from torch import Tensor, nn
 
+from glora_search.scoring import Batch, evaluate, length_sorted_batches, logits_of
 from glora_search.search import Calibration, calibration_args
-from glora_search.search.evaluator import Batch, evaluate, length_sorted_batches, logits_of
-from glora_search.space import SearchSpace
-from glora_search.training import training_arguments
+from glora_search.space.schema import SearchSpace
+from glora_search.training.loop import training_arguments
 
 ROWS = 500  # train rows that the head is fitted to
 NEARNESS = 0.01  # weight of the squared distance from the supernet's head

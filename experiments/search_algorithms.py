@@ -66,12 +66,12 @@ class Cached:
 
     def __init__(self, run: Any, path: Path, until: float) -> None:
         from glora_search.search import SubnetEvaluator
-        from glora_search.search.encoding import Encoding
+        from glora_search.space.codes import Codec
 
         rows = np.random.default_rng(0).permutation(len(run.task.validation))[:ROWS]
         supernet = run._load(run.folder / "supernet")
         self.evaluator = SubnetEvaluator(supernet, run.task.validation.select(rows), run.task, batch_size=12)
-        self.encoding, self.path, self.until = Encoding(run.space), path, until
+        self.codec, self.path, self.until = Codec(run.space), path, until
         self.known: dict[str, list[list[float]]] = {}
         for file in path.parent.glob("evaluations-*.jsonl"):
             with contextlib.suppress(FileNotFoundError):
@@ -83,9 +83,9 @@ class Cached:
     def legs(self, genome: dict[str, Any]) -> Iterator[Any]:
         """After each part of the rows, see `SubnetEvaluator.legs`."""
         from glora_search.search import Evaluation
-        from glora_search.search.encoding import key_of
+        from glora_search.space.codes import key_of
 
-        key = key_of(self.encoding.encode(genome))
+        key = key_of(self.codec.encode(genome))
         if key not in self.known:
             if time.monotonic() > self.until:
                 raise OutOfTime
@@ -121,7 +121,7 @@ def work(data: str, folder: str, job: int, jobs: int, minutes: float) -> None:
     """One process: its share of the searches."""
     import torch
 
-    from glora_search.pipeline import Run
+    from glora_search.run.pipeline import Run
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     run = Run(Path(folder))
@@ -286,8 +286,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.data:
-        from glora_search.pipeline import Run
-        from glora_search.recipe import Recipe
+        from glora_search.recipe.schema import Recipe
+        from glora_search.run.pipeline import Run
 
         files = {split: str(Path(arguments.data) / f"{split}.csv") for split in ("train", "validation")}
         data = {"source": "csv", **files, "max_train_rows": 2000}

@@ -7,20 +7,62 @@ from typing import TYPE_CHECKING
 
 from glora_search.lazy import lazily
 
+if TYPE_CHECKING:
+    from glora_search.find import FoundAdapter, find_adapter
+    from glora_search.recipe.schema import Recipe
+    from glora_search.run.pipeline import Run
+    from glora_search.scoring import Evaluation
+    from glora_search.search.calibration import Calibration, calibration_args
+    from glora_search.search.evaluator import SubnetEvaluator
+    from glora_search.search.evolution import EvolutionSampler, PaperSampler
+    from glora_search.search.samplers import make_sampler
+    from glora_search.search.shared.storage import open_storage
+    from glora_search.search.study import search
+    from glora_search.search.trials import best_trial, front
+    from glora_search.space import BoundSpace, SearchSpace
+    from glora_search.supernet import SupernetConfig, SupernetModel, SupernetTrainer, probe_subnets
+    from glora_search.training.baselines import lora_within
+    from glora_search.training.trainer import PathTrainer
+    from glora_search.tuners.glora import (
+        GLoraConfig,
+        GLoraLayer,
+        GLoraLinear,
+        GLoraModel,
+        from_stock,
+        to_lora,
+        to_stock,
+    )
+
 __version__ = "0.1.0"
 __all__ = [
     "BoundSpace",
+    "Calibration",
+    "Evaluation",
+    "EvolutionSampler",
     "FoundAdapter",
     "GLoraConfig",
     "GLoraLayer",
     "GLoraLinear",
     "GLoraModel",
+    "PaperSampler",
+    "PathTrainer",
+    "Recipe",
+    "Run",
     "SearchSpace",
+    "SubnetEvaluator",
     "SupernetConfig",
     "SupernetModel",
     "SupernetTrainer",
+    "best_trial",
+    "calibration_args",
     "find_adapter",
     "from_stock",
+    "front",
+    "lora_within",
+    "make_sampler",
+    "open_storage",
+    "probe_subnets",
+    "search",
     "to_lora",
     "to_stock",
 ]
@@ -34,27 +76,28 @@ def _is_command_line() -> bool:
     return sys.orig_argv[1:3] == ["-m", __name__]
 
 
-if TYPE_CHECKING or not _is_command_line():
-    # Importing the methods is what makes them known to peft.
-    from glora_search.find import FoundAdapter, find_adapter
-    from glora_search.space import BoundSpace, SearchSpace
-    from glora_search.supernet import SupernetConfig, SupernetModel, SupernetTrainer
-    from glora_search.tuners.glora import (
-        GLoraConfig,
-        GLoraLayer,
-        GLoraLinear,
-        GLoraModel,
-        from_stock,
-        to_lora,
-        to_stock,
-    )
-else:
-    __getattr__ = lazily(
-        __name__,
-        {
-            **dict.fromkeys(("FoundAdapter", "find_adapter"), "find"),
-            **dict.fromkeys(("BoundSpace", "SearchSpace"), "space"),
-            **dict.fromkeys((name for name in __all__ if name.startswith("Supernet")), "supernet"),
-            **dict.fromkeys((name for name in __all__ if name.startswith(("GLora", "from_", "to_"))), "tuners.glora"),
-        },
-    )
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("FoundAdapter", "find_adapter"), "find"),
+        **dict.fromkeys(("BoundSpace", "SearchSpace"), "space"),
+        **dict.fromkeys((name for name in __all__ if name.startswith(("Supernet", "probe"))), "supernet"),
+        **dict.fromkeys((name for name in __all__ if name.startswith(("GLora", "from_", "to_"))), "tuners.glora"),
+        **dict.fromkeys(("Calibration", "calibration_args"), "search.calibration"),
+        **dict.fromkeys(("EvolutionSampler", "PaperSampler"), "search.evolution"),
+        **dict.fromkeys(("best_trial", "front"), "search.trials"),
+        "Evaluation": "scoring",
+        "PathTrainer": "training.trainer",
+        "Recipe": "recipe.schema",
+        "Run": "run.pipeline",
+        "SubnetEvaluator": "search.evaluator",
+        "lora_within": "training.baselines",
+        "make_sampler": "search.samplers",
+        "open_storage": "search.shared.storage",
+    },
+)
+
+if not TYPE_CHECKING and not _is_command_line():
+    # Importing the methods makes them known to peft. `search` is a package too, so the function is bound after it.
+    from glora_search.search.study import search
+    from glora_search.supernet import SupernetConfig

@@ -14,11 +14,13 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator, set_seed
 
-from glora_search.learning_rates import PathTrainer
+from glora_search.scoring import evaluate
 from glora_search.search import Calibration, Evaluation, SubnetEvaluator, best_trial, calibration_args, search
-from glora_search.search.evaluator import evaluate
-from glora_search.space import BoundSpace, Genome, SearchSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import Genome
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, probe_subnets
+from glora_search.training.trainer import PathTrainer
 from glora_search.tuners.glora import GLoraConfig
 
 Metric = Callable[[Tensor, Tensor], Tensor]

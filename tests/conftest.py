@@ -32,9 +32,10 @@ from transformers import (
 )
 
 from glora_search import cli
-from glora_search.pipeline import Run
-from glora_search.recipe import Recipe
-from glora_search.space import BoundSpace, Choices, SearchSpace
+from glora_search.recipe.schema import Recipe
+from glora_search.run.pipeline import Run
+from glora_search.space.bound import BoundSpace
+from glora_search.space.schema import Choices, SearchSpace
 
 torch.set_num_threads(1)  # the tensors are tiny
 

@@ -40,10 +40,10 @@ from transformers import (
 )
 
 from glora_search import cli
-from glora_search.pipeline import Run
-from glora_search.recipe import Recipe
+from glora_search.recipe.schema import Recipe
+from glora_search.run.pipeline import Run
 from glora_search.search import study
-from glora_search.space import SearchSpace
+from glora_search.space.schema import SearchSpace
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import fidelity
 import fidelity_report
 
-from glora_search.space import SearchSpace
+from glora_search.space.schema import SearchSpace
 
 TRUTH = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9])
 SIZES = np.array([10.0, 12.0, 100.0, 140.0, 1000.0, 2000.0])

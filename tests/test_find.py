@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from glora_search import GLoraConfig, SearchSpace, find_adapter
 from glora_search.errors import UserError
 from glora_search.find import Scoring
+from glora_search.scoring import evaluate
 from glora_search.search import best_trial
-from glora_search.search.evaluator import evaluate
 
 BUDGET = 400
 

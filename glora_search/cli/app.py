@@ -16,7 +16,7 @@ from glora_search import __version__
 from glora_search.cli import complete
 from glora_search.errors import UserError, invalid
 from glora_search.progress import console, set_up
-from glora_search.stages import COMMANDS
+from glora_search.run.stages import COMMANDS
 
 START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by stage, in this order"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glora_search.files import shipped_files
+from glora_search.files.shipped import shipped_files
 
 
 def run_folders(incomplete: str) -> list[str]:

@@ -11,7 +11,7 @@ from glora_search.cli import complete
 from glora_search.cli.app import START, Json, app, silence_libraries
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
-from glora_search.files import find_shipped, shipped_folder
+from glora_search.files.shipped import find_shipped, shipped_folder
 
 spaces = typer.Typer(help="List and look at search spaces: which paths each layer may take.")
 app.add_typer(spaces, name="spaces", rich_help_panel=START)
@@ -21,7 +21,7 @@ app.add_typer(spaces, name="spaces", rich_help_panel=START)
 def list_(as_json: Json = False) -> None:
     """The spaces that come with the package."""
     begin(as_json=as_json)
-    from glora_search.space import SearchSpace
+    from glora_search.space.schema import SearchSpace
 
     rows: list[dict[str, Any]] = []
     for path in sorted(shipped_folder("search_spaces").glob("*.yaml")):
@@ -62,7 +62,7 @@ def show(
     """
     begin(as_json=as_json)
     silence_libraries()
-    from glora_search.space import SearchSpace
+    from glora_search.space.schema import SearchSpace
 
     path = find_shipped("search_spaces", name, key="NAME")
     space = SearchSpace.load(path)

@@ -13,7 +13,9 @@ from glora_search.cli import complete
 from glora_search.cli.app import START, app
 from glora_search.cli.output import begin, result
 from glora_search.errors import invalid
-from glora_search.files import find_shipped, validate, write_text
+from glora_search.files.checked import validate
+from glora_search.files.shipped import find_shipped
+from glora_search.files.text import write_text
 
 
 @app.command(rich_help_panel=START)
@@ -57,8 +59,8 @@ def init(
 def _write_recipe(file: Path, name: str, values: dict[str, Any]) -> None:
     import yaml
 
-    from glora_search.recipe import Recipe
-    from glora_search.recipe_template import recipe_template
+    from glora_search.recipe.schema import Recipe
+    from glora_search.recipe.template import recipe_template
 
     text = recipe_template(name, values)
     validate(Recipe, yaml.safe_load(text), source="init")

@@ -21,8 +21,8 @@ def report(run: RunFolder, as_json: Json = False) -> None:
     """
     begin(as_json=as_json)
     silence_libraries()
-    from glora_search.pipeline import Run
     from glora_search.report import write_report
+    from glora_search.run.pipeline import Run
 
     page = write_report(Run(run))
     if as_json:
@@ -44,7 +44,7 @@ def compare(
     Example: glora-search compare runs/reviews runs/reviews-small
     """
     begin(as_json=as_json)
-    from glora_search.compare import compare as read
+    from glora_search.run.compare import compare as read
 
     rows, notes = read(runs)
     if as_json:
@@ -85,8 +85,8 @@ def predict(
     inputs = [*(texts or []), *([] if file is None else _lines(file))]
     if not inputs:
         raise invalid("TEXT", inputs, "at least one text, here or as a line of --file")
-    from glora_search.predict import predict as use
-    from glora_search.predict import prediction_rows
+    from glora_search.run.predict import predict as use
+    from glora_search.run.predict import prediction_rows
 
     silence_libraries()
     outputs = use(run, inputs)

@@ -22,7 +22,7 @@ def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False)
     Example: watch glora-search status runs/reviews
     """
     begin(as_json=as_json)
-    from glora_search.status import status as read
+    from glora_search.run.status import status as read
 
     found = read(run, None if storage is None else _shared_study(run, storage))
     if as_json:
@@ -46,8 +46,8 @@ def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False)
 def _shared_study(run: Path, storage: str) -> Any:
     import optuna
 
-    from glora_search.pipeline import Run
-    from glora_search.search.storage import open_storage
+    from glora_search.run.pipeline import Run
+    from glora_search.search.shared.storage import open_storage
 
     name = Run(run).study_name()
     try:
@@ -68,13 +68,13 @@ def dashboard(
     Example: glora-search dashboard runs/reviews --port 8081
     """
     begin()
-    from glora_search.status import open_journal, read_recipe
+    from glora_search.run.status import open_journal, read_recipe
 
     read_recipe(run)
     if storage is None:
         opened = open_journal(run)
     else:
-        from glora_search.search.storage import open_storage
+        from glora_search.search.shared.storage import open_storage
 
         opened = open_storage(storage)
     if importlib.util.find_spec("optuna_dashboard") is None:

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from glora_search.paths import PATHS, TIED
 from glora_search.report.data import RunData, is_lower_better
+from glora_search.vocabulary import PATHS, TIED
 
 # Of Okabe and Ito's palette, which stays apart for colour-blind readers, what is seen on white and on black.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"

@@ -11,16 +11,16 @@ import optuna
 import pandas as pd
 
 from glora_search.errors import UserError
-from glora_search.files import read_json
-from glora_search.paths import LayerPaths
-from glora_search.search.report import trials_frame
+from glora_search.files.text import read_json
+from glora_search.run.stages import COMMANDS, STAGES
+from glora_search.run.status import open_journal
+from glora_search.search.results import trials_frame
 from glora_search.search.trials import STUDY_NAME
-from glora_search.space import BoundSpace
-from glora_search.stages import COMMANDS, STAGES
-from glora_search.status import open_journal
+from glora_search.space.bound import BoundSpace
+from glora_search.vocabulary import LayerPaths
 
 if TYPE_CHECKING:
-    from glora_search.pipeline import Run
+    from glora_search.run.pipeline import Run
 
 GENE = "params_"
 """How the columns of genes begin in a table of trials."""

@@ -11,15 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from glora_search.files import write_text
-from glora_search.paths import PATHS
+from glora_search.files.text import write_text
 from glora_search.report import charts
 from glora_search.report.data import RunData, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
-from glora_search.stages import COMMANDS
+from glora_search.run.stages import COMMANDS
+from glora_search.vocabulary import PATHS
 
 if TYPE_CHECKING:
-    from glora_search.pipeline import Run
+    from glora_search.run.pipeline import Run
 
 MIN_AGREEMENT = 0.1
 """Below it, gene importance is not drawn."""

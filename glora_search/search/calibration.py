@@ -16,8 +16,8 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from glora_search.errors import invalid
-from glora_search.learning_rates import PathTrainer
-from glora_search.space import Genome
+from glora_search.space.layers import Genome
+from glora_search.training.trainer import PathTrainer
 
 
 def calibration_args(args: TrainingArguments, steps: int) -> TrainingArguments:

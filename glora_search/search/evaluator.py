@@ -1,142 +1,17 @@
-"""Genome -> metrics: scoring models and subnets at the bare model's speed."""
+"""Genome -> metrics: scoring a supernet's subnets at the bare model's speed."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch import Tensor, nn
 
-from glora_search.space import Genome
-
-Batch = dict[str, Tensor]
-IGNORED = -100
-"""The label of what does not count, as everywhere in transformers."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a subnet is worth on the search-validation data.
-
-    Attributes:
-        metric: the task's metric.
-        loss: mean loss of a label, which is a row's or a token's; it breaks ties.
-        share: the share of the rows that was scored.
-    """
-
-    metric: float
-    loss: float = 0.0
-    share: float = 1.0
-
-
-class Task(Protocol):
-    """What scoring needs to know of a task, see `glora_search.tasks.Task`."""
-
-    collator: Any
-
-    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What each row adds to the metric: ``[rows, k]``."""
-        ...
-
-    def score(self, sums: np.ndarray) -> float:
-        """The metric, of the sums ``[k]`` over all rows."""
-        ...
-
-
-class Batches(Sequence[Batch]):
-    """Rows of similar length in one batch, so that hardly any padding is computed; each batch is made when it is asked
-    for."""
-
-    def __init__(self, dataset: Dataset, collator: Any, batch_size: int) -> None:
-        self.dataset, self.collator, self.batch_size = dataset, collator, batch_size
-        text = "input_ids" in dataset.column_names
-        lengths = [len(ids) for ids in dataset["input_ids"]] if text else [0] * len(dataset)
-        self._order = np.argsort(lengths, kind="stable")
-
-    def __len__(self) -> int:
-        return -(-len(self._order) // self.batch_size)
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        return dict(self.collator([self.dataset[int(row)] for row in rows]))
-
-
-def length_sorted_batches(dataset: Dataset, collator: Any, batch_size: int) -> list[Batch]:
-    """All batches of a data set, see `Batches`."""
-    return list(Batches(dataset, collator, batch_size))
-
-
-@dataclass
-class Sums:
-    """What a task's metric and the mean loss come from, summed over batches.
-
-    Attributes:
-        tally: ``[k]``, of `Task.tally`.
-        loss: of all items.
-        items: the labels that count: rows, or tokens.
-        rows: the rows.
-    """
-
-    tally: np.ndarray | float = 0.0
-    loss: float = 0.0
-    items: int = 0
-    rows: int = 0
-
-    @torch.inference_mode()
-    def add(self, model: nn.Module, batches: Iterable[Batch], task: Task) -> None:
-        """Run a model over batches; nothing of a batch but its sums is kept."""
-        for batch, output in _outputs(model, batches):
-            labels = batch["labels"].to(output.logits.device)
-            items = int((labels != IGNORED).sum())
-            if items:
-                self.tally = self.tally + task.tally(output.logits, labels).cpu().double().sum(0).numpy()
-                self.loss += float(output.loss) * items
-            self.items += items
-            self.rows += len(labels)
-
-    def evaluation(self, task: Task, rows: int | None = None) -> Evaluation:
-        """The metric and the mean loss.
-
-        Args:
-            rows: of how many rows this is a part; None where it is all.
-        """
-        share = 1.0 if rows is None else self.rows / rows
-        return Evaluation(task.score(np.asarray(self.tally)), self.loss / self.items, share)
-
-
-def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
-    model.eval()
-    device = next(model.parameters()).device
-    for batch in batches:
-        yield batch, model(**{name: value.to(device) for name, value in batch.items()})
-
-
-@torch.inference_mode()
-def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 26) -> list[Tensor]:
-    """A model's logits, in float32, batch by batch from the longest on: up to ``limit`` numbers, but at least a row."""
-    found: list[Tensor] = []
-    for _, output in _outputs(model, reversed(batches)):
-        rows = max(1, limit // output.logits[0].numel())
-        found.append(output.logits[:rows].float().cpu())
-        limit -= found[-1].numel()
-        if rows <= len(output.logits):
-            break
-    return found
-
-
-def evaluate(model: nn.Module, batches: Iterable[Batch], task: Task) -> Evaluation:
-    """Score a model."""
-    sums = Sums()
-    sums.add(model, batches, task)
-    return sums.evaluation(task)
+from glora_search.scoring import Batch, Evaluation, Sums, Task, evaluate, length_sorted_batches
+from glora_search.space.bound import Genome
 
 
 class SubnetEvaluator:

@@ -10,15 +10,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
-from glora_search.search.encoding import Code, Encoding, key_of
 from glora_search.search.trials import NOTES, rank_key
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import Code, key_of
 
 
 class History:
     """The trials of a search, in the order in which they finished.
 
     Attributes:
-        encoding: of the search's space.
+        space: the search's.
+        codec: of the space.
         max_params: the budget; None is no budget.
         direction: of the score.
         trials: the finished trials, failed and partial ones included.
@@ -31,12 +33,13 @@ class History:
 
     def __init__(
         self,
-        encoding: Encoding,
+        space: BoundSpace,
         *,
         max_params: int | None = None,
         direction: StudyDirection = StudyDirection.MAXIMIZE,
     ) -> None:
-        self.encoding, self.max_params, self.direction = encoding, max_params, direction
+        self.space, self.codec = space, space.codec
+        self.max_params, self.direction = max_params, direction
         self.trials: list[FrozenTrial] = []
         self.codes: list[Code] = []
         self.whole: list[int] = []
@@ -55,9 +58,9 @@ class History:
         """
         for trial in trials:
             try:
-                code = self.encoding.encode(trial.params)
+                code = self.codec.encode(trial.params)
             except KeyError as error:
-                space = self.encoding.space
+                space = self.space
                 allowed = f"trials of the space {space.name!r} with its {len(space.genes)} genes"
                 raise invalid("storage", f"trial {trial.number} without a fitting {error}", allowed) from None
             if trial.state == TrialState.COMPLETE:
@@ -81,7 +84,7 @@ class History:
 
     def fits(self, code: Code) -> bool:
         """Whether a code is within the budget."""
-        return self.max_params is None or self.encoding.params(code) <= self.max_params
+        return self.max_params is None or self.codec.params(code) <= self.max_params
 
     def is_new(self, code: Code) -> bool:
         """Whether no trial has this code and no other worker evaluates it."""
@@ -91,6 +94,10 @@ class History:
             return True  # a key takes many times as long, and a proposal asks about a hundred codes
         key = key_of(code)
         return key not in self.seen and key not in self.pending
+
+    def sample(self, rng: np.random.Generator) -> Code:
+        """A code with every gene drawn uniformly."""
+        return self.codec.encode(self.space.sample(rng))
 
     def ranking(self) -> np.ndarray:
         """Positions in ``trials`` of what was scored on all rows, best first."""

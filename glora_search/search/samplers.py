@@ -13,15 +13,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import UserError, invalid
-from glora_search.imports import import_class, options_of
-from glora_search.search.encoding import Code
+from glora_search.files.plugins import import_class, options_of
 from glora_search.search.evolution import EvolutionSampler, PaperSampler
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
 from glora_search.search.evolution.start import UniformMethods
 from glora_search.search.evolution.variation import resized
 from glora_search.search.history import History
 from glora_search.search.trials import KEY
-from glora_search.space import BoundSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import Code
 
 OWN: dict[str, type[GenomeSampler]] = {"evolution": EvolutionSampler, "paper": PaperSampler}
 OPTUNAS: dict[str, type[BaseSampler]] = {
@@ -153,7 +153,7 @@ class OptunaProposer:
             for name, gene in self.genes.items():
                 if name not in genome:
                     genome[name] = self.study.sampler.sample_independent(self.study, frozen, name, gene)
-            code = _made_new(history, history.encoding.encode(genome), np.random.default_rng([self.seed, number, 1]))
+            code = _made_new(history, history.codec.encode(genome), np.random.default_rng([self.seed, number, 1]))
         if code is None:
             self.done(None)
             return None
@@ -179,16 +179,16 @@ class OptunaProposer:
 
 def _made_new(history: History, code: Code, rng: np.random.Generator) -> Code | None:
     """The code itself where it can be evaluated, else a neighbour of it; None if none was found."""
-    encoding = history.encoding
+    codec = history.codec
     for attempt in range(MAX_TRIES):
         candidate = code
         if attempt:
             # Further and further away, until it is a genome drawn at random.
-            redrawn = encoding.sample(rng)
+            redrawn = history.sample(rng)
             layers = rng.permutation(len(code))[: max(1, attempt * len(code) // (MAX_TRIES // 2))]
             candidate = code.copy()
             candidate[layers] = redrawn[layers]
-        candidate = resized(encoding, candidate, history.max_params, rng)
+        candidate = resized(codec, candidate, history.max_params, rng)
         if history.fits(candidate) and history.is_new(candidate):
             return candidate
     return None

@@ -20,15 +20,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.errors import UserError, invalid
-from glora_search.search.encoding import Encoding, key_of
-from glora_search.search.evaluator import Evaluation
+from glora_search.scoring import Evaluation
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
 from glora_search.search.history import History
-from glora_search.search.ledger import Ledger
 from glora_search.search.racing import Race
 from glora_search.search.samplers import OPTUNAS, OptunaProposer, OwnProposer, Proposer, make_sampler
+from glora_search.search.shared.ledger import Ledger
 from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS, STUDY_NAME
-from glora_search.space import BoundSpace, Genome
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import key_of
+from glora_search.space.layers import Genome
 
 PATIENCE_SECONDS = 60.0
 """How long a storage that does not answer is tried again, before the search ends with an error."""
@@ -95,11 +96,10 @@ def search(
         raise invalid("search.racing", racing, "false with objective front")
     first = StudyDirection.MINIMIZE if score == "loss" or direction == "minimize" else StudyDirection.MAXIMIZE
     directions = [first, StudyDirection.MINIMIZE] if objective == "front" else [first]
-    encoding = Encoding(space)
     ledger = Ledger(
-        storage, name=study_name, directions=directions, settings={"space": encoding.fingerprint, "score": score}
+        storage, name=study_name, directions=directions, settings={"space": space.codec.fingerprint, "score": score}
     )
-    history = History(encoding, max_params=max_params, direction=first)
+    history = History(space, max_params=max_params, direction=first)
     proposer: Proposer = (
         OwnProposer(made)
         if isinstance(made, GenomeSampler)
@@ -224,7 +224,7 @@ class _Runner:
 
     def __call__(self, proposal: Proposal, history: History) -> FrozenTrial:
         """Evaluate a genome; a trial that failed, or was stopped by the race, says so."""
-        genome, params = history.encoding.decode(proposal.code), history.encoding.params(proposal.code)
+        genome, params = history.codec.decode(proposal.code), history.codec.params(proposal.code)
         begun, started = datetime.now(), time.perf_counter()
         legs: dict[int, float] = {}
         failed, result = None, None

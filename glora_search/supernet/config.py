@@ -8,7 +8,8 @@ from typing import Any
 from peft import PeftConfig
 
 from glora_search.errors import invalid
-from glora_search.space import BoundSpace, SearchSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet.layer import SHARING
 from glora_search.tuners.registry import GLoraSearchType
 

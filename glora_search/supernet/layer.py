@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glora_search.paths import KINDS, PATHS, TIED, LayerPaths
-from glora_search.space import SpaceLayer
+from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.functional import Terms, collect
 from glora_search.tuners.glora.layer import FrozenLinear, new_path
+from glora_search.vocabulary import KINDS, PATHS, TIED, LayerPaths
 
 SHARING = ("separate", "nested")
 """How the kinds of a path share weights; the first is the default."""

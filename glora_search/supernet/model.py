@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from glora_search.space import BoundSpace, Choice, Genome, SearchSpace
+from glora_search.compat import AuxiliaryTrainingWrapper
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import Choice, Genome
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet.config import SupernetConfig
 from glora_search.supernet.layer import SupernetLayer, SupernetLinear
 from glora_search.tuners.glora import GLoraConfig

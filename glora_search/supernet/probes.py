@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from glora_search.space import BoundSpace, Genome
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import Genome
 
 SHARES = (1, 4, 16)
 

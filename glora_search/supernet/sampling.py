@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from glora_search.errors import UserError, invalid
-from glora_search.imports import import_class, options_of
-from glora_search.space import BoundSpace, Genome
+from glora_search.files.plugins import import_class, options_of
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import Genome
 
 
 class Sampling:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from glora_search.errors import invalid
-from glora_search.learning_rates import PathTrainer
-from glora_search.space import Genome
+from glora_search.space.layers import Genome
 from glora_search.supernet.probes import probe_subnets
 from glora_search.supernet.sampling import Sampling, SizeSampling
+from glora_search.training.trainer import PathTrainer
 
 
 class SupernetTrainer(PathTrainer):

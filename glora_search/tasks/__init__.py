@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from glora_search.imports import import_class
-from glora_search.recipe import TASKS, Recipe
+from glora_search.files.plugins import import_class
+from glora_search.recipe.schema import TASKS, Recipe
 from glora_search.tasks.base import Task
 
 MODULES = {

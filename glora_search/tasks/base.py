@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, set_seed
 
+from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
-from glora_search.recipe import Columns, Recipe
-from glora_search.search.evaluator import IGNORED as IGNORED
-from glora_search.space import SEQ_CLS_HEAD_NAMES
-from glora_search.tasks.data import Column, load_data
+from glora_search.recipe.schema import Columns, Recipe
+from glora_search.scoring import IGNORED as IGNORED
 from glora_search.tasks.sources import package_folder
+from glora_search.tasks.splits import Column, load_data
 
 COUNTED_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from glora_search.errors import invalid
 from glora_search.tasks.base import IGNORED, texts_of
-from glora_search.tasks.data import Column
 from glora_search.tasks.language_model import LanguageModel
+from glora_search.tasks.splits import Column
 
 
 class CausalLM(LanguageModel):

@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from glora_search.recipe import prompt_columns
+from glora_search.recipe.schema import prompt_columns
 from glora_search.tasks.base import IGNORED, TextTask, texts_of
-from glora_search.tasks.data import Column
+from glora_search.tasks.splits import Column
 
 
 class LanguageModel(TextTask):

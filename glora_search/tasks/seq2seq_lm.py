@@ -7,8 +7,8 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.tasks.base import texts_of
-from glora_search.tasks.data import Column
 from glora_search.tasks.language_model import LanguageModel
+from glora_search.tasks.splits import Column
 
 
 class Seq2SeqLM(LanguageModel):

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from glora_search.tasks.base import Labelled, TextTask, texts_of
-from glora_search.tasks.data import Column
+from glora_search.tasks.splits import Column
 
 
 class TextClassification(Labelled, TextTask):

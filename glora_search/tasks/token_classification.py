@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
 
 from glora_search.errors import invalid
-from glora_search.recipe import Recipe
+from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import IGNORED, Labelled, TextTask
-from glora_search.tasks.data import Column
+from glora_search.tasks.splits import Column
 
 
 class TokenClassification(Labelled, TextTask):

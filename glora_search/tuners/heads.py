@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from glora_search.compat import AuxiliaryTrainingWrapper, BaseTuner
 
 
 class AnyHead(BaseTuner):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import enum
 
 from peft import PeftConfig
-from peft.mapping import (
+
+from glora_search.compat import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
+    BaseTuner,
 )
-from peft.tuners.tuners_utils import BaseTuner
 
 
 class GLoraSearchType(str, enum.Enum):

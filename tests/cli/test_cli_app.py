@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from glora_search.pipeline import Run
-from glora_search.search.workers import _ignoring_ctrl_c
+from glora_search.run.pipeline import Run
+from glora_search.search.shared.workers import _ignoring_ctrl_c
 
 PACKAGE = Path(__file__).parent.parent.parent
 SCRIPT = Path(sysconfig.get_path("scripts")) / "glora-search"
@@ -130,7 +130,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(call, finished, monkeypatch, again
 
 
 def test_ctrl_c_of_a_command_that_only_looks_is_one_word(call, finished, monkeypatch):
-    monkeypatch.setattr("glora_search.status.status", interrupt)
+    monkeypatch.setattr("glora_search.run.status.status", interrupt)
     assert call("status", finished) == (130, "", "interrupted\n")
 
 

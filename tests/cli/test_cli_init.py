@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from glora_search.recipe import BaselineTraining, Recipe, Retrain, Search, Supernet
-from glora_search.recipe_template import recipe_template
+from glora_search.recipe.schema import BaselineTraining, Recipe, Retrain, Search, Supernet
+from glora_search.recipe.template import recipe_template
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from glora_search.files import shipped_folder
-from glora_search.space import SearchSpace
+from glora_search.files.shipped import shipped_folder
+from glora_search.space.schema import SearchSpace
 
 
 def test_the_list_has_every_shipped_space_with_its_genes_and_choices(call):

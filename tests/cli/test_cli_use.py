@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
 
-from glora_search.predict import prediction_rows
+from glora_search.run.predict import prediction_rows
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from filelock import FileLock
 
 from glora_search.cli import watch
-from glora_search.search.storage import JournalReader
-from glora_search.status import open_journal
+from glora_search.run.status import open_journal
+from glora_search.search.shared.storage import JournalReader
 
 
 @pytest.fixture

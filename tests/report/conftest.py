@@ -6,14 +6,15 @@ import json
 
 import pytest
 
-from glora_search.files import write_json
-from glora_search.pipeline import Run
-from glora_search.recipe import Recipe
-from glora_search.run_folder import make
+from glora_search.files.text import write_json
+from glora_search.recipe.schema import Recipe
+from glora_search.run.folder import make
+from glora_search.run.pipeline import Run
+from glora_search.run.stages import STAGES
 from glora_search.search import Evaluation, search
-from glora_search.search.report import summary, trials_frame
-from glora_search.space import BoundSpace, SpaceLayer
-from glora_search.stages import STAGES
+from glora_search.search.results import summary, trials_frame
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 KINDS = {"A_B": ["lora", "vector", "constant", "none"], "C": ["vector", "none"], "D_E": ["vector", "none"]}
 WORTH = {"lora": 0.3, "vector": 0.2, "constant": 0.1, "none": 0.0}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from glora_search.paths import LayerPaths
-from glora_search.pipeline import Run
 from glora_search.report.data import is_lower_better, read_run
+from glora_search.run.pipeline import Run
+from glora_search.vocabulary import LayerPaths
 
 
 def test_a_new_run_has_its_recipe_and_nothing_else(make_run):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from glora_search.search import Evaluation
-from glora_search.space import BoundSpace, SpaceLayer
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ class Evaluator:
         if self.stop_after is not None and len(self.genomes) >= self.stop_after:
             raise KeyboardInterrupt
         self.genomes.append(dict(genome))
-        return Evaluation(metric=round(self.space.params(genome) / 1000, 2), loss=sum(self.space.encode(genome)))
+        indexes = [gene.choices.index(genome[gene.name]) for gene in self.space.genes]
+        return Evaluation(metric=round(self.space.params(genome) / 1000, 2), loss=sum(indexes))
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from datasets import Dataset
 from peft import get_peft_model, set_peft_model_state_dict
 from transformers import DataCollatorWithPadding, TrainingArguments
 
-from glora_search import SupernetConfig, pipeline
+from glora_search import SupernetConfig
+from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
-from glora_search.export import load_adapter
 from glora_search.find import Scoring
-from glora_search.pipeline import Run
-from glora_search.recipe import Recipe
+from glora_search.recipe.schema import Recipe
+from glora_search.run import pipeline
+from glora_search.run.pipeline import Run
+from glora_search.scoring import evaluate
 from glora_search.search import Calibration, SubnetEvaluator, calibration_args
-from glora_search.search.evaluator import evaluate
 
 
 def accuracy(logits, labels):

@@ -10,8 +10,8 @@ from peft import get_peft_model
 from transformers import DataCollatorWithPadding
 
 from glora_search import SupernetConfig
+from glora_search.scoring import logits_of
 from glora_search.search import SubnetEvaluator
-from glora_search.search.evaluator import logits_of
 
 
 class Task:

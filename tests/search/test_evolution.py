@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from glora_search.search import Evaluation, EvolutionSampler, best_trial, search
-from glora_search.search.encoding import Encoding
 from glora_search.search.evolution.base import distributions
 from glora_search.search.evolution.selection import Tournament
 from glora_search.search.evolution.start import AnySize, UniformMethods
@@ -14,7 +13,8 @@ from glora_search.search.evolution.surrogate import GeneImportance
 from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover, resized
 from glora_search.search.history import History
 from glora_search.search.trials import ORIGIN
-from glora_search.space import BoundSpace, SpaceLayer
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def rng(seed=0):
 
 def effects(space):
     """A loss to which each gene adds its own part, more the more parameters it has."""
-    encoding = Encoding(space)
-    weights = rng(3).gamma(0.5, 1.0, len(encoding.columns))
+    codec = space.codec
+    weights = rng(3).gamma(0.5, 1.0, len(codec.columns))
 
     def evaluate(genome):
-        gain = float(encoding.features([encoding.encode(genome)])[0] @ weights)
+        gain = float(codec.features([codec.encode(genome)])[0] @ weights)
         return Evaluation(metric=gain, loss=100 - gain)
 
     return evaluate
@@ -44,64 +44,64 @@ def effects(space):
 
 def history_of(space, trials=40, max_params=1500):
     study = search(space, effects(space), sampler="random", trials=trials, max_params=max_params, score="loss")
-    history = History(Encoding(space), max_params=max_params, direction=study.direction)
+    history = History(space.codec, max_params=max_params, direction=study.direction)
     history.add(study.trials)
     return history
 
 
 @pytest.mark.parametrize("max_params", [0, 300, 1500, 10**9])
 def test_resizing_meets_any_budget_and_grows_only_below_it(wide, max_params):
-    encoding = Encoding(wide)
+    codec = wide.codec
     for seed in range(10):
-        code = encoding.sample(rng(seed))
-        small = resized(encoding, code, max_params, rng(seed))
-        grown = resized(encoding, code, max_params, rng(seed), grow=True)
-        assert encoding.params(small) <= max_params
-        assert encoding.params(small) <= encoding.params(code)
-        assert encoding.params(small) <= encoding.params(grown) <= max_params
-    assert (resized(encoding, code, None, rng()) == code).all()
+        code = codec.encode(wide.sample(rng(seed)))
+        small = resized(codec, code, max_params, rng(seed))
+        grown = resized(codec, code, max_params, rng(seed), grow=True)
+        assert codec.params(small) <= max_params
+        assert codec.params(small) <= codec.params(code)
+        assert codec.params(small) <= codec.params(grown) <= max_params
+    assert (resized(codec, code, None, rng()) == code).all()
 
 
 def test_layers_that_are_kept_change_last(wide):
-    encoding = Encoding(wide)
+    codec = wide.codec
     keep = {0, 1, 2}
-    code = encoding.largest
-    small = resized(encoding, code, encoding.params(code) - 10, rng(), keep=keep)
+    code = codec.largest
+    small = resized(codec, code, codec.params(code) - 10, rng(), keep=keep)
     assert (small[[0, 1, 2]] == code[[0, 1, 2]]).all()
     assert (small != code).any()
-    assert encoding.params(resized(encoding, code, 0, rng(), keep=keep)) == 0
+    assert codec.params(resized(codec, code, 0, rng(), keep=keep)) == 0
 
 
 def test_mutants_change_few_layers_and_stay_in_the_budget_near_their_parents_size(wide):
-    encoding = Encoding(wide)
-    parent = resized(encoding, encoding.sample(rng()), 1500, rng(), grow=True)
+    codec = wide.codec
+    parent = resized(codec, codec.encode(wide.sample(rng())), 1500, rng(), grow=True)
     mutate = GiveAndTake(changes=2.0, keep_size=1.0)
-    children = [mutate(encoding, parent, 1500, rng(seed)) for seed in range(200)]
-    sizes = np.array([encoding.params(child) for child in children])
+    children = [mutate(codec, parent, 1500, rng(seed)) for seed in range(200)]
+    sizes = np.array([codec.params(child) for child in children])
     changed = np.array([(child != parent).sum() for child in children])
-    assert sizes.max() <= encoding.params(parent)
-    assert np.median(sizes) > 0.9 * encoding.params(parent)
+    assert sizes.max() <= codec.params(parent)
+    assert np.median(sizes) > 0.9 * codec.params(parent)
     assert np.median(changed) <= 5
-    free = [GiveAndTake(keep_size=0.0)(encoding, encoding.smallest, 1500, rng(seed)) for seed in range(50)]
-    assert any(encoding.params(child) > 0 for child in free)
+    free = [GiveAndTake(keep_size=0.0)(codec, codec.smallest, 1500, rng(seed)) for seed in range(50)]
+    assert any(codec.params(child) > 0 for child in free)
 
 
 def test_a_crossover_takes_each_layer_from_a_parent_where_the_budget_allows(wide):
-    encoding = Encoding(wide)
-    first, second = encoding.sample(rng(1)), encoding.sample(rng(2))
-    child = LayerCrossover()(encoding, first, second, None, rng())
+    codec = wide.codec
+    first, second = codec.encode(wide.sample(rng(1))), codec.encode(wide.sample(rng(2)))
+    child = LayerCrossover()(codec, first, second, None, rng())
     assert all(own in pair for own, *pair in zip(child, first, second, strict=True))
     assert (child != first).any()
     assert (child != second).any()
-    assert encoding.params(LayerCrossover()(encoding, first, second, 500, rng())) <= 500
+    assert codec.params(LayerCrossover()(codec, first, second, 500, rng())) <= 500
 
 
 def test_the_first_genomes_are_uniform_methods_and_then_of_all_sizes(wide):
-    history = History(Encoding(wide), max_params=1500)
+    history = History(wide.codec, max_params=1500)
     name, code = UniformMethods()(history)
     assert name in wide.uniform_methods()
     assert history.fits(code)
-    sizes = [history.encoding.params(AnySize()(history, rng(seed))) for seed in range(100)]
+    sizes = [history.codec.params(AnySize()(history, rng(seed))) for seed in range(100)]
     assert max(sizes) <= 1500
     assert sum(size < 500 for size in sizes) > 20
     assert sum(size > 1000 for size in sizes) > 5
@@ -109,16 +109,18 @@ def test_the_first_genomes_are_uniform_methods_and_then_of_all_sizes(wide):
 
 def test_parents_are_among_the_best(wide):
     history = history_of(wide)
-    best = {history.encoding.params(history.codes[p]) for p in history.ranking()[:3]}
+    best = {history.codec.params(history.codes[p]) for p in history.ranking()[:3]}
     select = Tournament(n_parents=3)
-    assert {history.encoding.params(select(history, rng(seed))) for seed in range(30)} == best
+    assert {history.codec.params(select(history, rng(seed))) for seed in range(30)} == best
 
 
 def test_the_importance_of_genes_is_learned(wide):
-    history, unseen = history_of(wide, trials=120), Encoding(wide)
+    history, unseen = history_of(wide, trials=120), wide.codec
     importance = GeneImportance()
     assert importance.fit(history)
-    codes = [resized(unseen, unseen.sample(rng(seed)), 1500, rng(seed), grow=True) for seed in range(1000, 1100)]
+    codes = [
+        resized(unseen, unseen.encode(wide.sample(rng(seed))), 1500, rng(seed), grow=True) for seed in range(1000, 1100)
+    ]
     losses = [effects(wide)(unseen.decode(code)).loss for code in codes]
     predicted = importance.mean(history, codes)
     assert np.corrcoef(np.argsort(np.argsort(losses)), np.argsort(np.argsort(predicted)))[0, 1] > 0.5
@@ -142,7 +144,7 @@ def test_the_evolution_ends_no_worse_than_the_uniform_methods_and_beats_random_s
 def test_a_step_can_be_swapped(wide):
     class Smallest(AnySize):
         def __call__(self, history, rng):
-            return history.encoding.smallest
+            return history.codec.smallest
 
     sampler = EvolutionSampler(wide, max_params=1500, n_random=1, start=Smallest())
     study = search(wide, effects(wide), sampler=sampler, trials=25, max_params=1500)

@@ -8,7 +8,8 @@ import pytest
 from glora_search.search import PaperSampler, search
 from glora_search.search.evolution.base import distributions
 from glora_search.search.trials import LOSS, NOTES, ORIGIN, rank_key
-from glora_search.space import BoundSpace, SpaceLayer
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def test_parents_are_the_best_of_all_generations_and_the_loss_breaks_ties(space)
         trial.set_user_attr(LOSS, loss)
         study.tell(trial, value)
     history = sampler._history_of(study)
-    assert [history.encoding.decode(code) for code in sampler.select_parents(history, 1)] == [
-        history.encoding.decode(history.encoding.encode(study.trials[number].params)) for number in (2, 1)
+    assert [history.codec.decode(code) for code in sampler.select_parents(history, 1)] == [
+        history.codec.decode(history.codec.encode(study.trials[number].params)) for number in (2, 1)
     ]
 
 

@@ -21,7 +21,8 @@ class Racer:
         return abs(self.space.params(genome) - 60) / 10
 
     def legs(self, genome):
-        rng = np.random.default_rng(sum(self.space.encode(genome)) + self.space.params(genome))
+        indexes = [gene.choices.index(genome[gene.name]) for gene in self.space.genes]
+        rng = np.random.default_rng(sum(indexes) + self.space.params(genome))
         try:
             for share in (0.25, 0.5, 1.0):
                 self.legs_run += 1

@@ -12,10 +12,11 @@ from optuna.trial import TrialState
 from glora_search.errors import UserError
 from glora_search.search import Evaluation, best_trial, front, search
 from glora_search.search import study as study_module
-from glora_search.search.ledger import Ledger
-from glora_search.search.report import show_progress
+from glora_search.search.results import show_progress
+from glora_search.search.shared.ledger import Ledger
 from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
-from glora_search.space import BoundSpace, SpaceLayer
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 OPTIONS = {
     "evolution": {"n_random": 4},

@@ -15,7 +15,7 @@ import torch
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
-from glora_search.space import SearchSpace
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling
 
 
@@ -27,7 +27,7 @@ class Log(Sampling):
 
     def __call__(self, step):
         genomes = self.inner(step)
-        self.drawn.append([self.inner.space.encode(genome) for genome in genomes])
+        self.drawn.append([sorted(genome.items()) for genome in genomes])
         return genomes
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from glora_search.errors import UserError
-from glora_search.paths import KINDS, PATHS, LayerPaths
-from glora_search.space import SpaceLayer
+from glora_search.space.layers import SpaceLayer
 from glora_search.supernet.layer import SHARING, SupernetLinear
 from glora_search.tuners.glora.layer import GLoraLinear
+from glora_search.vocabulary import KINDS, PATHS, LayerPaths
 
 FREE = {path: list(kinds) for path, kinds in KINDS.items()}
 ANY_PATHS = st.builds(LayerPaths, **{path: st.sampled_from(KINDS[path]) for path in PATHS}, r=st.sampled_from([1, 3]))

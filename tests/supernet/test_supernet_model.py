@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glora_search.errors import UserError
-from glora_search.space import Genome, SearchSpace
+from glora_search.space.layers import Genome
+from glora_search.space.schema import SearchSpace
 from glora_search.supernet import SupernetConfig
 from glora_search.supernet.layer import SHARING
 from glora_search.tuners.glora import GLoraConfig

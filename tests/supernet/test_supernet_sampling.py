@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glora_search.errors import UserError
-from glora_search.space import BoundSpace
+from glora_search.space.bound import BoundSpace
 from glora_search.supernet.sampling import (
     STRATEGIES,
     BudgetSampling,

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from glora_search.errors import UserError
-from glora_search.space import Genome
+from glora_search.space.layers import Genome
 from glora_search.supernet import Sampling, SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
 from glora_search.supernet.trainer import distillation
 

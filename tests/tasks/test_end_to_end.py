@@ -10,11 +10,11 @@ from datasets import Dataset, DatasetDict
 from peft import AutoPeftModel
 from transformers import Trainer
 
-from glora_search.export import load_adapter
-from glora_search.files import write_json
-from glora_search.pipeline import Run
-from glora_search.recipe import Recipe
-from glora_search.search.evaluator import evaluate
+from glora_search.adapters.load import load_adapter
+from glora_search.files.text import write_json
+from glora_search.recipe.schema import Recipe
+from glora_search.run.pipeline import Run
+from glora_search.scoring import evaluate
 
 
 def pairs(folder, make, rows=16):

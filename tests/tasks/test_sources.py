@@ -9,9 +9,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from glora_search.errors import UserError
-from glora_search.recipe import Files, Hub, Saved
-from glora_search.tasks.data import load_data
+from glora_search.recipe.schema import Files, Hub, Saved
 from glora_search.tasks.sources import DatasetFiles
+from glora_search.tasks.splits import load_data
 
 ROWS = [{"text": f"text {index}", "label": ["x", "y"][index % 2], "more": index} for index in range(20)]
 

@@ -14,13 +14,13 @@ from sklearn.metrics import accuracy_score
 from transformers import GenerationConfig, TrainingArguments
 
 from glora_search.errors import UserError
-from glora_search.learning_rates import PathTrainer
-from glora_search.recipe import Recipe
-from glora_search.search.evaluator import Batches, evaluate
-from glora_search.space import SearchSpace
+from glora_search.recipe.schema import Recipe
+from glora_search.scoring import Batches, evaluate
+from glora_search.space.schema import SearchSpace
 from glora_search.tasks import MODULES, Task, make_task, task_class
 from glora_search.tasks.text_classification import TextClassification
 from glora_search.tasks.token_classification import entities
+from glora_search.training.trainer import PathTrainer
 
 
 @pytest.fixture

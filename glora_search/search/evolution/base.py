@@ -12,10 +12,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
-from glora_search.search.encoding import Code, Encoding
 from glora_search.search.history import History
 from glora_search.search.trials import NOTES, ORIGIN
-from glora_search.space import BoundSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import Code
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -92,7 +92,7 @@ class GenomeSampler(BaseSampler, abc.ABC):
         for name, value in proposal.system.items():
             study._storage.set_trial_system_attr(trial._trial_id, name, value)
         assert self._history is not None
-        return self._history[1].encoding.decode(proposal.code)
+        return self._history[1].codec.decode(proposal.code)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -102,7 +102,7 @@ class GenomeSampler(BaseSampler, abc.ABC):
 
     def _history_of(self, study: Study) -> History:
         if self._history is None or self._history[0] != study._study_id:
-            history = History(Encoding(self.space), max_params=self.max_params, direction=study.directions[0])
+            history = History(self.space, max_params=self.max_params, direction=study.directions[0])
             self._history = (study._study_id, history)
         history = self._history[1]
         known = {trial.number for trial in history.trials}

@@ -11,10 +11,10 @@ from optuna.samplers import BaseGASampler
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
-from glora_search.search.encoding import Code
 from glora_search.search.evolution.base import GenomeSampler, Proposal, check_int, check_share
 from glora_search.search.history import History
-from glora_search.space import BoundSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import Code
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -93,7 +93,7 @@ class PaperSampler(GenomeSampler, BaseGASampler):
                 code = self._first(history, lambda: self._cross(parents, rng, history))
                 if code is not None:
                     return Proposal(code, "crossover", **place)
-        code = self._first(history, lambda: history.encoding.sample(rng))
+        code = self._first(history, lambda: history.sample(rng))
         if code is None:
             code = self._first(history, lambda: self._fitting(rng, history))
         return None if code is None else Proposal(code, "random", **place)
@@ -130,16 +130,16 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         return None
 
     def _mutate(self, parent: Code, rng: np.random.Generator, history: History) -> Code:
-        old, new = history.encoding.decode(parent), self.space.sample(rng)
+        old, new = history.codec.decode(parent), self.space.sample(rng)
         redrawn = rng.random(len(new)) < self.mutation_prob
-        return history.encoding.encode(
+        return history.codec.encode(
             {name: new[name] if own else old[name] for name, own in zip(new, redrawn, strict=True)}
         )
 
     def _cross(self, parents: list[Code], rng: np.random.Generator, history: History) -> Code:
-        first, second = (history.encoding.decode(parents[rng.integers(len(parents))]) for _ in range(2))
+        first, second = (history.codec.decode(parents[rng.integers(len(parents))]) for _ in range(2))
         own = rng.random(len(first)) < 0.5
-        return history.encoding.encode(
+        return history.codec.encode(
             {name: (first if mine else second)[name] for name, mine in zip(first, own, strict=True)}
         )
 
@@ -147,4 +147,4 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         genome = self.space.sample(rng)
         if self.max_params is not None:
             genome = self.space.resize(genome, self.max_params, rng)
-        return history.encoding.encode(genome)
+        return history.codec.encode(genome)

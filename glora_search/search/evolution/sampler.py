@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from glora_search.search.encoding import Code
 from glora_search.search.evolution.base import GenomeSampler, Proposal, check_int, check_share
 from glora_search.search.evolution.selection import Tournament
 from glora_search.search.evolution.start import AnySize, UniformMethods
 from glora_search.search.evolution.surrogate import GeneImportance
 from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover
 from glora_search.search.history import History
-from glora_search.space import BoundSpace
+from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import Code
 
 
 class EvolutionSampler(GenomeSampler):
@@ -103,14 +103,14 @@ class EvolutionSampler(GenomeSampler):
             parent = self.select(history, rng)
             if rng.random() < self.crossover_prob:
                 other = self.select(history, rng)
-                return self.cross(history.encoding, parent, other, history.max_params, rng), "crossover"
-            return self.mutate(history.encoding, parent, history.max_params, rng), "mutation"
+                return self.cross(history.codec, parent, other, history.max_params, rng), "crossover"
+            return self.mutate(history.codec, parent, history.max_params, rng), "mutation"
 
         return self._pool(history, child)
 
     def _pool(self, history: History, child: Callable[[], tuple[Code, str]]) -> list[tuple[Code, str]]:
         found: dict[bytes, tuple[Code, str]] = {}
-        for _ in range(2 * self.pool if len(history.encoding.free) else 0):
+        for _ in range(2 * self.pool if len(history.codec.free) else 0):
             if len(found) >= self.pool:
                 break
             code, origin = child()
@@ -129,7 +129,7 @@ class EvolutionSampler(GenomeSampler):
 
             def child(kept: list[tuple[Code, str]] = kept) -> tuple[Code, str]:
                 code, origin = kept[int(rng.random() * len(kept))]
-                return self.mutate(history.encoding, code, history.max_params, rng), origin
+                return self.mutate(history.codec, code, history.max_params, rng), origin
 
             new = self._pool(history, child)
             if not new:
@@ -145,10 +145,10 @@ class EvolutionSampler(GenomeSampler):
     def _draws(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         for _ in range(50):
             yield self.start(history, rng)
-        if len(history.encoding.free):
+        if len(history.codec.free):
             # A small or a nearly used up space: step away from what was there, further each time.
             code = self.start(history, rng)
             for _ in range(200):
-                code = self.mutate(history.encoding, code, history.max_params, rng)
+                code = self.mutate(history.codec, code, history.max_params, rng)
                 if history.fits(code):
                     yield code

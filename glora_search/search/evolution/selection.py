@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from glora_search.search.encoding import Code
 from glora_search.search.history import History
+from glora_search.space.codes import Code
 
 
 class Tournament:

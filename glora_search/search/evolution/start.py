@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from glora_search.search.encoding import Code
 from glora_search.search.evolution.variation import resized
 from glora_search.search.history import History
+from glora_search.space.codes import Code
 
 
 class UniformMethods:
@@ -23,8 +23,8 @@ class UniformMethods:
     def __call__(self, history: History) -> tuple[str, Code] | None:
         """Name and code of the next one that was not evaluated yet; None after the last."""
         if self._codes is None:
-            encoding = history.encoding
-            found = ((name, encoding.encode(g)) for name, g in encoding.space.uniform_methods().items())
+            codec = history.codec
+            found = ((name, codec.encode(g)) for name, g in history.space.uniform_methods().items())
             self._codes = [(name, code) for name, code in found if history.fits(code)]
         return next(((name, code) for name, code in self._codes if history.is_new(code)), None)
 
@@ -43,10 +43,10 @@ class AnySize:
 
     def __call__(self, history: History, rng: np.random.Generator) -> Code:
         """A random genome within the budget."""
-        encoding = history.encoding
-        smallest, largest = (encoding.params(code) for code in (encoding.smallest, encoding.largest))
+        codec = history.codec
+        smallest, largest = (codec.params(code) for code in (codec.smallest, codec.largest))
         if history.max_params is not None:
             largest = min(largest, history.max_params)
         low = max(1, smallest, largest * self.span)
         target = math.exp(rng.uniform(math.log(low), math.log(max(low, largest))))
-        return resized(encoding, encoding.sample(rng), max(smallest, round(target)), rng, grow=True)
+        return resized(codec, history.sample(rng), max(smallest, round(target)), rng, grow=True)

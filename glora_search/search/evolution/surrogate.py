@@ -10,8 +10,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import ThreadpoolController
 
-from glora_search.search.encoding import Code
 from glora_search.search.history import History
+from glora_search.space.codes import Code
 
 FADING = 0.25
 """The share of the kernel's part that fades with the number of differences."""
@@ -66,7 +66,7 @@ class GeneImportance:
         chosen = [*best_known, *latest]
         new = [position for position in chosen if position not in self._rows]
         if new:
-            rows = history.encoding.features([history.codes[position] for position in new])
+            rows = history.codec.features([history.codes[position] for position in new])
             self._rows |= dict(zip(new, rows, strict=True))
         self._x = np.stack([self._rows[position] for position in chosen])
         place = np.empty(len(history.codes))
@@ -76,7 +76,7 @@ class GeneImportance:
         self._centre = self._x.mean(0)
         centred = self._x - self._centre
         if not self._groups:
-            self._set_groups(history.encoding.columns)
+            self._set_groups(history.codec.columns)
         unscaled = self._parts(centred)
         self._scales = [_scale(part, len(unscaled)) for part in unscaled]
         self._trained = self._scaled(unscaled)
@@ -105,13 +105,13 @@ class GeneImportance:
     @_on_one_thread
     def mean(self, history: History, codes: list[Code]) -> np.ndarray:
         """What the codes are probably worth, ``[codes]``, lower is better."""
-        x = history.encoding.features(codes)
+        x = history.codec.features(codes)
         return (x - self._centre) @ self._slopes + self._fading(x) @ self._weights
 
     @_on_one_thread
     def spread(self, history: History, codes: list[Code]) -> np.ndarray:
         """The standard deviation of what the codes are worth, ``[codes]``."""
-        x = history.encoding.features(codes)
+        x = history.codec.features(codes)
         effects = self._effects(x - self._centre)
         cross = effects @ self._trained.T + self._fading(x)
         own = (effects**2).sum(1) + FADING

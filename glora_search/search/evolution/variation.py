@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 import numpy as np
 
-from glora_search.search.encoding import Code, Encoding
+from glora_search.space.codes import Code, Codec
 
 
 def resized(
-    encoding: Encoding,
+    codec: Codec,
     code: Code,
     max_params: int | None,
     rng: np.random.Generator,
@@ -25,11 +25,11 @@ def resized(
         grow: also enlarge a code that is below, as long as it stays below.
         keep: layers not to touch as long as the others suffice.
     """
-    params = encoding.params(code)
+    params = codec.params(code)
     if max_params is None or (params <= max_params and not grow):
         return code
     result = code.tolist()
-    order = rng.permutation(encoding.free).tolist()
+    order = rng.permutation(codec.free).tolist()
     if keep:
         order = [layer for layer in order if layer not in keep] + [layer for layer in order if layer in keep]
     # One gene at a time shrinks a code gently; a layer's smallest setting is the last resort.
@@ -37,14 +37,14 @@ def resized(
         for layer in order:
             if params <= max_params:
                 break
-            table, own = encoding.tables[layer], result[layer]
+            table, own = codec.tables[layer], result[layer]
             options = [table.smallest] if last else table.neighbours[own]
             options = [option for option in options if table.params[option] < table.params[own]]
             if options:
                 result[layer] = _one(options, rng)
                 params += table.params[result[layer]] - table.params[own]
     for layer in order if grow else ():
-        table, own = encoding.tables[layer], result[layer]
+        table, own = codec.tables[layer], result[layer]
         room = table.params[own] + max_params - params
         options = [option for option in table.neighbours[own] if table.params[own] < table.params[option] <= room]
         if options:
@@ -65,32 +65,32 @@ class GiveAndTake:
     def __init__(self, changes: float = 2.0, keep_size: float = 0.5) -> None:
         self.changes, self.keep_size = changes, keep_size
 
-    def __call__(self, encoding: Encoding, parent: Code, max_params: int | None, rng: np.random.Generator) -> Code:
+    def __call__(self, codec: Codec, parent: Code, max_params: int | None, rng: np.random.Generator) -> Code:
         """A mutant."""
         child, kept = parent.copy(), set()
         for _ in range(rng.geometric(1 / max(1.0, self.changes))):
-            layer = int(encoding.free[int(rng.random() * len(encoding.free))])
-            child[layer] = _one(encoding.tables[layer].neighbours[child[layer]], rng)
+            layer = int(codec.free[int(rng.random() * len(codec.free))])
+            child[layer] = _one(codec.tables[layer].neighbours[child[layer]], rng)
             kept.add(layer)
         if rng.random() < self.keep_size:
-            size = encoding.params(parent)
-            freed = size - encoding.params(child)
-            child = self._take(encoding, child, freed, rng, kept) if freed > 0 else child
-            child = resized(encoding, child, size, rng, keep=kept)
-        return resized(encoding, child, max_params, rng, keep=kept)
+            size = codec.params(parent)
+            freed = size - codec.params(child)
+            child = self._take(codec, child, freed, rng, kept) if freed > 0 else child
+            child = resized(codec, child, size, rng, keep=kept)
+        return resized(codec, child, max_params, rng, keep=kept)
 
     @staticmethod
-    def _take(encoding: Encoding, child: Code, room: int, rng: np.random.Generator, kept: Collection[int]) -> Code:
+    def _take(codec: Codec, child: Code, room: int, rng: np.random.Generator, kept: Collection[int]) -> Code:
         """Enlarge other layers by what was freed, each by the gene that fits best, until hardly any is left."""
-        result, params = child.tolist(), encoding.params(child)
-        for layer in rng.permutation(encoding.free).tolist():
-            table, own = encoding.tables[layer], result[layer]
+        result, params = child.tolist(), codec.params(child)
+        for layer in rng.permutation(codec.free).tolist():
+            table, own = codec.tables[layer], result[layer]
             growth = [table.params[option] - table.params[own] for option in table.neighbours[own]]
             best = max((size for size in growth if 0 < size <= room), default=0)
             if best and layer not in kept:
                 result[layer] = table.neighbours[own][growth.index(best)]
                 room, params = room - best, params + best
-            if room * 4 * len(encoding.free) < params:
+            if room * 4 * len(codec.free) < params:
                 break  # less than a quarter of a layer's mean share
         return np.array(result, dtype=np.int64)
 
@@ -106,11 +106,11 @@ class LayerCrossover:
         self.share = share
 
     def __call__(
-        self, encoding: Encoding, first: Code, second: Code, max_params: int | None, rng: np.random.Generator
+        self, codec: Codec, first: Code, second: Code, max_params: int | None, rng: np.random.Generator
     ) -> Code:
         """A child of two parents."""
         child = np.where(rng.random(len(first)) < self.share, second, first)
-        return resized(encoding, child, max_params, rng)
+        return resized(codec, child, max_params, rng)
 
 
 def _one(options: list[int], rng: np.random.Generator) -> int:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peft import PeftConfig
-from peft.utils.other import get_pattern_key
 
+from glora_search.compat import get_pattern_key
 from glora_search.errors import check_pattern, invalid
-from glora_search.paths import KINDS, PATHS, TIED, LayerPaths, check_kind, expand_tied
 from glora_search.tuners.registry import GLoraSearchType
+from glora_search.vocabulary import KINDS, PATHS, TIED, LayerPaths, check_kind, expand_tied
 
 
 @dataclass

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glora_search.errors import UserError, invalid
-from glora_search.paths import PATHS, TIED, path_shapes
 from glora_search.tuners.glora.config import GLoraConfig
 from glora_search.tuners.glora.layer import SUPPORTED_LAYERS, GLoraLayer
+from glora_search.vocabulary import PATHS, TIED, path_shapes
 
 Weights = dict[str, Tensor]
 """A state dict in the names of a saved adapter: ``base_model.model.<layer>.glora_<path>.<tensor> -> tensor``."""

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from glora_search.compat import BaseTunerLayer, check_adapters_to_merge
 from glora_search.errors import invalid
-from glora_search.paths import PATHS, LayerPaths, path_shapes
 from glora_search.tuners.glora.functional import (
     Terms,
     collect,
@@ -19,6 +18,7 @@ from glora_search.tuners.glora.functional import (
     effective_weight,
     glora_linear,
 )
+from glora_search.vocabulary import PATHS, LayerPaths, path_shapes
 
 SUPPORTED_LAYERS = (nn.Linear, Conv1D)
 

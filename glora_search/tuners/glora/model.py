@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.utils import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from glora_search.compat import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from glora_search.tuners.glora.config import GLoraConfig
 from glora_search.tuners.glora.layer import GLoraLayer, GLoraLinear, base_linear
 from glora_search.tuners.heads import AnyHead

@@ -9,8 +9,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from glora_search import GLoraConfig
 from glora_search.errors import UserError
-from glora_search.paths import LayerPaths
 from glora_search.tuners.registry import GLoraSearchType
+from glora_search.vocabulary import LayerPaths
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 

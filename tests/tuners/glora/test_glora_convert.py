@@ -15,8 +15,8 @@ from torch import nn
 
 from glora_search import GLoraConfig, from_stock, to_lora, to_stock
 from glora_search.errors import UserError
-from glora_search.paths import KINDS
 from glora_search.tuners.glora import save_adapter
+from glora_search.vocabulary import KINDS
 
 TARGETS = ["query", "value", "intermediate.dense"]
 KIND_PATTERN = {

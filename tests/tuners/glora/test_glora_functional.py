@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glora_search.paths import KINDS, PATHS, LayerPaths
 from glora_search.tuners.glora.functional import Terms, collect, effective_bias, effective_weight, glora_linear
+from glora_search.vocabulary import KINDS, PATHS, LayerPaths
 
 Adapter = dict[str, dict[str, Tensor]]
 SIZES = st.integers(1, 6)

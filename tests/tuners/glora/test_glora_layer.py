@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from glora_search.errors import UserError
-from glora_search.paths import KINDS, PATHS, LayerPaths
 from glora_search.tuners.glora.layer import GLoraLinear
+from glora_search.vocabulary import KINDS, PATHS, LayerPaths
 
 FULL = LayerPaths("lora", "lora", "lora", "vector", "vector", r=2)
 ANY_PATHS = st.builds(LayerPaths, **{path: st.sampled_from(KINDS[path]) for path in PATHS}, r=st.integers(1, 3))

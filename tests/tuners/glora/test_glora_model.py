@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from glora_search import GLoraConfig, GLoraLinear
 from glora_search.errors import UserError
-from glora_search.paths import KINDS, LayerPaths
+from glora_search.vocabulary import KINDS, LayerPaths
 
 BERT_LINEARS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 TARGETS = {

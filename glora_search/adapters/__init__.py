@@ -1,0 +1,1 @@
+"""Adapter folders: writing a subnet, its card, loading it again, merging it."""

@@ -1,0 +1,68 @@
+"""A subnet as an adapter folder: as it is, or in a format of peft's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+
+from glora_search.adapters.card import write_card
+from glora_search.space.layers import Choice
+from glora_search.tuners.glora import save_adapter, to_lora, to_stock
+
+
+def export_subnet(
+    supernet: Any, genome: Mapping[str, Choice], folder: Path, *, base_model: str, facts: Mapping[str, Any]
+) -> None:
+    """Write a subnet, with the weights that it inherits and the head, as an adapter folder.
+
+    The folder has ``adapter_config.json``, ``adapter_model.safetensors`` and a model card, and
+    ``PeftModel.from_pretrained`` loads it where this package is imported.
+
+    Args:
+        supernet: a ``PeftModel`` made with a `SupernetConfig`.
+        genome: the subnet.
+        base_model: hub name or folder of the base model, for the card and the config.
+        facts: what the card says about it, name -> value.
+    """
+    config = supernet.subnet_config(genome, base_model_name_or_path=base_model, inference_mode=True)
+    _note_model_class(config, supernet)
+    save_adapter(folder, config, supernet.subnet_state_dict(genome))
+    write_card(folder, base_model, facts)
+
+
+def _note_model_class(config: PeftConfig, model: PeftModel) -> None:
+    """Note what ``AutoPeftModel`` needs where peft has no name for the task, as ``PeftModel.save_pretrained`` does."""
+    if config.task_type is None:
+        cls = type(model.get_base_model())
+        config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
+
+
+STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
+"""What peft loads without this package: its own GLoRA, and LoRA."""
+
+
+def export_stock(model: Any, form: str, folder: Path, *, base_model: str, facts: Mapping[str, Any]) -> None:
+    """Write a model's adapter in one of `STOCK_FORMATS`, which plain peft loads.
+
+    A folder of an earlier export is replaced once the new one is whole.
+
+    Args:
+        model: a ``PeftModel`` with a `GLoraConfig` adapter.
+        form: ``peft`` or ``lora``.
+
+    Raises:
+        UserError: the format cannot express the adapter; nothing was written.
+    """
+    config, weights = STOCK_FORMATS[form](model)
+    config.base_model_name_or_path = base_model
+    _note_model_class(config, model)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    save_adapter(part, config, weights)
+    write_card(part, base_model, facts, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)

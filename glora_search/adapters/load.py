@@ -1,0 +1,55 @@
+"""Adapter folders with their base model: loading, counting, and merging into a plain model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from glora_search.errors import UserError
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
+    """A base model with an adapter folder's adapter and head.
+
+    Raises:
+        UserError: the folder's files are missing or damaged.
+    """
+    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    try:
+        if missing:  # peft would look for it on the hub
+            raise FileNotFoundError(f"{missing[0]} is missing")
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: not a whole adapter ({error}); make it again, with --again") from error
+
+
+def adapter_params(model: Any) -> int:
+    """Trainable parameters of the active adapter; the head is not among them."""
+    names = {f".{adapter}." for adapter in model.active_adapters}
+    prefix = model.base_model.prefix
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if f".{prefix}" in name and any(part in name for part in names)
+    )
+
+
+@torch.no_grad()
+def merge(model: Any) -> PreTrainedModel:
+    """Fold the active adapter into the base weights.
+
+    Returns:
+        The plain model, of the base model's class and size, with the trained head.
+
+    Raises:
+        ValueError: a merged weight is not finite.
+    """
+    plain: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    plain.requires_grad_(True)
+    return plain.eval()

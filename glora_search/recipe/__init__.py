@@ -1,0 +1,1 @@
+"""A recipe: an experiment as one checked YAML file."""

@@ -1,0 +1,103 @@
+"""Training arguments in a recipe: any field of transformers' TrainingArguments, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, ValidationInfo
+from transformers import TrainingArguments
+
+from glora_search.errors import invalid
+from glora_search.vocabulary import check_lr_factors
+
+TRAINING_TYPES = {
+    field.name: typing.get_type_hints(TrainingArguments)[field.name]
+    for field in dataclasses.fields(TrainingArguments)
+    if field.init and field.name != "output_dir"
+}
+
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 3,
+    "warmup_steps": 0.05,
+    "logging_steps": 20,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+"""What is used where a recipe says nothing; everything else is as in TrainingArguments."""
+
+STOPPING: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": None,
+    "restore_callback_states_from_checkpoint": True,
+}
+"""What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
+
+TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        (lambda value: value >= 1, "an int >= 1"),
+    ),
+    "num_train_epochs": (lambda value: 0 < value < math.inf, "a number above 0"),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"),
+        (lambda value: 0 <= value < math.inf, "a number >= 0"),
+    ),
+    "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1, by which num_train_epochs counts"),
+}
+"""What TrainingArguments takes and no training can use."""
+
+OTHER_MACHINE = {"other_machine": True}
+"""Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
+(``bf16``, say) are no error."""
+
+
+def _check_training(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, dict):
+        raise invalid("training", value, "a mapping of TrainingArguments fields")
+    checked: dict[str, Any] = {}
+    for name, setting in value.items():
+        if name not in TRAINING_TYPES:
+            close = difflib.get_close_matches(str(name), TRAINING_TYPES, n=3, cutoff=0.5)
+            hint = f", e.g. {', '.join(close)}" if close else ""
+            raise invalid(
+                f"training.{name}", setting, f"a field of transformers.TrainingArguments but output_dir{hint}"
+            )
+        try:
+            checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
+        except ValidationError as error:
+            raise invalid(f"training.{name}", setting, error.errors()[0]["msg"]) from None
+        fits, allowed = TRAINING_RANGES.get(name, (lambda value: True, ""))
+        if checked[name] is not None and not fits(checked[name]):
+            raise invalid(f"training.{name}", setting, allowed)
+    if info.context == OTHER_MACHINE:
+        return checked
+    try:
+        TrainingArguments(**{"output_dir": "unused", **TRAINING_DEFAULTS, **checked})
+    except (TypeError, ValueError, ImportError) as error:
+        raise invalid("training", checked, f"what transformers.TrainingArguments takes ({error})") from None
+    return checked
+
+
+Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
+
+
+def _check_lr_factors(value: Any) -> Any:
+    return check_lr_factors(value) if isinstance(value, dict) else value
+
+
+LrFactors = Annotated[dict[str, float], BeforeValidator(_check_lr_factors)]
+"""Kind of path (or of one path, or the head and what else is trained) -> what the learning rate is multiplied by."""

@@ -1,0 +1,106 @@
+"""A run's merged model, used as anyone would use it: by transformers' pipeline of the task."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glora_search.errors import UserError, invalid
+from glora_search.run.status import read_recipe, read_stage
+
+
+def predict(folder: Path, inputs: Sequence[str]) -> list[Any]:
+    """What the merged model makes of some inputs.
+
+    Args:
+        folder: the run folder.
+        inputs: texts, each put into the recipe's prompt where it has one; for a task on images, files.
+
+    Returns:
+        What the pipeline returns for each: mostly a mapping, or a list of mappings.
+
+    Raises:
+        UserError: it is not a run folder, there is no merged model yet or it cannot be used, it takes more than one
+            text, or it cannot read an input.
+    """
+    recipe = read_recipe(folder)
+    if read_stage(folder, "merged") is None:
+        raise UserError(f"{folder}: no merged/ yet; run first: glora-search merge {folder}")
+    texts = _prompted(recipe, inputs)
+    use = _load(folder, recipe["task"])
+    return [_use(use, text, given) for text, given in zip(texts, inputs, strict=True)]
+
+
+def _prompted(recipe: dict[str, Any], inputs: Sequence[str]) -> list[str]:
+    """The inputs as the model saw its texts in training."""
+    pair = recipe["data"].get("text_pair_column")
+    if pair is not None:
+        raise invalid("data.text_pair_column", pair, "null where 'predict' is used: it gives a model one text, not two")
+    prompt = recipe["task"].get("prompt") or []
+    templates = [prompt] if isinstance(prompt, str) else prompt
+    if not templates:
+        return list(inputs)
+    from glora_search.recipe.schema import prompt_columns
+
+    columns = list(dict.fromkeys(name for template in templates for name in prompt_columns(template)))
+    if len(columns) > 1:
+        raise invalid("task.prompt", prompt, f"one column where 'predict' is used, not {', '.join(columns)}")
+    return [templates[0 if text.strip() else -1].format(**{columns[0]: text}) for text in inputs]
+
+
+def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
+    from safetensors import SafetensorError
+    from transformers import pipeline
+
+    from glora_search.tasks import task_class
+
+    # transformers has no pipeline for models that read one text and write another
+    name, merged = getattr(task_class(task["type"]), "pipeline", None), folder / "merged"
+    limits = {"truncation": True, "max_length": task.get("max_length")} if name == "text-classification" else {}
+    trust = bool(task.get("trust_remote_code"))
+    try:
+        if name is None:
+            return _seq2seq(str(merged), task["max_length"], trust_remote_code=trust)
+        return functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{merged}: cannot be used ({_reason(error)}); make it anew: glora-search merge {folder} --again"
+        ) from error
+
+
+def _use(use: Callable[[str], Any], text: str, given: str) -> Any:
+    try:
+        return use(text)
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        raise invalid("TEXT", given, f"what the merged model can read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _seq2seq(model: str, max_length: int, *, trust_remote_code: bool) -> Callable[[str], list[dict[str, str]]]:
+    """What transformers 4 had as the pipeline ``text2text-generation``; text and answer are cut as in training."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(model, trust_remote_code=trust_remote_code).eval()
+    limits = {"truncation": True, "max_length": max_length}
+
+    def generate(text: str) -> list[dict[str, str]]:
+        batch = tokenizer(text, **limits, return_tensors="pt", return_token_type_ids=False)
+        answer = loaded.generate(**batch, max_new_tokens=max_length)[0]
+        return [{"generated_text": tokenizer.decode(answer, skip_special_tokens=True)}]
+
+    return generate
+
+
+def prediction_rows(output: Any) -> list[dict[str, Any]]:
+    """What a pipeline returned for one input, as rows of a table."""
+    if isinstance(output, Mapping):
+        return [dict(output)]
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return [row for part in output for row in prediction_rows(part)]
+    return [{"output": output}]

@@ -1,0 +1,238 @@
+"""The durable record of a search, shared by its workers: finished trials, and who evaluates what.
+
+Two studies of one storage. The search's own holds finished trials alone, each written at once with its parameters.
+Beside it, ``<name>.workers`` has one trial a worker, running as long as the worker lives, with the key of the genome
+that it evaluates: its claim. So a killed worker leaves nothing in the search's study.
+
+A genome is evaluated once: a worker writes its claim, then reads the claims of the others, then the finished trials.
+Of two that claim the same at the same time, at least one sees the other and steps back. A claim ends where its worker
+does, or with the finished trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from glora_search.errors import invalid
+from glora_search.search.shared.storage import open_storage
+
+CLAIM = "claim"
+PLACE = "place"
+BEAT = "beat"
+BEAT_SECONDS = 10.0
+"""How often a worker shows that it lives, while an evaluation takes longer."""
+LOST_SECONDS = 60.0
+"""A worker of another machine that has not shown so for this long is taken for dead."""
+
+
+class Ledger:
+    """A search's studies in a storage, and this process as one of its workers.
+
+    Args:
+        storage: see `open_storage`; None keeps the study in this process's memory alone.
+        name: of the study.
+        directions: of the study's values.
+        settings: what the study belongs to; a storage with another's study of this name is refused.
+
+    Raises:
+        UserError: the storage cannot be used, or holds another search under this name.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | BaseStorage | None,
+        *,
+        name: str,
+        directions: list[StudyDirection],
+        settings: Mapping[str, Any],
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.where = storage
+        self.storage = optuna.storages.InMemoryStorage() if storage is None else open_storage(storage)
+        self.study = self._open(name, directions)
+        found = self.study.directions
+        if found != directions:
+            raise self._other("directions", [d.name.lower() for d in found], [d.name.lower() for d in directions])
+        for key, value in settings.items():
+            before = self.study.user_attrs.get(key)
+            if before is None:
+                self.study.set_user_attr(key, value)
+            elif before != value:
+                raise self._other(key, before, value)
+        self._read = 0
+        self._claims: dict[int, tuple[Any, float]] = {}
+        self._worker: int | None = None
+        self._workers: int | None = None
+        if storage is not None:
+            self._workers = self._open(f"{name}.workers", [StudyDirection.MINIMIZE])._study_id
+
+    def _open(self, name: str, directions: list[StudyDirection]) -> optuna.Study:
+        try:
+            return optuna.load_study(study_name=name, storage=self.storage)
+        except KeyError:
+            # Another worker may have made it in the meantime.
+            names = [direction.name.lower() for direction in directions]
+            return optuna.create_study(study_name=name, storage=self.storage, directions=names, load_if_exists=True)
+
+    def _other(self, key: str, before: Any, value: Any) -> Exception:
+        return invalid(
+            "storage", str(self.where), f"one of the same search: {key} is {value!r} here and was {before!r}"
+        )
+
+    # -- finished trials -------------------------------------------------------------------------------------------
+
+    def new_trials(self) -> list[FrozenTrial]:
+        """The trials that have finished since the last call, by any worker."""
+        trials = self.study.get_trials(deepcopy=False)
+        found, self._read = trials[self._read :], len(trials)
+        return found
+
+    def append(self, trial: FrozenTrial) -> None:
+        """Write a finished trial."""
+        self.storage.create_new_trial(self.study._study_id, trial)
+
+    # -- claims ----------------------------------------------------------------------------------------------------
+
+    def claim(self, key: str) -> set[str]:
+        """Say that this worker is about to evaluate a genome.
+
+        Returns:
+            The keys that other living workers claim. If ``key`` is among them, this worker must step back; read the
+            finished trials after this call, not before, to know whether a claim has ended well.
+        """
+        if self._workers is None:
+            return set()
+        if self._worker is not None:
+            try:
+                self.storage.set_trial_user_attr(self._worker, CLAIM, key)
+                return self.claims()
+            except (UpdateFinishedTrialError, RuntimeError):
+                pass  # taken for dead after a long silence: join anew
+        attributes = {PLACE: _place(), CLAIM: key, BEAT: 0}
+        template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        self._worker = self.storage.create_new_trial(self._workers, template)
+        return self.claims()
+
+    def claims(self) -> set[str]:
+        """The keys that other living workers claim; some may have finished since."""
+        if self._workers is None:
+            return set()
+        running = self.storage.get_all_trials(self._workers, deepcopy=False, states=(TrialState.RUNNING,))
+        return {
+            str(trial.user_attrs[CLAIM])
+            for trial in running
+            if trial._trial_id != self._worker and trial.user_attrs.get(CLAIM) and self._lives(trial)
+        }
+
+    def holds(self) -> bool:
+        """Whether this worker counts as alive; one that was silent for too long may have lost its claim."""
+        if self._worker is None:
+            return self._workers is None
+        return self.storage.get_trial(self._worker).state == TrialState.RUNNING
+
+    def release(self) -> None:
+        """Give the claim back without a result."""
+        if self._worker is not None and self.holds():
+            self.storage.set_trial_user_attr(self._worker, CLAIM, "")
+
+    def leave(self) -> None:
+        """This worker ends."""
+        if self._worker is not None:
+            self._end(self._worker, TrialState.COMPLETE)
+            self._worker = None
+
+    def beating(self) -> _Heart:
+        """A context in which this worker shows, from time to time, that it lives."""
+        return _Heart(self.storage, self._worker)
+
+    def bury(self, pid: int) -> None:
+        """End the claims of a worker process of this machine that is known to be dead."""
+        if self._workers is None:
+            return
+        place = [*_place()[:1], pid]
+        for trial in self.storage.get_all_trials(self._workers, deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get(PLACE, [])[:2] == place:
+                self._end(trial._trial_id, TrialState.FAIL)
+
+    def _lives(self, worker: FrozenTrial) -> bool:
+        machine, pid, started = worker.user_attrs[PLACE]
+        if machine == _place()[0]:
+            alive = _started(pid) == started
+        else:
+            sign, now = (worker.user_attrs[BEAT], worker.user_attrs[CLAIM]), time.monotonic()
+            last, since = self._claims.setdefault(worker._trial_id, (sign, now))
+            if last != sign:
+                self._claims[worker._trial_id] = (sign, now)
+            alive = last != sign or now - since < LOST_SECONDS
+        if not alive:
+            self._end(worker._trial_id, TrialState.FAIL)
+        return alive
+
+    def _end(self, worker: int, state: TrialState) -> None:
+        values = [0.0] if state == TrialState.COMPLETE else None
+        with contextlib.suppress(UpdateFinishedTrialError, RuntimeError):  # another worker was faster
+            self.storage.set_trial_state_values(worker, state, values)
+
+
+class _Heart:
+    """Shows that a worker lives, as long as the block takes."""
+
+    def __init__(self, storage: BaseStorage, worker: int | None) -> None:
+        self._storage, self._worker = storage, worker
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        if self._worker is not None:
+            self._thread = threading.Thread(target=self._beat, daemon=True)
+            self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._stop.wait(BEAT_SECONDS):
+            beats += 1
+            try:
+                self._storage.set_trial_user_attr(self._worker, BEAT, beats)  # type: ignore[arg-type]
+            except Exception:
+                return  # the evaluation's own write will say what is wrong with the storage
+
+
+def _place() -> list[Any]:
+    """This process: its machine (this boot, this process namespace), its number, and when it started."""
+    pid = os.getpid()
+    return [_machine(), pid, _started(pid)]
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux: workers of this machine are watched like those of others
+        return f"{os.uname().nodename} {os.getpid()}"
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine started, in ticks of its clock; empty where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]

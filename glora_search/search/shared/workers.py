@@ -1,0 +1,70 @@
+"""Further processes of this machine that work on the same search."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+@contextmanager
+def helped_by(count: int, run: Path, storage: str | None) -> Iterator[None]:
+    """A block of work on a run's search, with so many more processes beside it.
+
+    They share the machine's cores. One that dies is not replaced; what it evaluated is evaluated by another. They end
+    with the search, and at the latest with the block.
+
+    Args:
+        run: the run folder.
+        storage: see `pipeline.Run.search`.
+    """
+    if count < 1:
+        yield
+        return
+    before = torch.get_num_threads()
+    threads = max(1, (os.cpu_count() or 1) // (count + 1))
+    context = multiprocessing.get_context("spawn")
+    helpers = [context.Process(target=_work, args=(str(run), storage, threads), daemon=True) for _ in range(count)]
+    with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore; the first one ends the others
+        for helper in helpers:
+            helper.start()
+    torch.set_num_threads(threads)
+    try:
+        yield
+        for helper in helpers:
+            helper.join()
+    finally:
+        torch.set_num_threads(before)
+        for helper in helpers:
+            helper.terminate()
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody choose
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(run: str, storage: str | None, threads: int) -> None:
+    import transformers
+
+    import glora_search.progress
+    from glora_search.run.pipeline import Run
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    glora_search.progress.console.quiet = True  # the first process shows the progress of all
+    torch.set_num_threads(threads)
+    Run(run).work_on_search(storage=storage)

@@ -1,0 +1,201 @@
+"""A recipe's rows in three splits; what is not given is cut from train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
+
+from glora_search.errors import invalid
+from glora_search.recipe.schema import BbcHeadlines, Files, Hub, Saved
+from glora_search.tasks.sources import Source, open_source
+
+Column = tuple[str, str]
+"""The key of a recipe that names a column, and the column."""
+Labels = list[list[str]]
+"""For each row the labels that it has: one, one for each of its words, or none."""
+
+
+@dataclass
+class Data:
+    """Train and validation rows, the label names, and where the test rows are.
+
+    The test rows stay out of reach until `read_test`: training and search are handed this object's two other
+    splits only. Up to then nothing but the names of the test labels is looked at, so that a label which no model
+    could have learned is reported before the work and not after it.
+
+    Attributes:
+        train, validation: the rows to learn from and to search on, with the columns that the task reads.
+        labels: label names, sorted; a label's class is its index. Empty where the task has none.
+    """
+
+    train: Dataset
+    validation: Dataset
+    labels: list[str]
+    _test: Callable[[], Dataset] = field(repr=False)
+
+    def read_test(self) -> Dataset:
+        """Read the test split; call it once, at the end."""
+        return self._test()
+
+
+def load_data(
+    data: BbcHeadlines | Files | Hub | Saved,
+    seed: int,
+    *,
+    inputs: Sequence[Column],
+    targets: Sequence[Column] = (),
+    labelled: bool = True,
+) -> Data:
+    """Read a recipe's data.
+
+    Splits that are not given are cut from train with the seed: the test rows first, then the validation rows. Rows of
+    equal inputs stay together.
+
+    Args:
+        inputs: what the model is given.
+        targets: what it has to say.
+        labelled: whether the first target holds a label, or a list of labels, in each row.
+
+    Raises:
+        UserError: a file, column or split is missing; a label is in the validation or test split only; the data
+            cannot be had without a network.
+    """
+    reader = _Reader(open_source(data), inputs, targets, labelled)
+    rng = np.random.default_rng(seed)
+    rows = reader.read("train")
+    labels = sorted({name for names in reader.labels(rows) for name in names})
+    test: Callable[[], Dataset]
+    if getattr(data, "test", None) is None:
+        rows, cut = reader.cut(rows, data.test_fraction, rng)
+        test = lambda: cut  # noqa: E731
+    else:
+        reader.check("test")
+        test = lambda: reader.read("test")  # noqa: E731
+    if getattr(data, "validation", None) is None:
+        rows, validation = reader.cut(rows, data.validation_fraction, rng)
+    else:
+        validation = reader.read("validation")
+        _check_labels(reader.labels(validation), labels, "data.validation")
+    if labelled and getattr(data, "test", None) is not None:
+        _check_labels(reader.labels(reader.read("test", labels_only=True)), labels, "data.test")
+    if data.max_train_rows is not None and len(rows) > data.max_train_rows:
+        rows = reader.some(rows, data.max_train_rows, rng)
+    if labelled and len(labels) < 2:
+        raise invalid(targets[0][0], labels, "a column with at least 2 different labels")
+    return Data(rows, validation, labels, test)
+
+
+class _Reader:
+    """Reads the columns of a task, and cuts the rows."""
+
+    def __init__(self, source: Source, inputs: Sequence[Column], targets: Sequence[Column], labelled: bool) -> None:
+        self.source, self.used = source, [*inputs, *targets]
+        self.inputs = [column for _, column in inputs]
+        self.label = targets[0][1] if labelled else None
+
+    def check(self, split: str) -> None:
+        """Raise a UserError where a split cannot be read or lacks a column."""
+        found = self.source.columns(split)
+        for key, name in self.used:
+            if name not in found:
+                raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(str, found))}")
+
+    def read(self, split: str, labels_only: bool = False) -> Dataset:
+        """A split; labels are their names."""
+        self.check(split)
+        columns = [self.label] if labels_only and self.label else [column for _, column in self.used]
+        rows = self.source.read(split, list(dict.fromkeys(columns)))
+        if len(rows) == 0:
+            raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.label else ""))
+        return _named_labels(rows, self.label, f"data.{split}") if self.label else rows
+
+    def labels(self, rows: Dataset) -> Labels:
+        """The labels of each row."""
+        if self.label is None:
+            return [[]] * len(rows)
+        return [[value] if isinstance(value, str) else value for value in rows[self.label]]
+
+    def cut(self, rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
+        """Split rows in ``(kept, cut off)``: equal inputs stay together, and every label keeps a row."""
+        known: dict[Hashable, int] = {}
+        groups = [known.setdefault(key, len(known)) for key in _keys(rows, self.inputs)]
+        size = round(len(known) * fraction)
+        cut = np.isin(groups, rng.permutation(len(known))[:size])
+        labels = self.labels(rows)
+        kept = {name for names, off in zip(labels, cut, strict=True) if not off for name in names}
+        rescued = [group for group, names in zip(groups, labels, strict=True) if not kept.issuperset(names)]
+        cut &= ~np.isin(groups, rescued)
+        if not 0 < cut.sum() < len(rows):
+            raise invalid("data", f"{len(rows)} rows", f"enough rows to cut {fraction:.0%} of them off")
+        return rows.select(np.flatnonzero(~cut)), rows.select(np.flatnonzero(cut))
+
+    def some(self, rows: Dataset, count: int, rng: np.random.Generator) -> Dataset:
+        """A random part of this many rows, with at least one of every label."""
+        labels, seen = self.labels(rows), set[str]()
+        needed: list[int] = []
+        others: list[int] = []
+        for row in rng.permutation(len(rows)):
+            (others if seen.issuperset(labels[row]) else needed).append(int(row))
+            seen.update(labels[row])
+        if count < len(needed):
+            raise invalid("data.max_train_rows", count, f"at least {len(needed)}, one for every label")
+        return rows.select(sorted([*needed, *others][:count]))
+
+
+def _check_labels(found: Labels, known: Sequence[str], key: str) -> None:
+    unknown = sorted({name for names in found for name in names} - set(known))
+    if unknown:
+        raise invalid(key, f"label {unknown[0]!r}", f"labels that train has: {', '.join(known)}")
+
+
+def _named_labels(rows: Dataset, column: str, key: str) -> Dataset:
+    """The rows with a label's name, or a list of names, in place of its number."""
+    feature = rows.features[column]
+    classes = getattr(feature, "feature", feature)  # of a list, those of what it holds
+
+    def name(value: Any) -> str:
+        if isinstance(classes, ClassLabel) and value is not None:
+            return str(classes.int2str(int(value))) if value >= 0 else ""
+        return "" if value is None else str(value)
+
+    values = list(rows[column])
+    names = [[name(item) for item in value] if isinstance(value, list) else name(value) for value in values]
+    for number, found in enumerate(names, 1):
+        if not all(item.strip() for item in ([found] if isinstance(found, str) else found)):
+            raise invalid(key, f"no label in row {number}", "rows that each have a label")
+    return rows if names == values else with_column(rows, column, names)
+
+
+def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:
+    """The rows with a column of plain values, in place of the one of that name if there is one; nothing is copied or
+    decoded."""
+    made = Dataset.from_dict({column: values})
+    table, new = rows.flatten_indices().data.table, made.data.table.column(column)
+    if column in table.column_names:
+        table = table.set_column(table.column_names.index(column), column, new)
+    else:
+        table = table.append_column(column, new)
+    return Dataset(table, info=DatasetInfo(features=Features({**rows.features, **made.features})))
+
+
+def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
+    """For each row what is equal where its inputs are."""
+    parts: list[list[Hashable]] = []
+    for column in columns:
+        if isinstance(rows.features[column], Image):
+            parts.append([_image_key(image) for image in rows.cast_column(column, Image(decode=False))[column]])
+        else:
+            values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
+            parts.append([tuple(value) if isinstance(value, list) else value for value in values])
+    return list(zip(*parts, strict=True))
+
+
+def _image_key(image: Mapping[str, Any]) -> str:
+    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,1 @@
+"""Training with transformers' Trainer: rates by kind of path, the loop, the baselines."""

@@ -1,0 +1,107 @@
+"""Training a model with transformers' Trainer: the settings that all stages share, a bar, and going on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from glora_search.files.text import read_json
+from glora_search.progress import Bar, say, track
+from glora_search.recipe.arguments import TRAINING_DEFAULTS
+from glora_search.training.trainer import PathTrainer
+
+CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows a Trainer's steps on a bar, with the latest loss."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed training starts where it was."""
+        self.bar.start_at(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Keep the loss for the bar."""
+        if logs and "loss" in logs:
+            self.note = f"loss {float(logs['loss']):.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step is done."""
+        self.bar.advance(1, self.note)
+
+
+def train(
+    model: PreTrainedModel | nn.Module,
+    dataset: Dataset,
+    collator: Any,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    seed: int,
+    description: str,
+    trainer_cls: type[Trainer] = PathTrainer,
+    **trainer_options: Any,
+) -> Trainer:
+    """Train a model; its checkpoints go to ``folder/checkpoints``.
+
+    Where an interrupted training has left a whole checkpoint there, it goes on from it. They are the caller's to
+    remove, once the result is safe.
+
+    Args:
+        settings: fields of TrainingArguments, on top of `recipe.TRAINING_DEFAULTS`.
+        seed: of the order of the rows.
+        description: for the progress bar.
+        trainer_cls: `PathTrainer` or another Trainer; ``trainer_options`` are passed to it.
+
+    Returns:
+        The trainer, after training.
+    """
+    checkpoints = folder / "checkpoints"
+    arguments = training_arguments(settings, checkpoints, seed)
+    trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
+    trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(checkpoints)
+    if last is not None:
+        say(f"{description}: going on from {Path(last).name}", "dim")
+    with track(description, total_steps(trainer)) as bar:
+        trainer.add_callback(TrainingProgress(bar))
+        trainer.train(resume_from_checkpoint=last)
+    return trainer
+
+
+def training_arguments(settings: Mapping[str, Any], folder: Path, seed: int) -> TrainingArguments:
+    """A recipe's settings, on top of `recipe.TRAINING_DEFAULTS`."""
+    return TrainingArguments(**{"output_dir": str(folder), "seed": seed, **TRAINING_DEFAULTS, **settings})
+
+
+def total_steps(trainer: Trainer) -> int:
+    """The optimizer steps of a whole training."""
+    arguments = trainer.args
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
+    return round(per_epoch * arguments.num_train_epochs)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest checkpoint that was written to its end; a kill can leave a half-written one."""
+    found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        read_json(checkpoint / "trainer_state.json")  # what Trainer writes last
+    except (OSError, ValueError):
+        return False
+    return all((checkpoint / name).is_file() for name in CHECKPOINT_FILES)

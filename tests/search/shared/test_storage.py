@@ -1,0 +1,140 @@
+"""Where a search is kept: a journal that survives kills and full disks, and what a URL opens."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from sqlalchemy.exc import OperationalError
+
+from glora_search.errors import UserError
+from glora_search.search import open_storage, search
+from glora_search.search.shared import storage as storage_module
+from glora_search.search.shared.storage import JournalFile
+
+
+def test_a_line_that_a_kill_cut_off_is_removed_and_the_search_goes_on(space, evaluator, tmp_path):
+    journal = tmp_path / "journal.log"
+    search(space, evaluator(), trials=10, storage=journal)
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":4,"worker_id":"x","stu')
+    made = evaluator()
+    study = search(space, made, trials=14, storage=journal)
+    assert len(made.genomes) == 4
+    assert len(study.trials) == 14
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_line_that_another_worker_was_killed_in_is_removed_while_the_search_goes_on(space, evaluator, tmp_path):
+    journal = tmp_path / "journal.log"
+    made = evaluator()
+
+    def evaluate(genome):
+        if len(made.genomes) == 5:
+            with journal.open("ab") as file:
+                file.write(b'{"op_code":4,"half')
+        return made(genome)
+
+    study = search(space, evaluate, trials=12, storage=journal)
+    assert len(study.trials) == 12
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_line_that_is_damaged_elsewhere_is_named_and_nothing_is_written(space, evaluator, tmp_path):
+    journal = tmp_path / "journal.log"
+    search(space, evaluator(), trials=5, storage=journal)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[3] = b"\x00\x00\x00\n"
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"journal\.log: line 4 is damaged"):
+        search(space, evaluator(), trials=8, storage=journal)
+    assert journal.read_bytes() == b"".join(lines)
+
+
+def test_a_write_that_a_full_disk_cut_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    journal = JournalFile(tmp_path / "journal.log")
+    journal.append_logs([{"number": 1}])
+    original = storage_module.append
+
+    def half(path, content, *, wait):
+        original(path, content[: len(content) // 2], wait=wait)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage_module, "append", half)
+    with pytest.raises(OSError, match="No space left"):
+        journal.append_logs([{"number": 2}, {"number": 3}])
+    monkeypatch.undo()
+    journal.append_logs([{"number": 4}])
+    assert list(journal.read_logs(0)) == [{"number": 1}, {"number": 4}]
+
+
+def test_every_finished_trial_is_on_the_disk_and_claims_are_not_waited_for(space, evaluator, tmp_path, monkeypatch):
+    synced, original = [], storage_module.append
+
+    def note(path, content, *, wait):
+        original(path, content, wait=wait)
+        synced.extend((json.loads(line), wait) for line in content.splitlines())
+
+    monkeypatch.setattr(storage_module, "append", note)
+    search(space, evaluator(), trials=6, storage=tmp_path / "journal.log")
+    finished = [wait for log, wait in synced if log["op_code"] == 4 and log["state"] == 1]
+    claims = [wait for log, wait in synced if "claim" in log.get("user_attr", {})]
+    assert finished == [True] * 6
+    assert len(claims) >= 5
+    assert not any(claims)
+
+
+def test_a_journal_is_read_from_any_number_and_by_another_process_object(tmp_path):
+    journal, other = JournalFile(tmp_path / "journal.log"), JournalFile(tmp_path / "journal.log")
+    for number in range(5):
+        (journal, other)[number % 2].append_logs([{"number": number}])
+    assert [log["number"] for log in journal.read_logs(0)] == [0, 1, 2, 3, 4]
+    assert [log["number"] for log in journal.read_logs(3)] == [3, 4]
+    assert [log["number"] for log in journal.read_logs(5)] == []
+    other.append_logs([{"number": 5}])
+    assert [log["number"] for log in journal.read_logs(5)] == [5]
+
+
+def test_a_path_is_a_journal_a_url_a_database_and_a_storage_itself(tmp_path):
+    assert isinstance(open_storage(tmp_path / "folder" / "journal.log"), JournalStorage)
+    assert isinstance(open_storage(str(tmp_path / "journal.log")), JournalStorage)
+    sqlite = open_storage(f"sqlite:///{tmp_path}/study.db")
+    assert isinstance(getattr(sqlite, "_backend", sqlite), RDBStorage)
+    mine = InMemoryStorage()
+    assert open_storage(mine) is mine
+
+
+@pytest.mark.parametrize(("message", "opens"), [("Table 'studies' already exists", True), ("no such host", False)])
+def test_workers_that_find_an_empty_database_at_once_wait_for_the_one_that_makes_the_tables(
+    message, opens, tmp_path, monkeypatch
+):
+    original, failures = RDBStorage.__init__, [OperationalError("create", {}, Exception(message))] * 2
+
+    def init(self, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(RDBStorage, "__init__", init)
+    if opens:
+        assert open_storage(f"sqlite:///{tmp_path}/study.db").get_all_studies() == []
+    else:
+        with pytest.raises(UserError, match=r"can be reached .*no such host"):
+            open_storage(f"sqlite:///{tmp_path}/study.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ftp://host/study", ["storage", "ftp://host/study", "postgresql://", "grpc://host:port"]),
+        ("postgresql://me:secret@127.0.0.1:1/study", ["storage", "postgresql://127.0.0.1/study", "can be reached"]),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(url, words):
+    with pytest.raises(UserError) as error:
+        open_storage(url)
+    assert "secret" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
