@@ -9,13 +9,15 @@ STAMP := $(VENV)/installed
 quickstart: $(STAMP)
 	$(BIN)/glora-search run quickstart
 
-test: quickstart lint
+# Lint first: it is the fastest to say no.
+test: lint quickstart
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)

@@ -31,7 +31,7 @@ import numpy as np
 import optuna
 
 from glora_search.files.text import write_json
-from glora_search.run.folder import environment
+from glora_search.run.making import environment
 from glora_search.search import Evaluation, open_storage, search
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import SpaceLayer

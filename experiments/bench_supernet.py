@@ -28,7 +28,7 @@ from rich.progress import track
 
 from glora_search.files.text import write_json
 from glora_search.recipe.schema import Recipe
-from glora_search.run.folder import environment
+from glora_search.run.making import environment
 from glora_search.space.schema import SearchSpace
 from glora_search.supernet import SupernetConfig, make_sampling
 from glora_search.tasks.text_classification import TextClassification

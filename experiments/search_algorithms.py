@@ -68,10 +68,10 @@ class Cached:
         from glora_search.search import SubnetEvaluator
         from glora_search.space.codes import Codec
 
-        rows = np.random.default_rng(0).permutation(len(run.task.validation))[:ROWS]
+        rows = np.random.default_rng(0).permutation(len(run.context.task.validation))[:ROWS]
         supernet = run._load(run.folder / "supernet")
-        self.evaluator = SubnetEvaluator(supernet, run.task.validation.select(rows), run.task, batch_size=12)
-        self.codec, self.path, self.until = Codec(run.space), path, until
+        self.evaluator = SubnetEvaluator(supernet, run.context.task.validation.select(rows), run.context.task, batch_size=12)
+        self.codec, self.path, self.until = Codec(run.context.space), path, until
         self.known: dict[str, list[list[float]]] = {}
         for file in path.parent.glob("evaluations-*.jsonl"):
             with contextlib.suppress(FileNotFoundError):
@@ -107,7 +107,7 @@ def search_one(evaluate: Cached, run: Any, name: str, budget: int, seed: int) ->
 
     from glora_search.search import search
 
-    study = search(run.space, evaluate, max_params=budget, score="loss", seed=seed, **ALGORITHMS[name])
+    study = search(run.context.space, evaluate, max_params=budget, score="loss", seed=seed, **ALGORITHMS[name])
     cost, best, curve = 0.0, float("inf"), []
     for trial in study.trials:
         cost += 1.0 if trial.state == TrialState.COMPLETE else trial.user_attrs.get("partial", 1.0)
@@ -121,7 +121,7 @@ def work(data: str, folder: str, job: int, jobs: int, minutes: float) -> None:
     """One process: its share of the searches."""
     import torch
 
-    from glora_search.run.pipeline import Run
+    from glora_search.run.runner import Run
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     run = Run(Path(folder))
@@ -287,12 +287,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data:
         from glora_search.recipe.schema import Recipe
-        from glora_search.run.pipeline import Run
+        from glora_search.run.runner import Run
 
         files = {split: str(Path(arguments.data) / f"{split}.csv") for split in ("train", "validation")}
         data = {"source": "csv", **files, "max_train_rows": 2000}
         run = Run.create(Recipe.model_validate({**RECIPE, "data": data}), arguments.run_dir)
-        run.train_supernet()
+        run.do("supernet")
         context = multiprocessing.get_context("spawn")
         shares = [
             (arguments.data, str(run.folder), job, arguments.jobs, arguments.minutes) for job in range(arguments.jobs)

@@ -10,8 +10,9 @@ from glora_search.lazy import lazily
 if TYPE_CHECKING:
     from glora_search.find import FoundAdapter, find_adapter
     from glora_search.recipe.schema import Recipe
-    from glora_search.run.pipeline import Run
-    from glora_search.scoring import Evaluation
+    from glora_search.report import write_report
+    from glora_search.run.runner import Run
+    from glora_search.scoring import Evaluation, RowMetric
     from glora_search.search.calibration import Calibration, calibration_args
     from glora_search.search.evaluator import SubnetEvaluator
     from glora_search.search.evolution import EvolutionSampler, PaperSampler
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from glora_search.search.study import search
     from glora_search.search.trials import best_trial, front
     from glora_search.space import BoundSpace, SearchSpace
-    from glora_search.supernet import SupernetConfig, SupernetModel, SupernetTrainer, probe_subnets
+    from glora_search.supernet import (
+        Sampling,
+        SizeSampling,
+        SupernetConfig,
+        SupernetModel,
+        SupernetTrainer,
+        probe_subnets,
+    )
     from glora_search.training.baselines import lora_within
     from glora_search.training.trainer import PathTrainer
     from glora_search.tuners.glora import (
@@ -47,8 +55,11 @@ __all__ = [
     "PaperSampler",
     "PathTrainer",
     "Recipe",
+    "RowMetric",
     "Run",
+    "Sampling",
     "SearchSpace",
+    "SizeSampling",
     "SubnetEvaluator",
     "SupernetConfig",
     "SupernetModel",
@@ -65,6 +76,7 @@ __all__ = [
     "search",
     "to_lora",
     "to_stock",
+    "write_report",
 ]
 
 
@@ -81,18 +93,21 @@ __getattr__ = lazily(
     {
         **dict.fromkeys(("FoundAdapter", "find_adapter"), "find"),
         **dict.fromkeys(("BoundSpace", "SearchSpace"), "space"),
-        **dict.fromkeys((name for name in __all__ if name.startswith(("Supernet", "probe"))), "supernet"),
+        **dict.fromkeys(
+            (name for name in __all__ if name.startswith(("Supernet", "probe", "Sampling", "Size"))), "supernet"
+        ),
         **dict.fromkeys((name for name in __all__ if name.startswith(("GLora", "from_", "to_"))), "tuners.glora"),
         **dict.fromkeys(("Calibration", "calibration_args"), "search.calibration"),
         **dict.fromkeys(("EvolutionSampler", "PaperSampler"), "search.evolution"),
         **dict.fromkeys(("best_trial", "front"), "search.trials"),
-        "Evaluation": "scoring",
+        **dict.fromkeys(("Evaluation", "RowMetric"), "scoring"),
         "PathTrainer": "training.trainer",
         "Recipe": "recipe.schema",
-        "Run": "run.pipeline",
+        "Run": "run.runner",
         "SubnetEvaluator": "search.evaluator",
         "lora_within": "training.baselines",
         "make_sampler": "search.samplers",
+        "write_report": "report",
         "open_storage": "search.shared.storage",
     },
 )

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import optuna
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
-from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments, default_data_collator, set_seed
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from glora_search.scoring import evaluate
-from glora_search.search import Calibration, Evaluation, SubnetEvaluator, best_trial, calibration_args, search
-from glora_search.space.bound import BoundSpace
-from glora_search.space.layers import Genome
-from glora_search.space.schema import SearchSpace
-from glora_search.supernet import SizeSampling, SupernetConfig, SupernetTrainer, probe_subnets
-from glora_search.training.trainer import PathTrainer
+from glora_search.ranking import rank_key
+from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate
+from glora_search.search.calibration import calibration_args, subnet_evaluator
+from glora_search.search.study import search
+from glora_search.search.trials import best_trial
+from glora_search.space import BoundSpace, Genome, SearchSpace
+from glora_search.supernet.train import train_supernet
+from glora_search.training.loop import train as train_on
 from glora_search.tuners.glora import GLoraConfig
-
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean is the metric."""
-
-
-@dataclass
-class Scoring:
-    """What `SubnetEvaluator` needs to know of a task.
-
-    Attributes:
-        collator: rows -> batch.
-        metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
-            the metric.
-    """
-
-    collator: Any
-    metric: Metric
-
-    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What each row is worth, and 1: ``[rows, 2]``."""
-        worth = self.metric(logits, labels).float()
-        return torch.stack([worth, torch.ones_like(worth)], dim=1)
-
-    def score(self, sums: np.ndarray) -> float:
-        """The mean over the rows."""
-        return float(sums[0] / sums[1])
 
 
 @dataclass(frozen=True)
@@ -84,17 +59,22 @@ def find_adapter(
     retrain_args: TrainingArguments | None = None,
     space: str | SearchSpace | BoundSpace = "glora",
     max_params: int | None = None,
-    trials: int = 200,
+    sampling: str = "sizes",
+    sampling_options: Mapping[str, Any] | None = None,
+    sharing: str = "separate",
+    trials: int = 1000,
+    score: Literal["loss", "metric"] = "loss",
     calibration_steps: int = 0,
+    batch_size: int = 64,
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
     lr_factors: Mapping[str, float] | None = None,
     direction: Literal["maximize", "minimize"] = "maximize",
     **search_options: Any,
 ) -> FoundAdapter:
-    """Train a supernet, search it, and hand back the best subnet under the budget, trained on where that is asked.
+    """Train a supernet, search it, and return the best subnet under the budget, trained on where that is asked.
 
-    The stages are those of a recipe, in memory: `SupernetTrainer`, `SubnetEvaluator`, `search`, and `PathTrainer`.
+    The stages are those of a recipe, in memory, with the same functions and the same defaults.
 
     Args:
         model: the base model with its head, changed in place as ``get_peft_model`` does.
@@ -103,18 +83,22 @@ def find_adapter(
         task_type: as in peft; ``SEQ_CLS`` makes the classifier a part of what is trained and saved.
         metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
             the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
-        args: of the supernet's training; the seed is the search's too, and so is the size of an evaluation batch.
+        args: of the supernet's training; the seed is the search's too.
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
+        sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.
+        sharing: how the kinds of a path share weights, ``separate`` or ``nested``.
         trials: subnets to evaluate.
+        score: what is searched for on the validation rows: the loss, which is smooth, or the metric.
         calibration_steps: train each subnet for so many steps before it is scored, see `Calibration`.
+        batch_size: rows of an evaluation batch.
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
         lr_factors: learning rates by kind of path, see `PathTrainer`.
         direction: whether a higher or a lower metric is better.
-        search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``; ``score`` is ``loss``.
+        search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
     Raises:
         UserError: the space does not fit the model, the budget is below the cheapest subnet, or an option of the search
@@ -123,49 +107,60 @@ def find_adapter(
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
     bound.check_budget(max_params)
-    few_steps = None if calibration_steps == 0 else calibration_args(args, calibration_steps)
+    if calibration_steps != 0:
+        calibration_args(args, calibration_steps)  # refused before the training, not after it
+    scoring = RowMetric(metric, data_collator, direction)
     set_seed(args.seed)
-    supernet = get_peft_model(model, SupernetConfig(space=bound, task_type=task_type, modules_to_save=modules_to_save))
-    collator = data_collator or default_data_collator
-    trainer = SupernetTrainer(
-        model=supernet,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=collator,
+    supernet, _ = train_supernet(
+        model,
+        bound,
+        scoring,
+        train,
+        validation,
+        args,
+        task_type=task_type,
+        modules_to_save=modules_to_save,
+        sharing=sharing,
+        sampling=sampling,
+        sampling_options=sampling_options,
         lr_factors=lr_factors,
-        sampling=SizeSampling(bound, seed=args.seed, max_params=max_params),
-        probes=probe_subnets(bound, max_params=max_params),
+        max_params=max_params,
     )
-    trainer.train()
-
-    task = Scoring(collator, metric)
-    calibration = None
-    if few_steps is not None:
-        calibration = Calibration(supernet, train, few_steps, data_collator=collator, lr_factors=lr_factors)
-    evaluator = SubnetEvaluator(supernet, validation, task, args.per_device_eval_batch_size, calibration=calibration)
-    options = {"score": "loss", "seed": args.seed, "direction": direction, **search_options}
-    study = search(bound, evaluator, trials=trials, max_params=max_params, **options)
+    evaluator = subnet_evaluator(
+        supernet,
+        scoring,
+        train,
+        validation,
+        args,
+        calibration_steps=calibration_steps,
+        lr_factors=lr_factors,
+        batch_size=batch_size,
+    )
+    options = {"score": score, "seed": args.seed, "direction": direction}  # WEIGHTS
+    study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params
-    with evaluator.calibrated(genome):
-        weights = supernet.subnet_state_dict(genome)
-    config = supernet.subnet_config(genome)
+    inherited = evaluator.inherit(genome)
 
-    found = get_peft_model(supernet.unload(), config)
-    set_peft_model_state_dict(found, weights)
-    inherited = final = evaluate(found, evaluator.batches, task)
+    found = get_peft_model(supernet.unload(), inherited.config)
+    set_peft_model_state_dict(found, inherited.weights)
+    final = inherited.evaluation
     if retrain_args is not None:
-        PathTrainer(
-            model=found,
-            args=retrain_args,
-            train_dataset=train,
-            eval_dataset=validation,
-            data_collator=collator,
-            lr_factors=lr_factors,
-        ).train()
-        final = evaluate(found, evaluator.batches, task)
-        sign = 1 if direction == "maximize" else -1
-        if (sign * final.metric, -final.loss) < (sign * inherited.metric, -inherited.loss):
-            set_peft_model_state_dict(found, weights)
-            final = inherited
-    return FoundAdapter(found.eval(), config, genome, bound.params(genome), final, inherited, study)
+        description = "retrain"
+        train_on(found, scoring, train, validation, retrain_args, description=description, lr_factors=lr_factors)
+        final = evaluate(found, evaluator.batches, scoring)
+        before, after = (rank_key(one.metric, one.loss, direction=direction) for one in (inherited.evaluation, final))
+        if before < after:
+            set_peft_model_state_dict(found, inherited.weights)
+            final = inherited.evaluation
+    return FoundAdapter(
+        found.eval(), inherited.config, genome, bound.params(genome), final, inherited.evaluation, study
+    )
+
+
+def _digest(supernet: nn.Module) -> str:
+    """A short name of what was trained: a storage that holds the search of another supernet is refused."""
+    digest = hashlib.sha256()
+    for parameter in supernet.parameters():
+        if parameter.requires_grad:
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]

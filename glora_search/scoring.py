@@ -5,16 +5,19 @@ Tasks and the search both stand on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import default_data_collator
 
 Batch = dict[str, Tensor]
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean is the metric."""
 IGNORED = -100
 """The label of what does not count, as everywhere in transformers."""
 
@@ -34,9 +37,15 @@ class Evaluation:
     share: float = 1.0
 
 
-class Task(Protocol):
-    """What scoring needs to know of a task, see `glora_search.tasks.Task`."""
+class Scoring(Protocol):
+    """How results are scored: a `glora_search.tasks.Task`, or a `RowMetric`.
 
+    Attributes:
+        metric: the metric's name.
+        collator: list of rows -> batch with ``labels``.
+    """
+
+    metric: str
     collator: Any
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -46,6 +55,37 @@ class Task(Protocol):
     def score(self, sums: np.ndarray) -> float:
         """The metric, of the sums ``[k]`` over all rows."""
         ...
+
+
+class RowMetric:
+    """A metric that is a mean over rows.
+
+    Args:
+        worth: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth. Accuracy is
+            ``lambda logits, labels: logits.argmax(-1) == labels``.
+        collator: list of rows -> batch, as in ``Trainer``; None needs rows of one length.
+        direction: whether a higher or a lower mean is better.
+    """
+
+    metric = "metric"
+
+    def __init__(
+        self,
+        worth: Metric,
+        collator: Any = None,
+        direction: Literal["maximize", "minimize"] = "maximize",
+    ) -> None:
+        self.worth, self.direction = worth, direction
+        self.collator = collator or default_data_collator
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What each row is worth, and 1: ``[rows, 2]``."""
+        worth = self.worth(logits, labels).float()
+        return torch.stack([worth, torch.ones_like(worth)], dim=1)
+
+    def score(self, sums: np.ndarray) -> float:
+        """The mean over the rows."""
+        return float(sums[0] / sums[1])
 
 
 class Batches(Sequence[Batch]):
@@ -78,7 +118,7 @@ class Sums:
     """What a task's metric and the mean loss come from, summed over batches.
 
     Attributes:
-        tally: ``[k]``, of `Task.tally`.
+        tally: ``[k]``, of `Scoring.tally`.
         loss: of all items.
         items: the labels that count: rows, or tokens.
         rows: the rows.
@@ -90,25 +130,25 @@ class Sums:
     rows: int = 0
 
     @torch.inference_mode()
-    def add(self, model: nn.Module, batches: Iterable[Batch], task: Task) -> None:
+    def add(self, model: nn.Module, batches: Iterable[Batch], scoring: Scoring) -> None:
         """Run a model over batches; nothing of a batch but its sums is kept."""
         for batch, output in _outputs(model, batches):
             labels = batch["labels"].to(output.logits.device)
             items = int((labels != IGNORED).sum())
             if items:
-                self.tally = self.tally + task.tally(output.logits, labels).cpu().double().sum(0).numpy()
+                self.tally = self.tally + scoring.tally(output.logits, labels).cpu().double().sum(0).numpy()
                 self.loss += float(output.loss) * items
             self.items += items
             self.rows += len(labels)
 
-    def evaluation(self, task: Task, rows: int | None = None) -> Evaluation:
+    def evaluation(self, scoring: Scoring, rows: int | None = None) -> Evaluation:
         """The metric and the mean loss.
 
         Args:
             rows: of how many rows this is a part; None where it is all.
         """
         share = 1.0 if rows is None else self.rows / rows
-        return Evaluation(task.score(np.asarray(self.tally)), self.loss / self.items, share)
+        return Evaluation(scoring.score(np.asarray(self.tally)), self.loss / self.items, share)
 
 
 def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
@@ -131,8 +171,8 @@ def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 2
     return found
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], task: Task) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Batch], scoring: Scoring) -> Evaluation:
     """Score a model."""
     sums = Sums()
-    sums.add(model, batches, task)
-    return sums.evaluation(task)
+    sums.add(model, batches, scoring)
+    return sums.evaluation(scoring)

@@ -33,7 +33,8 @@ from transformers import (
 
 from glora_search import cli
 from glora_search.recipe.schema import Recipe
-from glora_search.run.pipeline import Run
+from glora_search.report import write_report
+from glora_search.run.runner import Run
 from glora_search.space.bound import BoundSpace
 from glora_search.space.schema import Choices, SearchSpace
 
@@ -278,6 +279,7 @@ def recipe_file(tiny_recipe, tmp_path):
 def _finished(tiny_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     Run.create(Recipe.model_validate(tiny_recipe), folder).all_stages()
+    write_report(folder)
     return folder
 
 

@@ -41,7 +41,7 @@ from transformers import (
 
 from glora_search import cli
 from glora_search.recipe.schema import Recipe
-from glora_search.run.pipeline import Run
+from glora_search.run.runner import Run
 from glora_search.search import study
 from glora_search.space.schema import SearchSpace
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from glora_search import GLoraConfig, SearchSpace, find_adapter
+from glora_search import GLoraConfig, Recipe, SearchSpace, SupernetTrainer, find_adapter, search
 from glora_search.errors import UserError
-from glora_search.find import Scoring
-from glora_search.scoring import evaluate
+from glora_search.scoring import RowMetric, evaluate
 from glora_search.search import best_trial
 
 BUDGET = 400
@@ -104,7 +105,7 @@ def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):
     found = find(epochs=12, retrain={"max_steps": 8, "learning_rate": 10.0})
     assert found.evaluation == found.inherited
     batch = {name: torch.tensor(values[:]) for name, values in rows(40, 1).to_dict().items()}
-    assert evaluate(found.model, [batch], Scoring(None, accuracy)).loss == pytest.approx(found.inherited.loss, abs=1e-5)
+    assert evaluate(found.model, [batch], RowMetric(accuracy)).loss == pytest.approx(found.inherited.loss, abs=1e-5)
 
 
 def test_the_same_seed_finds_the_same(find):
@@ -134,6 +135,28 @@ def test_with_calibration_what_is_returned_is_what_was_scored(find):
 
 
 def test_a_wrong_number_of_calibration_steps_is_refused_before_the_training(find, monkeypatch):
-    monkeypatch.setattr("glora_search.find.SupernetTrainer.train", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *args, **kwargs: pytest.fail("trained"))
     with pytest.raises(UserError, match="calibration_steps"):
         find(calibration_steps=-1)
+
+
+def test_a_recipe_find_adapter_and_search_have_the_same_defaults():
+    recipe = Recipe.model_validate(
+        {"name": "made-up", "task": {"model": "none"}, "data": {"source": "csv", "train": "none.csv"}, "space": "glora"}
+    )
+    shared = recipe.search.model_dump() | recipe.supernet.model_dump()
+    for function in (find_adapter, search):
+        own = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        both = {name for name in own if name in shared and name not in ("options", "sampling_options")}
+        assert {"trials", "score", "max_params"} <= both
+        assert {name: own[name] for name in both if name != "lr_factors"} == {
+            name: shared[name] for name in both if name != "lr_factors"
+        }
+
+
+def test_trials_of_another_supernet_in_the_same_storage_are_refused(find, tmp_path):
+    journal = tmp_path / "journal.log"
+    first = find(storage=journal)
+    assert find(storage=journal).genome == first.genome  # the same supernet again
+    with pytest.raises(UserError, match="weights"):
+        find(storage=journal, epochs=3)

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 
 from glora_search.adapters.card import write_card
-from glora_search.space.layers import Choice
-from glora_search.tuners.glora import save_adapter, to_lora, to_stock
+from glora_search.tuners.glora import GLoraConfig, save_adapter, to_lora, to_stock
 
 
 def export_subnet(
-    supernet: Any, genome: Mapping[str, Choice], folder: Path, *, base_model: str, facts: Mapping[str, Any]
+    folder: Path,
+    config: GLoraConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    model: PeftModel,
+    base_model: str,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a subnet, with the weights that it inherits and the head, as an adapter folder.
 
@@ -23,14 +29,14 @@ def export_subnet(
     ``PeftModel.from_pretrained`` loads it where this package is imported.
 
     Args:
-        supernet: a ``PeftModel`` made with a `SupernetConfig`.
-        genome: the subnet.
+        config, weights: of the subnet, see `SubnetEvaluator.inherit`.
+        model: the supernet that it comes from.
         base_model: hub name or folder of the base model, for the card and the config.
         facts: what the card says about it, name -> value.
     """
-    config = supernet.subnet_config(genome, base_model_name_or_path=base_model, inference_mode=True)
-    _note_model_class(config, supernet)
-    save_adapter(folder, config, supernet.subnet_state_dict(genome))
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    _note_model_class(config, model)
+    save_adapter(folder, config, dict(weights))
     write_card(folder, base_model, facts)
 
 

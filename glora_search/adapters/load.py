@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from glora_search.errors import UserError
+from glora_search.tuners.glora import GLoraConfig
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
@@ -27,6 +28,24 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
         return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{folder}: not a whole adapter ({error}); make it again, with --again") from error
+
+
+def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:
+    """An exported subnet, ready to be trained on.
+
+    Args:
+        base: a fresh base model.
+        adapter: the adapter folder.
+        start: with the folder's weights and head, or with new ones.
+
+    Returns:
+        The ``PeftModel``.
+    """
+    if start == "inherited":
+        return load_adapter(base, adapter, trainable=True)
+    config = GLoraConfig.from_pretrained(str(adapter))
+    config.inference_mode = False
+    return get_peft_model(base, config)
 
 
 def adapter_params(model: Any) -> int:

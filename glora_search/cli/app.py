@@ -16,7 +16,7 @@ from glora_search import __version__
 from glora_search.cli import complete
 from glora_search.errors import UserError, invalid
 from glora_search.progress import console, set_up
-from glora_search.run.stages import COMMANDS
+from glora_search.run.stages import STAGES
 
 START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by stage, in this order"
 
@@ -37,7 +37,7 @@ A stage that is done is not done again. What was interrupted goes on where it wa
 UsageError: Any = typer.BadParameter.__mro__[1]
 """What the parser raises; typer itself names only this one of its subclasses."""
 
-GOES_ON = ("run", "prepare", *COMMANDS.values())
+GOES_ON = ("run", "prepare", *(stage.command for stage in STAGES.values()))
 """Commands that go on where they were when they are given again."""
 
 

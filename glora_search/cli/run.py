@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunFolder, SharedStora
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.progress import say
-from glora_search.run.stages import COMMANDS
+from glora_search.run.stages import STAGES, Stage
 
 Again = Annotated[bool, typer.Option("--again", help="Do the stage anew; what was made from its result goes too.")]
 RecipeFile = Annotated[
@@ -64,38 +65,45 @@ def prepare(
 def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     silence_libraries()
     from glora_search.recipe.schema import Recipe
-    from glora_search.run.pipeline import Run
+    from glora_search.run.runner import Run
 
     return Run.create(Recipe.load(recipe, overrides or []), run_dir)
 
 
 def _open(folder: Path) -> Any:
     silence_libraries()
-    from glora_search.run.pipeline import Run
+    from glora_search.run.runner import Run
 
     return Run(folder)
 
 
-def _stage_command(stage: str, method: str, text: str) -> None:
+def _do(run: Path, stage: str, again: bool, quiet: bool, as_json: bool) -> None:
+    """Do one stage and print what came of it."""
+    begin(quiet, as_json)
+    current = _open(run)
+    if again:
+        current.forget(stage)
+    _finish(current, stage, as_json)
+
+
+def _finish(run: Any, stage: str, as_json: bool, **options: Any) -> None:
+    found = run.do(stage, **options)
+    if stage == "test":
+        _show(run, found, as_json)
+    else:
+        _summary(run, stage, found, as_json)
+
+
+def _stage_command(stage: Stage) -> None:
+    """The command of a stage without options of its own."""
+
     def do(run: RunFolder, again: Again = False, quiet: Quiet = False, as_json: Json = False) -> None:
-        begin(quiet, as_json)
-        current = _open(run)
-        if again:
-            current.forget_from(stage)
-        found = getattr(current, method)()
-        if stage == "test":
-            _show(current, found, as_json)
-        else:
-            _summary(current, stage, found, as_json)
+        _do(run, stage.name, again, quiet, as_json)
 
-    do.__doc__ = text
-    app.command(COMMANDS[stage], rich_help_panel=STAGE)(do)
+    do.__doc__ = stage.help
+    app.command(stage.command, rich_help_panel=STAGE)(do)
 
 
-_stage_command("supernet", "train_supernet", "Train the supernet: all choices of every layer.")
-
-
-@app.command("search", rich_help_panel=STAGE)
 def search_(
     run: RunFolder,
     again: Again = False,
@@ -104,22 +112,23 @@ def search_(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Search the best subnet under the budget; call it again, also elsewhere, to add workers.
+    """Search for the best subnet under the budget; run it again, here or elsewhere, to add workers.
 
     Example: glora-search search runs/reviews --workers 4
     """
-    begin(quiet, as_json)
     if workers < 1:
         raise invalid("--workers", workers, "1 or more")
+    begin(quiet, as_json)
     current = _open(run)
     if again:
-        current.forget_from("search")
+        from glora_search.run.search import forget_shared_search
+
+        current.forget("search")
         if storage is not None:
-            current.forget_shared_search(storage)
-    _summary(current, "search", current.search(workers=workers, storage=storage), as_json)
+            forget_shared_search(current.view, storage)
+    _finish(current, "search", as_json, workers=workers, storage=storage)
 
 
-@app.command(rich_help_panel=STAGE)
 def export(
     run: RunFolder,
     again: Again = False,
@@ -140,32 +149,34 @@ def export(
 
     Example: glora-search export runs/reviews --format peft
     """
+    stages = {"glora": "best", "merged": "merged"}
+    if form in stages:
+        _do(run, stages[form], again, quiet, as_json)
+        return
     begin(quiet, as_json)
     current = _open(run)
     from glora_search.adapters.export import STOCK_FORMATS
+    from glora_search.run.exports import export_as
 
-    stages = {"glora": "best", "merged": "merged"}
-    if form not in stages and form not in STOCK_FORMATS:
+    if form not in STOCK_FORMATS:
         raise invalid("--format", form, ["glora", *STOCK_FORMATS, "merged"])
-    if form in stages:
-        if again:
-            current.forget_from(stages[form])
-        found = current.export() if form == "glora" else current.merge()
-        _summary(current, stages[form], found, as_json)
-        return
     if again:
         raise UserError(f"--again: not with --format {form}, which is written anew each time")
-    folder = current.export_as(form)
+    folder = export_as(current, form)
     if as_json:
         emit({"folder": str(folder), "format": form})
     else:
         result(f"{folder}: an adapter of the final subnet, for peft alone")
 
 
-_stage_command("retrained", "retrain", "Train the best subnet on.")
-_stage_command("merged", "merge", "Fold the final subnet into a plain transformers model.")
-_stage_command("baselines", "baselines", "Train the recipe's baselines.")
-_stage_command("test", "evaluate", "Read the test split, once, and write metrics.json and report.html.")
+WITH_OPTIONS: dict[str, Callable[..., None]] = {"search": search_, "best": export}
+"""Stages whose commands have options of their own."""
+
+for _stage in STAGES.values():
+    if _stage.name in WITH_OPTIONS:
+        app.command(_stage.command, rich_help_panel=STAGE)(WITH_OPTIONS[_stage.name])
+    else:
+        _stage_command(_stage)
 
 
 def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None:
@@ -182,9 +193,10 @@ def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None
 
 
 def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
-    from glora_search.report import result_rows
+    from glora_search.report import result_rows, write_report
     from glora_search.tasks import task_class
 
+    page = write_report(run.folder)
     if as_json:
         emit({"folder": str(run.folder), **metrics})
         return
@@ -196,10 +208,10 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     difference = metrics["merged"]["max_abs_logit_difference"]
     minutes = sum(metrics["seconds"].values()) / 60
     say(f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min.")
-    say(f"Report: {run.folder / 'report.html'}")
+    say(f"Report: {page}")
     say(f'Try it: glora-search predict {run.folder} "Your text here"')
     say("Use the merged model, with transformers alone:")
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    say(f'  {python} -c "{task_class(run.recipe.task.type).usage(str(run.folder / "merged"))}"')
+    say(f'  {python} -c "{task_class(run.context.recipe.task.type).usage(str(run.folder / "merged"))}"')

@@ -22,9 +22,8 @@ def report(run: RunFolder, as_json: Json = False) -> None:
     begin(as_json=as_json)
     silence_libraries()
     from glora_search.report import write_report
-    from glora_search.run.pipeline import Run
 
-    page = write_report(Run(run))
+    page = write_report(run)
     if as_json:
         emit({"report": str(page)})
     else:
@@ -45,8 +44,9 @@ def compare(
     """
     begin(as_json=as_json)
     from glora_search.run.compare import compare as read
+    from glora_search.run.folder import RunFolder as View
 
-    rows, notes = read(runs)
+    rows, notes = read([View(folder) for folder in runs])
     if as_json:
         emit({"runs": rows, "notes": notes})
         return
@@ -85,11 +85,12 @@ def predict(
     inputs = [*(texts or []), *([] if file is None else _lines(file))]
     if not inputs:
         raise invalid("TEXT", inputs, "at least one text, here or as a line of --file")
+    from glora_search.run.folder import RunFolder as View
     from glora_search.run.predict import predict as use
     from glora_search.run.predict import prediction_rows
 
     silence_libraries()
-    outputs = use(run, inputs)
+    outputs = use(View(run), inputs)
     if as_json:
         emit([{"input": text, "output": output} for text, output in zip(inputs, outputs, strict=True)])
         return

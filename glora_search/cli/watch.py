@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +20,11 @@ def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False)
     Example: watch glora-search status runs/reviews
     """
     begin(as_json=as_json)
+    from glora_search.run.folder import RunFolder as View
     from glora_search.run.status import status as read
 
-    found = read(run, None if storage is None else _shared_study(run, storage))
+    view = View(run)
+    found = read(view, None if storage is None else _shared_study(view, storage))
     if as_json:
         emit(found)
         return
@@ -43,17 +43,15 @@ def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False)
             result(f"best: validation {best['validation']:.4f}, {best['params']:,} parameters, from {best['origin']}")
 
 
-def _shared_study(run: Path, storage: str) -> Any:
+def _shared_study(run: Any, storage: str) -> Any:
     import optuna
 
-    from glora_search.run.pipeline import Run
     from glora_search.search.shared.storage import open_storage
 
-    name = Run(run).study_name()
     try:
-        return optuna.load_study(study_name=name, storage=open_storage(storage))
+        return optuna.load_study(study_name=run.shared_name(), storage=open_storage(storage))
     except KeyError:
-        raise UserError(f"{run}: its search has not begun in this storage") from None
+        raise UserError(f"{run.path}: its search has not begun in this storage") from None
 
 
 @app.command(rich_help_panel=RUN)
@@ -68,11 +66,11 @@ def dashboard(
     Example: glora-search dashboard runs/reviews --port 8081
     """
     begin()
-    from glora_search.run.status import open_journal, read_recipe
+    from glora_search.run.folder import RunFolder as View
 
-    read_recipe(run)
+    view = View(run)
     if storage is None:
-        opened = open_journal(run)
+        opened = view.journal()
     else:
         from glora_search.search.shared.storage import open_storage
 
@@ -83,25 +81,13 @@ def dashboard(
 
 
 def _serve(storage: Any, host: str, port: int) -> None:
-    from socketserver import ThreadingMixIn
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+    from optuna_dashboard import run_server
 
-    from optuna_dashboard import wsgi
-
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-
-    class Handler(WSGIRequestHandler):
-        def log_message(self, *arguments: Any) -> None:
-            """A line for every request helps nobody."""
-
+    say(f"http://{host}:{port}/  Press Ctrl-C to stop")
     try:
-        server = make_server(host, port, wsgi(storage), server_class=Server, handler_class=Handler)
-    except (socket.gaierror, OSError, OverflowError) as error:
+        run_server(storage, host=host, port=port)
+    except (OSError, OverflowError) as error:
         raise invalid("--port", port, f"a free port of {host} ({error.args[-1]})") from None
-    with server:
-        say(f"http://{host}:{server.server_port}/  Ctrl-C ends it")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("ended")
+    except KeyboardInterrupt:
+        pass
+    say("stopped")

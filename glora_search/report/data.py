@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import optuna
 import pandas as pd
 
-from glora_search.errors import UserError
 from glora_search.files.text import read_json
-from glora_search.run.stages import COMMANDS, STAGES
-from glora_search.run.status import open_journal
+from glora_search.ranking import rank_key
+from glora_search.run.folder import RunFolder
+from glora_search.run.stages import STAGES
 from glora_search.search.results import trials_frame
-from glora_search.search.trials import STUDY_NAME
 from glora_search.space.bound import BoundSpace
 from glora_search.vocabulary import LayerPaths
 
-if TYPE_CHECKING:
-    from glora_search.run.pipeline import Run
-
+_LAST = list(STAGES.values())[-1].command
+"""The stage that is the end of all the others; the report counts the seconds of those."""
 GENE = "params_"
 """How the columns of genes begin in a table of trials."""
 
@@ -59,24 +56,23 @@ class RunData:
         return genes.rename(columns=lambda name: name.removeprefix(GENE)).astype(str)
 
 
-def read_run(run: Run) -> RunData:
+def read_run(run: RunFolder) -> RunData:
     """Read a run folder; neither model nor data are loaded."""
-    metrics = run.done("test") or _metrics_so_far(run)
-    score = run.recipe.search.score
-    trials = _ranked(_trials(run), score, is_lower_better(metrics))
-    history = run.folder / "supernet" / "history.json"
+    metrics, score = run.metrics(), run.recipe["search"].get("score", "loss")
+    trials = _ranked(_trials(run), score, str(metrics.get("direction", "maximize")))
+    history = run.path / "supernet" / "history.json"
     return RunData(
-        folder=run.folder,
+        folder=run.path,
         metrics=metrics,
         score=score,
         trials=trials,
         layers=_layers(run, trials),
         history=pd.DataFrame(read_json(history) if history.is_file() else []),
-        seconds={COMMANDS[stage]: done["seconds"] for stage in STAGES[:-1] if (done := run.done(stage)) is not None},
+        seconds={command: seconds for command, seconds in run.seconds().items() if command != _LAST},
         files={
             name: path.read_text(encoding="utf-8")
             for name in ("recipe.yaml", "space.yaml", "environment.json")
-            if (path := run.folder / name).is_file()
+            if (path := run.path / name).is_file()
         },
     )
 
@@ -86,43 +82,15 @@ def is_lower_better(metrics: dict[str, Any]) -> bool:
     return bool(metrics.get("direction") == "minimize")
 
 
-def _metrics_so_far(run: Run) -> dict[str, Any]:
-    """What metrics.json will say, without the test split's part."""
-    supernet = run.done("supernet") or {}
-    metrics: dict[str, Any] = {
-        "name": run.recipe.name,
-        "metric": supernet.get("metric", "metric"),
-        "direction": supernet.get("direction", "maximize"),
-        "budget": run.recipe.search.max_params,
-        "baselines": (run.done("baselines") or {"list": []})["list"],
-    }
-    found = run.done("search")
-    if found is not None:
-        exported = run.done("best") or {}
-        steps = run.recipe.search.calibration_steps
-        best = {**found["best"], **{key: exported[key] for key in ("validation",) if key in exported}}
-        metrics["search"] = {"calibration_steps": steps, "best": best}
-    if run.done("retrained") is not None:
-        source, figures = run.final()
-        metrics["final"] = {"source": {"best": "inherited"}.get(source, source), **figures}
-    merged = run.done("merged")
-    if merged is not None:
-        metrics["merged"] = merged
-    return metrics
-
-
-def _trials(run: Run) -> pd.DataFrame:
-    table = run.folder / "search" / "trials.csv"
+def _trials(run: RunFolder) -> pd.DataFrame:
+    table = run.path / "search" / "trials.csv"
     if run.done("search") is not None and table.is_file():
         return pd.read_csv(table)
-    try:
-        study = optuna.load_study(study_name=STUDY_NAME, storage=open_journal(run.folder))
-    except (UserError, KeyError):  # no journal, or no study in it yet
-        return pd.DataFrame()
-    return trials_frame(study)
+    study = run.study()
+    return pd.DataFrame() if study is None else trials_frame(study)
 
 
-def _ranked(trials: pd.DataFrame, score: str, lower: bool) -> pd.DataFrame:
+def _ranked(trials: pd.DataFrame, score: str, direction: str) -> pd.DataFrame:
     """The trials with a value, each with its rank: by the score, then the loss, then the earlier one."""
     if trials.empty:
         return trials
@@ -130,14 +98,16 @@ def _ranked(trials: pd.DataFrame, score: str, lower: bool) -> pd.DataFrame:
     if scored.empty:
         return scored
     loss = scored["user_attrs_loss"]
-    values = loss if score == "loss" else scored["value"] * (1 if lower else -1)
+    values, better = (loss, "minimize") if score == "loss" else (scored["value"], direction)
+    keys = [rank_key(*pair, direction=better) for pair in zip(values, loss, strict=True)]
     rank = np.empty(len(scored), dtype=int)
-    rank[np.lexsort((scored["number"], loss, values))] = np.arange(len(scored))
-    return pd.concat([scored, pd.DataFrame({"score": values, "rank": rank})], axis="columns")
+    rank[sorted(range(len(keys)), key=lambda row: (*keys[row], scored["number"][row]))] = np.arange(len(scored))
+    lower_is_better = [key[0] for key in keys]
+    return pd.concat([scored, pd.DataFrame({"score": lower_is_better, "rank": rank})], axis="columns")
 
 
-def _layers(run: Run, trials: pd.DataFrame) -> dict[str, LayerPaths]:
-    config, found = run.folder / "supernet" / "adapter_config.json", run.done("search")
+def _layers(run: RunFolder, trials: pd.DataFrame) -> dict[str, LayerPaths]:
+    config, found = run.path / "supernet" / "adapter_config.json", run.done("search")
     if not config.is_file() or (found is None and trials.empty):
         return {}
     space = BoundSpace.from_dict(read_json(config)["space"])

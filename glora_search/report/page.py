@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,11 +15,9 @@ from glora_search.files.text import write_text
 from glora_search.report import charts
 from glora_search.report.data import RunData, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
-from glora_search.run.stages import COMMANDS
+from glora_search.run.folder import RunFolder
+from glora_search.run.stages import STAGES
 from glora_search.vocabulary import PATHS
-
-if TYPE_CHECKING:
-    from glora_search.run.pipeline import Run
 
 MIN_AGREEMENT = 0.1
 """Below it, gene importance is not drawn."""
@@ -50,13 +48,17 @@ class Section:
     command: str = ""
 
 
-def write_report(run: Run) -> Path:
-    """Write ``report.html`` from what the run folder holds, at any stage.
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` from what a run folder holds, at any stage.
 
     Returns:
         The page's path.
+
+    Raises:
+        UserError: it is not a run folder.
     """
-    path = run.folder / "report.html"
+    run = RunFolder(folder)
+    path = run.path / "report.html"
     write_text(path, render(read_run(run)))
     return path
 
@@ -122,7 +124,7 @@ def _result_notes(data: RunData) -> list[str]:
     times = [f"{command} {_duration(seconds)}" for command, seconds in data.seconds.items()]
     if times:
         notes.append(f"Done: {', '.join(times)}.")
-    missing = [command for command in COMMANDS.values() if command not in data.seconds]
+    missing = [stage.command for stage in STAGES.values() if stage.command not in data.seconds]
     if "rows" not in metrics:
         notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")
     return [*notes, *(f"Note: {note}." for note in metrics.get("notes", []))]
@@ -133,7 +135,7 @@ def _duration(seconds: float) -> str:
 
 
 def _next_command(data: RunData, stage: str) -> str:
-    return f"glora-search {COMMANDS[stage]} {data.folder}"
+    return f"glora-search {STAGES[stage].command} {data.folder}"
 
 
 def _front(data: RunData) -> Section:

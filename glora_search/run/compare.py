@@ -7,60 +7,49 @@ from pathlib import Path
 from typing import Any
 
 from glora_search.files.text import load_yaml
-from glora_search.run.stages import STAGES
-from glora_search.run.status import read_recipe, read_stage
+from glora_search.run.folder import RunFolder
 
 
-def compare(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]:
     """What each run was asked and what came of it.
 
     Args:
-        folders: run folders, finished or not.
+        runs: run folders, finished or not.
 
     Returns:
         One mapping a run, and notes: what makes the figures of these runs no fair comparison.
-
-    Raises:
-        UserError: a folder is not a run folder.
     """
-    recipes = {folder: read_recipe(folder) for folder in folders}
-    rows = [_row(folder, recipe) for folder, recipe in recipes.items()]
+    rows = [_row(run) for run in runs]
     notes = [f"{row['run']} is not finished" for row in rows if row["test"] is None]
-    data = {str(folder): _rows_of(recipe) for folder, recipe in recipes.items()}
-    notes += _differences("data", data)
+    notes += _differences("data", {str(run.path): _rows_of(run.recipe) for run in runs})
     notes += _differences("metric", {row["run"]: row["metric"] for row in rows if row["metric"] is not None})
     return rows, notes
 
 
-def _row(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    search, metrics = recipe["search"], read_stage(folder, "test")
+def _row(run: RunFolder) -> dict[str, Any]:
+    recipe, metrics, seconds = run.recipe, run.done("test"), run.seconds()
     row = {
-        "run": str(folder),
+        "run": str(run.path),
         "model": recipe["task"].get("model"),
         "data": _short(recipe["data"]),
-        "space": load_yaml(folder / "space.yaml").get("name"),
-        "budget": search.get("max_params"),
+        "space": load_yaml(run.path / "space.yaml").get("name"),
+        "budget": run.budget,
         "sampling": recipe["supernet"].get("sampling"),
-        "sampler": search.get("sampler"),
+        "sampler": recipe["search"].get("sampler"),
         "seed": recipe.get("seed"),
         "metric": None,
         "final": None,
         "params": None,
         "validation": None,
         "test": None,
-        "minutes": None,
+        "minutes": sum(seconds.values()) / 60 if seconds else None,
     }
     if metrics is not None:
         final = metrics["final"]
-        row |= {"metric": metrics["metric"], "final": final["source"], "minutes": sum(metrics["seconds"].values()) / 60}
+        row |= {"metric": metrics["metric"], "final": final["source"]}
         return row | {key: final[key] for key in ("params", "validation", "test")}
-    seconds = [done["seconds"] for stage in STAGES[:-1] if (done := read_stage(folder, stage)) is not None]
-    trained = [done for stage in ("retrained", "best") if (done := read_stage(folder, stage)) is not None]
-    if trained:
-        sign = 1 if (read_stage(folder, "supernet") or {}).get("direction") == "minimize" else -1
-        best = min(trained, key=lambda done: (sign * done["validation"], done["validation_loss"]))
-        row |= {key: best[key] for key in ("params", "validation")}
-    return row | {"minutes": sum(seconds) / 60 if seconds else None}
+    found = run.final()
+    return row if found is None else row | {key: found[1][key] for key in ("params", "validation")}
 
 
 def _short(data: dict[str, Any]) -> str:

@@ -1,59 +1,70 @@
-"""The run folder: what is done, what it was made from, and who works in it.
+"""A run folder, looked at: what was asked, what is done, which result is the final one. Nothing is changed or loaded.
 
-A stage writes its ``stage.json`` last: a folder without it is unfinished work, one with it is never done again.
+Report, status, compare, predict and the stages themselves read a run through this view; it needs no torch.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
+import optuna
 from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.checked import validate
-from glora_search.files.text import load_yaml, read_json, write_json, write_text
-from glora_search.progress import say
-from glora_search.recipe.arguments import OTHER_MACHINE
-from glora_search.recipe.schema import Recipe
-from glora_search.run.stages import COMMANDS, NEEDS, STAGES
-from glora_search.run.status import is_busy
-from glora_search.space.schema import SearchSpace
+from glora_search.files.text import load_yaml, read_json
+from glora_search.ranking import rank_key
+from glora_search.run.stages import STAGES
+from glora_search.search.shared.storage import JournalReader
+from glora_search.search.trials import STUDY_NAME
 
-VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
+SECTIONS = ("name", "task", "data", "supernet", "search")
+"""What every recipe has."""
 
 
 class RunFolder:
-    """What the stages of an experiment have in common: their folder, and that each is done once.
+    """The read-only view of a run folder.
 
     Args:
-        folder: the run folder; it must have been made by `make`.
+        path: the folder.
+
+    Attributes:
+        recipe: the recipe as it was written, every default included.
 
     Raises:
         UserError: the folder is not a run folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "recipe.yaml"
-        if not path.is_file() or not (self.folder / "space.yaml").is_file():
-            raise invalid("run", str(folder), "a run folder, made by 'glora-search run RECIPE'")
-        self.recipe = validate(Recipe, load_yaml(path), source=str(path), context=OTHER_MACHINE)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        recipe = self.path / "recipe.yaml"
+        if not recipe.is_file() or not (self.path / "space.yaml").is_file():
+            raise invalid("run", str(path), "a run folder, made by 'glora-search run RECIPE'")
+        self.recipe: dict[str, Any] = load_yaml(recipe)
+        missing = [key for key in SECTIONS if key not in self.recipe]
+        if missing:
+            raise UserError(f"{recipe}: {missing[0]}: missing; it is no run folder's recipe")
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.recipe["name"])
+
+    @property
+    def budget(self) -> int | None:
+        """The most parameters that an adapter may have."""
+        found: int | None = self.recipe["search"].get("max_params")
+        return found
+
+    # -- stages ----------------------------------------------------------------------------------------------------
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage has left, or None."""
-        path = self.folder / "metrics.json" if stage == "test" else self.folder / stage / "stage.json"
-        return read_json(path) if path.is_file() else None
+        path = self.path / STAGES[stage].written_last
+        found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+        return found
 
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage has left.
@@ -63,164 +74,128 @@ class RunFolder:
         """
         found = self.done(stage)
         if found is None:
-            raise UserError(f"{self.folder}: no {stage}/ yet; run first: glora-search {COMMANDS[stage]} {self.folder}")
+            made = STAGES[stage]
+            raise UserError(f"{self.path}: no {made.shown} yet; run first: glora-search {made.command} {self.path}")
         return found
 
-    def forget_from(self, stage: str) -> None:
-        """Remove a stage's result and all that was made from it, so that it is done again.
+    def seconds(self) -> dict[str, float]:
+        """Command -> how long its stage took, for the stages that are done."""
+        found: dict[str, float] = {}
+        for stage in STAGES.values():
+            seconds = (self.done(stage.name) or {}).get("seconds")
+            if isinstance(seconds, dict):  # metrics.json has those of all stages
+                seconds = seconds.get(stage.command)
+            if seconds is not None:
+                found[stage.command] = seconds
+        return found
+
+    @property
+    def direction(self) -> str:
+        """Whether a higher or a lower metric is better; known once the supernet is trained."""
+        return str((self.done("supernet") or {}).get("direction", "maximize"))
+
+    def final(self) -> tuple[str, dict[str, Any]] | None:
+        """The final subnet, ``best`` or ``retrained``, whichever is better on validation, and its figures.
+
+        Returns:
+            None where neither is done.
+        """
+        found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
+        if not found:
+            return None
+        direction = self.direction
+
+        def key(name: str) -> tuple[float, float]:
+            return rank_key(found[name]["validation"], found[name]["validation_loss"], direction=direction)
+
+        name = min(found, key=key)
+        return name, found[name]
+
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json, or of a run that is not finished what it will say, without the test split's part."""
+        done = self.done("test")
+        if done is not None:
+            return done
+        metrics: dict[str, Any] = {
+            "name": self.name,
+            "metric": (self.done("supernet") or {}).get("metric", "metric"),
+            "direction": self.direction,
+            "budget": self.budget,
+            "baselines": (self.done("baselines") or {"list": []})["list"],
+        }
+        searched, final, merged = self.done("search"), self.final(), self.done("merged")
+        if searched is not None:
+            exported = self.done("best") or {}
+            best = {**searched["best"], **{key: exported[key] for key in ("validation",) if key in exported}}
+            steps = self.recipe["search"].get("calibration_steps", 0)
+            metrics["search"] = {"calibration_steps": steps, "best": best}
+        if final is not None and self.done("retrained") is not None:
+            metrics["final"] = {"source": source_name(final[0]), **final[1]}
+        if merged is not None:
+            metrics["merged"] = merged
+        return metrics
+
+    # -- the search ------------------------------------------------------------------------------------------------
+
+    def journal(self) -> BaseStorage:
+        """The journal of the run's search, to be looked at.
 
         Raises:
-            UserError: the stage could not be done now (its input or the data is missing); nothing was removed.
+            UserError: no search has begun in this folder.
         """
-        if stage in NEEDS:
-            self.result(NEEDS[stage])
-        self.check_inputs()
-        with self._working():
-            self._remove(stage)
-            self._remove_made_from(stage)
+        path = self.path / "search" / "journal.log"
+        if not path.is_file() or not path.stat().st_size:
+            raise UserError(f"{self.path}: no search has begun here; run first: glora-search search {self.path}")
+        return JournalStorage(JournalReader(path))
 
-    def _remove(self, stage: str) -> None:
-        if stage == "test":
-            for name in ("metrics.json", "report.html"):
-                (self.folder / name).unlink(missing_ok=True)
-        else:
-            shutil.rmtree(self.folder / stage, ignore_errors=True)
-
-    def _remove_made_from(self, stage: str) -> None:
-        for name in STAGES[STAGES.index(stage) + 1 :]:
-            if name == "baselines":  # they depend on the recipe alone
-                continue
-            if self.done(name) is not None:
-                what = "metrics.json and report.html" if name == "test" else f"{name}/"
-                say(f"{COMMANDS[stage]}: {what} was made without this result and is removed")
-            self._remove(name)
-        if STAGES.index(stage) < STAGES.index("merged"):
-            shutil.rmtree(self.folder / "exports", ignore_errors=True)
-
-    def check_inputs(self) -> None:
-        """Raise what any stage would raise at its beginning."""
-
-    def _is_busy(self) -> bool:
-        """Whether another process works in this run folder."""
-        return is_busy(self.folder)
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Held while a stage works; the kernel gives the lock back when the process dies.
-
-        Raises:
-            UserError: another process works in this run folder.
-        """
-        lock = FileLock(self.folder / ".lock")
+    def study(self) -> optuna.Study | None:
+        """The search in the folder's journal; None where none has begun."""
         try:
-            lock.acquire(timeout=2)  # `is_busy` holds it for a moment
+            return optuna.load_study(study_name=STUDY_NAME, storage=self.journal())
+        except (UserError, KeyError):  # no journal, or no study in it yet
+            return None
+
+    def weights(self) -> str:
+        """A short name of the supernet's weights.
+
+        Raises:
+            UserError: the supernet is not trained yet.
+        """
+        self.result("supernet")
+        return hashlib.sha256((self.path / "supernet" / "adapter_model.safetensors").read_bytes()).hexdigest()[:24]
+
+    def shared_name(self) -> str:
+        """The search's name in a storage that others use too: the same on each machine that has this run folder.
+
+        Raises:
+            UserError: the supernet is not trained yet.
+        """
+        self.result("supernet")
+        digest = hashlib.sha256()
+        for name in ("recipe.yaml", "space.yaml", "supernet/adapter_model.safetensors"):
+            digest.update((self.path / name).read_bytes())
+        return f"{self.name}-{digest.hexdigest()[:12]}"
+
+    # -- who works here --------------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> Path:
+        """The file that a process holds while it works here."""
+        return self.path / ".lock"
+
+    def is_busy(self) -> bool:
+        """Whether a process works in the run folder; nothing is made there."""
+        if not self.lock.is_file():
+            return False
+        try:
+            with FileLock(self.lock, timeout=0):
+                return False
         except Timeout:
-            raise invalid("run", str(self.folder), "a run folder that no other process works in") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage's work unless it is done, and note what came of it and how long the call that finished took."""
-        folder = self.folder / name
-        done = self.done(name)
-        if done is None:
-            if name in NEEDS:
-                self.result(NEEDS[name])
-            with self._working():
-                folder.mkdir(exist_ok=True)
-                started = time.perf_counter()
-                done = work(folder)
-                done["seconds"] = round(time.perf_counter() - started, 1)
-                # A later stage may have been done without this one, as merging is without retraining.
-                self._remove_made_from(name)
-                write_json(folder / "stage.json", done)
-        else:
-            say(f"{COMMANDS[name]}: done before, in {folder}", "dim")
-        for checkpoints in list(folder.rglob("checkpoints")):
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        return done
+            return True
+        except OSError:  # of someone else, or on a disk that is read-only: it cannot be told
+            return False
 
 
-def is_made_from(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder is the run folder of this recipe and this space; False where it is new.
-
-    Raises:
-        UserError: it holds something else; the message says what differs.
-    """
-    files = _files(recipe)
-    if folder.exists() and not folder.is_dir():
-        raise invalid("run-dir", str(folder), "a folder, not a file")
-    if (folder / "recipe.yaml").is_file():
-        for name in ("recipe.yaml", "space.yaml"):
-            _refuse_other(folder / name, files[name])
-        return True
-    if folder.is_dir() and not all(_left_by_a_kill(path, files) for path in folder.iterdir()):
-        raise invalid("run-dir", str(folder), "a new or empty folder, or a run folder")
-    return False
-
-
-def make(folder: Path, recipe: Recipe) -> None:
-    """Make a run folder; the recipe is written last, since it is what makes a folder a run folder."""
-    for name, text in _files(recipe).items():
-        write_text(folder / name, text)
-
-
-def _files(recipe: Recipe) -> dict[str, str]:
-    space = yaml.safe_dump(SearchSpace.load(recipe.space).model_dump(), sort_keys=False)
-    return {"space.yaml": space, "recipe.yaml": recipe.dump()}
-
-
-def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
-    """Whether a file in a folder without a recipe is one that an interrupted `Run.create` wrote."""
-    if path.name.endswith(".part"):
-        return path.name.removesuffix(".part") in files
-    return path.name == "space.yaml" and path.read_text(encoding="utf-8") == files["space.yaml"]
-
-
-def _refuse_other(path: Path, text: str) -> None:
-    """Refuse a run folder that another recipe, or another space, made; name what differs."""
-    old = load_yaml(path) if path.is_file() else {}
-    if path.name == "recipe.yaml":
-        old = _with_todays_keys(old)
-    new = yaml.safe_load(text)
-    differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
-    if differences:
-        raise UserError(
-            f"run-dir: {path.parent} was made from another {path.stem}: {'; '.join(differences[:5])}. "
-            "Nothing was changed; use another --run-dir, or the recipe that made it"
-        )
-
-
-def _with_todays_keys(recipe: Any) -> Any:
-    """A run folder's recipe with the defaults of keys that its version of this package did not have."""
-    try:
-        return yaml.safe_load(Recipe.model_validate(recipe, context=OTHER_MACHINE).dump())
-    except ValueError:  # damaged, or of another version: the differences name it
-        return recipe
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            difference
-            for name in dict.fromkeys([*old, *new])
-            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [(key, old, new)]
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in VERSIONS},
-    }
+def source_name(stage: str) -> str:
+    """What tables call the final subnet's weights: ``inherited`` or ``retrained``."""
+    return "inherited" if stage == "best" else stage

@@ -8,28 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from glora_search.errors import UserError, invalid
-from glora_search.run.status import read_recipe, read_stage
+from glora_search.run.folder import RunFolder
 
 
-def predict(folder: Path, inputs: Sequence[str]) -> list[Any]:
+def predict(run: RunFolder, inputs: Sequence[str]) -> list[Any]:
     """What the merged model makes of some inputs.
 
     Args:
-        folder: the run folder.
+        run: the run folder.
         inputs: texts, each put into the recipe's prompt where it has one; for a task on images, files.
 
     Returns:
         What the pipeline returns for each: mostly a mapping, or a list of mappings.
 
     Raises:
-        UserError: it is not a run folder, there is no merged model yet or it cannot be used, it takes more than one
-            text, or it cannot read an input.
+        UserError: there is no merged model yet or it cannot be used, it takes more than one text, or it cannot read an
+            input.
     """
-    recipe = read_recipe(folder)
-    if read_stage(folder, "merged") is None:
-        raise UserError(f"{folder}: no merged/ yet; run first: glora-search merge {folder}")
-    texts = _prompted(recipe, inputs)
-    use = _load(folder, recipe["task"])
+    run.result("merged")
+    texts = _prompted(run.recipe, inputs)
+    use = _load(run.path, run.recipe["task"])
     return [_use(use, text, given) for text, given in zip(texts, inputs, strict=True)]
 
 

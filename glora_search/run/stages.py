@@ -1,17 +1,124 @@
-"""The stages of a run: their order, what each needs, and the command of each."""
+"""The stages of a run, in order: a table. A new stage is a row here, and a module with its function.
+
+Nothing here needs torch: the command line lists the stages before it loads anything.
+"""
 
 from __future__ import annotations
 
-STAGES = ("supernet", "search", "best", "retrained", "merged", "baselines", "test")
-"""Result folders in the order of the stages; the last stage writes metrics.json and report.html instead."""
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-NEEDS = {"search": "supernet", "best": "search", "retrained": "best", "merged": "best", "test": "merged"}
-COMMANDS = {
-    "supernet": "train-supernet",
-    "search": "search",
-    "best": "export",
-    "retrained": "retrain",
-    "merged": "merge",
-    "baselines": "baselines",
-    "test": "evaluate",
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from a recipe to a merged model.
+
+    Attributes:
+        name: also the folder of its result in the run folder.
+        command: of the command line.
+        function: ``module:function`` that does the work. It is called with the `context.Context`, the stage's folder
+            and the options of its command; what it returns is noted in ``stage.json``.
+        help: what it does, in one line.
+        needs: the stages whose results it reads; they have to be done.
+        uses: the stages whose results it reads where they are there.
+        asked: the key of the recipe without which a run leaves it out; empty for none.
+        beside: what else it stands for in the run folder; removed with its result.
+        result: what is written last, relative to the run folder.
+        joined_by: ``module:function`` for a process that comes while another one is at this stage; empty where there is
+            nothing to share.
+    """
+
+    name: str
+    command: str
+    function: str
+    help: str
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    asked: str = ""
+    beside: tuple[str, ...] = ()
+    result: str = ""
+    joined_by: str = ""
+
+    @property
+    def written_last(self) -> str:
+        """The file that says that the stage is done."""
+        return self.result or f"{self.name}/stage.json"
+
+    @property
+    def shown(self) -> str:
+        """What a message calls the result."""
+        return self.result or f"{self.name}/"
+
+
+_HERE = "glora_search.run"
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "supernet",
+            "train-supernet",
+            f"{_HERE}.supernet:train",
+            "Train the supernet: all choices of every layer.",
+        ),
+        Stage(
+            "search",
+            "search",
+            f"{_HERE}.search:run_search",
+            "Search for the best subnet under the budget.",
+            needs=("supernet",),
+            joined_by=f"{_HERE}.search:assist",
+        ),
+        Stage(
+            "best",
+            "export",
+            f"{_HERE}.export:export_best",
+            "Write the best subnet as an adapter folder.",
+            needs=("supernet", "search"),
+            beside=("exports",),
+        ),
+        Stage(
+            "retrained",
+            "retrain",
+            f"{_HERE}.retrain:retrain",
+            "Continue to train the best subnet.",
+            needs=("best",),
+            beside=("exports",),
+        ),
+        Stage(
+            "merged",
+            "merge",
+            f"{_HERE}.merge:merge_final",
+            "Merge the final subnet into a plain transformers model.",
+            needs=("best",),
+            uses=("retrained",),
+        ),
+        Stage(
+            "baselines",
+            "baselines",
+            f"{_HERE}.baselines:train_baselines",
+            "Train the recipe's baselines.",
+            asked="baselines",
+        ),
+        Stage(
+            "test",
+            "evaluate",
+            f"{_HERE}.evaluate:evaluate_on_test",
+            "Read the test split, once, and write metrics.json.",
+            needs=("search", "best", "merged"),
+            uses=("retrained", "baselines"),
+            beside=("report.html",),
+            result="metrics.json",
+        ),
+    )
 }
+"""Name -> stage, in the order in which a run does them."""
+
+
+def made_from(name: str) -> Iterator[Stage]:
+    """The stages whose results are made from this one's, directly or not, in order."""
+    stale = {name}
+    for stage in STAGES.values():
+        if stale.intersection(stage.needs + stage.uses) and stage.name not in stale:
+            stale.add(stage.name)
+            yield stage

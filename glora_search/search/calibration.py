@@ -16,6 +16,8 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from glora_search.errors import invalid
+from glora_search.scoring import Scoring
+from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.space.layers import Genome
 from glora_search.training.trainer import PathTrainer
 
@@ -40,6 +42,36 @@ def calibration_args(args: TrainingArguments, steps: int) -> TrainingArguments:
     own.dataloader_num_workers, own.dataloader_persistent_workers, own.dataloader_prefetch_factor = 0, False, None
     own.disable_tqdm, own.report_to, own.neftune_noise_alpha = True, [], None
     return own
+
+
+def subnet_evaluator(
+    supernet: Any,
+    scoring: Scoring,
+    rows: Dataset,
+    validation: Dataset,
+    args: TrainingArguments,
+    *,
+    calibration_steps: int = 0,
+    lr_factors: Mapping[str, float] | None = None,
+    batch_size: int = 64,
+) -> SubnetEvaluator:
+    """What a search scores subnets with: on the validation rows, each trained a little before where that is asked.
+
+    Args:
+        supernet: a ``PeftModel`` made with a `SupernetConfig`; trainable where there are calibration steps.
+        scoring: the collator and the metric.
+        rows, args, lr_factors: how the supernet was trained, for the calibration.
+        calibration_steps: see `Calibration`; 0 scores what a subnet inherits.
+
+    Raises:
+        UserError: the number of steps is not a whole number, at least 0.
+    """
+    calibration = None
+    if calibration_steps != 0:
+        few_steps = calibration_args(args, calibration_steps)
+        options: dict[str, Any] = {"data_collator": scoring.collator, "lr_factors": lr_factors}
+        calibration = Calibration(supernet, rows, few_steps, **options)
+    return SubnetEvaluator(supernet, validation, scoring, batch_size, calibration=calibration)
 
 
 class Calibration:

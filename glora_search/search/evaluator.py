@@ -5,13 +5,31 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 
-from glora_search.scoring import Batch, Evaluation, Sums, Task, evaluate, length_sorted_batches
-from glora_search.space.bound import Genome
+from glora_search.scoring import Batch, Evaluation, Scoring, Sums, evaluate, length_sorted_batches
+from glora_search.space.layers import Genome
+from glora_search.tuners.glora import GLoraConfig
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A subnet with the weights that it inherits from a supernet.
+
+    Attributes:
+        config: its fixed configuration.
+        weights: names of an adapter's saved file -> tensors, the head included.
+        evaluation: what it is worth with them.
+    """
+
+    config: GLoraConfig
+    weights: dict[str, Tensor]
+    evaluation: Evaluation
 
 
 class SubnetEvaluator:
@@ -23,7 +41,7 @@ class SubnetEvaluator:
     Args:
         supernet: a ``PeftModel`` made with a `SupernetConfig`.
         dataset: encoded rows, with ``labels``.
-        task: its collator and its metric.
+        scoring: the collator and the metric.
         batch_size: rows a batch.
         calibration: trains each subnet a little before it is scored, see `Calibration`; None scores what it inherits.
     """
@@ -32,19 +50,32 @@ class SubnetEvaluator:
         self,
         supernet: Any,
         dataset: Dataset,
-        task: Task,
+        scoring: Scoring,
         batch_size: int = 64,
         *,
         calibration: Callable[[Genome], AbstractContextManager[None]] | None = None,
     ) -> None:
-        self.supernet, self.task = supernet, task
+        self.supernet, self.scoring = supernet, scoring
         self.calibrated = calibration or (lambda genome: nullcontext())
-        self.batches = length_sorted_batches(dataset, task.collator, batch_size)
+        self.batches = length_sorted_batches(dataset, scoring.collator, batch_size)
         self._dataset, self._batch_size = dataset, batch_size
 
     def __call__(self, genome: Genome) -> Evaluation:
         with self.calibrated(genome), self.supernet.folded(genome):
-            return evaluate(self.supernet, self.batches, self.task)
+            return evaluate(self.supernet, self.batches, self.scoring)
+
+    def inherit(self, genome: Genome, **config: Any) -> Inherited:
+        """What is exported of a subnet: the weights that it is scored with, and its score.
+
+        Args:
+            config: further fields of the `GLoraConfig`.
+        """
+        with self.calibrated(genome):
+            with self.supernet.folded(genome):
+                evaluation = evaluate(self.supernet, self.batches, self.scoring)
+            return Inherited(
+                self.supernet.subnet_config(genome, **config), self.supernet.subnet_state_dict(genome), evaluation
+            )
 
     def legs(self, genome: Genome) -> Iterator[Evaluation]:
         """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.
@@ -55,8 +86,8 @@ class SubnetEvaluator:
         with self.calibrated(genome), self.supernet.folded(genome):
             sums = Sums()
             for batches in self._legs:
-                sums.add(self.supernet, batches, self.task)
-                yield sums.evaluation(self.task, len(self._dataset))
+                sums.add(self.supernet, batches, self.scoring)
+                yield sums.evaluation(self.scoring, len(self._dataset))
 
     @functools.cached_property
     def _legs(self) -> list[list[Batch]]:
@@ -64,4 +95,4 @@ class SubnetEvaluator:
         order = np.random.default_rng(0).permutation(len(self._dataset))
         ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= self._batch_size] + [len(order)]
         parts = [self._dataset.select(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        return [length_sorted_batches(part, self.task.collator, self._batch_size) for part in parts]
+        return [length_sorted_batches(part, self.scoring.collator, self._batch_size) for part in parts]

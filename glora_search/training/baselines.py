@@ -1,36 +1,16 @@
-"""What is trained after the search: the found subnet, and the baselines that it is compared with."""
+"""What a search is compared with: peft's LoRA under the same budget, trained for as long."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from peft import LoraConfig
 
-from glora_search.adapters.load import load_adapter
+from glora_search.recipe.arguments import TRAINING_DEFAULTS
+from glora_search.recipe.schema import Recipe
 from glora_search.space.bound import ATTENTION_QV
 from glora_search.space.layers import SpaceLayer
-from glora_search.tuners.glora import GLoraConfig
-
-
-def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:
-    """An exported subnet, ready to be trained on.
-
-    Args:
-        base: a fresh base model.
-        adapter: the adapter folder.
-        start: with the folder's weights and head, or with new ones.
-
-    Returns:
-        The ``PeftModel``.
-    """
-    if start == "inherited":
-        return load_adapter(base, adapter, trainable=True)
-    config = GLoraConfig.from_pretrained(str(adapter))
-    config.inference_mode = False
-    return get_peft_model(base, config)
 
 
 def lora_within(
@@ -54,3 +34,30 @@ def lora_within(
                 r=rank, lora_alpha=2 * rank, target_modules=names, task_type=task_type, modules_to_save=saved
             )
     return None
+
+
+def baseline_settings(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """The training arguments of a baseline: the supernet's, for as long as the supernet and retraining take together.
+
+    Args:
+        recipe: the experiment.
+        rows: train rows, which say how many steps an epoch has.
+    """
+    parts = [TRAINING_DEFAULTS | section.training for section in (recipe.supernet, recipe.retrain)]
+    own = recipe.baseline.training
+    if any(part.get("max_steps", -1) > 0 for part in parts):
+        length: dict[str, Any] = {"max_steps": sum(_steps(part, rows) for part in parts)}
+        if "num_train_epochs" in own:
+            length = {"max_steps": -1}
+    else:
+        length = {"num_train_epochs": sum(part["num_train_epochs"] for part in parts)}
+    return {**recipe.supernet.training, **length, **own}
+
+
+def _steps(settings: dict[str, Any], rows: int) -> int:
+    """The optimizer steps that these settings ask for, on one device."""
+    if settings.get("max_steps", -1) > 0:
+        return int(settings["max_steps"])
+    batches = -(-rows // settings["per_device_train_batch_size"])
+    per_epoch = max(1, -(-batches // settings.get("gradient_accumulation_steps", 1)))
+    return round(per_epoch * settings["num_train_epochs"])

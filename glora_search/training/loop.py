@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from glora_search.files.text import read_json
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
+from glora_search.scoring import Scoring
 from glora_search.training.trainer import PathTrainer
 
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
@@ -41,41 +43,57 @@ class TrainingProgress(TrainerCallback):
 
 def train(
     model: PreTrainedModel | nn.Module,
-    dataset: Dataset,
-    collator: Any,
-    settings: Mapping[str, Any],
-    folder: Path,
+    scoring: Scoring,
+    rows: Dataset,
+    validation: Dataset,
+    args: TrainingArguments,
     *,
-    seed: int,
     description: str,
+    resume: bool = False,
     trainer_cls: type[Trainer] = PathTrainer,
     **trainer_options: Any,
 ) -> Trainer:
-    """Train a model; its checkpoints go to ``folder/checkpoints``.
-
-    Where an interrupted training has left a whole checkpoint there, it goes on from it. They are the caller's to
-    remove, once the result is safe.
+    """Train a model; what the arguments evaluate is evaluated on the validation rows, by the metric too.
 
     Args:
-        settings: fields of TrainingArguments, on top of `recipe.TRAINING_DEFAULTS`.
-        seed: of the order of the rows.
+        scoring: the collator and the metric.
+        rows: to learn from, with ``labels``.
+        args: as in ``Trainer``. Where its bar is off (``disable_tqdm``), ours is shown.
         description: for the progress bar.
+        resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one. Checkpoints are the
+            caller's to remove, once the result is safe.
         trainer_cls: `PathTrainer` or another Trainer; ``trainer_options`` are passed to it.
 
     Returns:
         The trainer, after training.
     """
-    checkpoints = folder / "checkpoints"
-    arguments = training_arguments(settings, checkpoints, seed)
-    trainer = trainer_cls(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **trainer_options)
-    trainer.remove_callback(PrinterCallback)
-    last = last_checkpoint(checkpoints)
+    trainer = trainer_cls(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=validation,
+        data_collator=scoring.collator,
+        preprocess_logits_for_metrics=lambda logits, labels: scoring.tally(_first(logits), labels),
+        compute_metrics=lambda found: {scoring.metric: scoring.score(found.predictions.astype(float).sum(0))},
+        **trainer_options,
+    )
+    last = last_checkpoint(Path(args.output_dir)) if resume else None
     if last is not None:
-        say(f"{description}: going on from {Path(last).name}", "dim")
+        say(f"{description}: resuming from {Path(last).name}", "dim")
+    if not args.disable_tqdm:
+        trainer.train(resume_from_checkpoint=last)
+        return trainer
+    trainer.remove_callback(PrinterCallback)
     with track(description, total_steps(trainer)) as bar:
         trainer.add_callback(TrainingProgress(bar))
         trainer.train(resume_from_checkpoint=last)
     return trainer
+
+
+def _first(outputs: Any) -> torch.Tensor:
+    """The logits, of a model that has more to say than those."""
+    logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits
 
 
 def training_arguments(settings: Mapping[str, Any], folder: Path, seed: int) -> TrainingArguments:
@@ -85,12 +103,15 @@ def training_arguments(settings: Mapping[str, Any], folder: Path, seed: int) -> 
 
 def total_steps(trainer: Trainer) -> int:
     """The optimizer steps of a whole training."""
-    arguments = trainer.args
-    if arguments.max_steps > 0:
-        return int(arguments.max_steps)
-    batches = len(trainer.get_train_dataloader())
-    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
-    return round(per_epoch * arguments.num_train_epochs)
+    return steps_of(trainer.args, len(trainer.get_train_dataloader()))
+
+
+def steps_of(args: TrainingArguments, batches: int) -> int:
+    """The optimizer steps of a training, given the batches of an epoch."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+    return round(per_epoch * args.num_train_epochs)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glora_search.run.pipeline import Run
+from glora_search.run.runner import Run
 from glora_search.search.shared.workers import _ignoring_ctrl_c
 
 PACKAGE = Path(__file__).parent.parent.parent
@@ -122,7 +122,7 @@ def interrupt(*arguments, **options):
 
 @pytest.mark.parametrize("again", [[], ["--again"]])
 def test_ctrl_c_says_in_one_line_how_to_go_on(call, finished, monkeypatch, again):
-    monkeypatch.setattr(Run, "retrain", interrupt)
+    monkeypatch.setattr(Run, "do", interrupt)
     code, out, err = call("retrain", finished, "--quiet", *again)
     assert code == 130
     assert out == ""

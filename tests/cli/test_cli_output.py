@@ -50,9 +50,9 @@ def test_quiet_leaves_the_result(call, finished):
 
 def test_what_one_call_is_told_does_not_hold_for_the_next(call, finished):
     call("merge", finished, "--quiet")
-    assert "done before" in call("merge", finished)[1]
-    assert "done before" in call("merge", finished, "--json")[2]
-    assert "done before" in call("merge", finished)[1]
+    assert "already done" in call("merge", finished)[1]
+    assert "already done" in call("merge", finished, "--json")[2]
+    assert "already done" in call("merge", finished)[1]
 
 
 def test_a_pipe_gets_no_colours_no_bars_and_whole_lines(call, finished):

@@ -15,8 +15,8 @@ from peft import PeftConfig, PeftModel
 
 from glora_search.adapters.load import load_adapter
 from glora_search.recipe.schema import Recipe
-from glora_search.run.pipeline import Run
-from glora_search.run.status import is_busy
+from glora_search.run.folder import RunFolder
+from glora_search.run.runner import Run
 
 
 def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recipe_file, tmp_path):
@@ -33,7 +33,7 @@ def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recip
     assert "final subnet" in again
     code, out, _ = call("merge", tmp_path / "run")
     assert code == 0
-    assert "done before" in out
+    assert "already done" in out
 
 
 def test_stages_run_one_by_one(call, recipe_file, tmp_path):
@@ -82,15 +82,15 @@ def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call,
         assert call(command, folder)[0] == 0
     run = Run(folder)
     with torch.no_grad():
-        batch = {name: value for name, value in run.validation[0].items() if name != "labels"}
-        expected = load_adapter(run.task.model(), folder / "best").eval()(**batch).logits
+        batch = {name: value for name, value in run.context.validation[0].items() if name != "labels"}
+        expected = load_adapter(run.context.task.model(), folder / "best").eval()(**batch).logits
         for form, kind in (("peft", peft.GloraConfig), ("lora", peft.LoraConfig)):
             for _ in range(2):  # an earlier export is replaced
                 assert call("export", folder, "--format", form)[0] == 0
             where = folder / "exports" / form
             assert type(PeftConfig.from_pretrained(where)) is kind
             assert "glora_search" not in (where / "README.md").read_text()
-            found = PeftModel.from_pretrained(run.task.model(), where).eval()(**batch).logits
+            found = PeftModel.from_pretrained(run.context.task.model(), where).eval()(**batch).logits
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert sorted(path.name for path in (folder / "exports").iterdir()) == ["lora", "peft"]
     assert call("export", folder, "--format", "merged")[0] == 0
@@ -148,9 +148,9 @@ def test_a_stage_waits_for_a_look_at_the_folder_to_end(recipe_file, tmp_path):
     look = FileLock(run.folder / ".lock", thread_local=False)
     look.acquire()
     threading.Timer(0.2, look.release).start()
-    with run._working():
-        assert is_busy(run.folder)
-    assert not is_busy(run.folder)
+    with run.working():
+        assert RunFolder(run.folder).is_busy()
+    assert not RunFolder(run.folder).is_busy()
 
 
 def test_a_run_of_several_processes_is_refused(call, recipe_file, tmp_path, monkeypatch):

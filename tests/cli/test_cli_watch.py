@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from glora_search.cli import watch
-from glora_search.run.status import open_journal
+from glora_search.run.folder import RunFolder
 from glora_search.search.shared.storage import JournalReader
 
 
@@ -100,7 +100,7 @@ def test_a_shared_search_is_looked_at_in_its_storage(call, finished):
 
 
 def test_a_journal_that_is_looked_at_cannot_be_changed(finished):
-    storage = open_journal(finished)
+    storage = RunFolder(finished).journal()
     assert isinstance(storage._backend, JournalReader)
     trials = optuna.load_study(study_name="search", storage=storage).trials
     assert len(trials) == len(pd.read_csv(finished / "search" / "trials.csv"))
@@ -118,21 +118,21 @@ def test_the_dashboard_is_an_extra(call, finished, monkeypatch):
 def test_the_dashboard_serves_the_runs_journal_until_ctrl_c(call, finished, monkeypatch):
     served = []
 
-    def wsgi(storage):
-        served.append(optuna.get_all_study_names(storage))
-        return lambda environ, start_response: []
-
-    def serve(server):
-        assert server.server_port
+    def run_server(storage, host, port):
+        served.append((optuna.get_all_study_names(storage), host, port))
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "optuna_dashboard", types.SimpleNamespace(wsgi=wsgi))
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", types.SimpleNamespace(run_server=run_server))
     monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr("socketserver.BaseServer.serve_forever", serve)
-    code, out, err = call("dashboard", finished, "--port", "0")
+    code, out, err = call("dashboard", finished, "--port", "8123")
     assert (code, err) == (0, "")
-    assert "http://127.0.0.1:" in out
-    assert served == [["search", "search.workers"]]
+    assert "http://127.0.0.1:8123/" in out
+    assert served == [(["search", "search.workers"], "127.0.0.1", 8123)]
+
+
+def test_a_port_that_cannot_be_used_is_named(call, finished, monkeypatch):
+    pytest.importorskip("optuna_dashboard")
+    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: True)
     code, _, err = call("dashboard", finished, "--port", "-5")
     assert code == 2
     assert "--port: got -5" in err

@@ -8,8 +8,8 @@ import pytest
 
 from glora_search.files.text import write_json
 from glora_search.recipe.schema import Recipe
-from glora_search.run.folder import make
-from glora_search.run.pipeline import Run
+from glora_search.run.making import make
+from glora_search.run.runner import Run
 from glora_search.run.stages import STAGES
 from glora_search.search import Evaluation, search
 from glora_search.search.results import summary, trials_frame
@@ -88,7 +88,8 @@ def make_run(tmp_path):
         make(folder, recipe)
         write_json(folder / "environment.json", {"python": "3.0", "command": ["glora-search", name]})
         run = Run(folder)
-        done = [] if until is None else ["supernet"] if until == "searching" else STAGES[: STAGES.index(until) + 1]
+        names = list(STAGES)
+        done = [] if until is None else ["supernet"] if until == "searching" else names[: names.index(until) + 1]
         space = make_space(blocks)
         figures = {"params": 300, "validation": 0.9, "validation_loss": 0.1, "seconds": 1.5}
         if "supernet" in done:
@@ -118,7 +119,7 @@ def make_run(tmp_path):
         if "baselines" in done:
             write_json(folder / "baselines" / "stage.json", {"list": [baseline], "skipped": [], "seconds": 200.0})
         if "test" in done:
-            best = run.result("search")["best"]
+            best = run.view.result("search")["best"]
             metrics = {
                 "name": name,
                 "metric": "accuracy",

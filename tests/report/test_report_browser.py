@@ -95,7 +95,7 @@ def contrast(first, second):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_draws_every_chart_on_a_desk_and_on_a_phone(look_at, make_run, chart_ids, dark):
-    seen, console = look_at(write_report(make_run()), 1280, 390, dark=dark)
+    seen, console = look_at(write_report(make_run().folder), 1280, 390, dark=dark)
     assert console == []
     assert [facts["width"] for facts in seen] == [1280, 390]
     for facts in seen:
@@ -114,7 +114,7 @@ def test_the_page_draws_every_chart_on_a_desk_and_on_a_phone(look_at, make_run, 
 def test_a_long_name_makes_a_phone_scroll_nothing_but_its_table(look_at, make_run, change_metrics):
     run = make_run(trials=10, name="n" * 200, label="lora-" * 30)
     change_metrics(run, notes=["x" * 300], metric="m" * 60)
-    (facts,), console = look_at(write_report(run), 390)
+    (facts,), console = look_at(write_report(run.folder), 390)
     assert console == []
     assert facts["width"] == 390
     assert facts["content"] <= 390
@@ -123,7 +123,7 @@ def test_a_long_name_makes_a_phone_scroll_nothing_but_its_table(look_at, make_ru
 def test_text_of_the_run_is_not_run(look_at, make_run, change_metrics, evil):
     run = make_run(name=evil, label=evil, probes=[evil, '<a href="javascript:injected=1">x</a>'])
     change_metrics(run, metric=evil, notes=[evil])
-    (facts,), console = look_at(write_report(run), 1280)
+    (facts,), console = look_at(write_report(run.folder), 1280)
     assert console == []
     assert (facts["injected"], facts["strange"]) == (0, 0)
     assert min(facts["charts"].values()) > 0
@@ -131,7 +131,7 @@ def test_text_of_the_run_is_not_run(look_at, make_run, change_metrics, evil):
 
 def test_an_error_and_an_empty_chart_would_be_seen(look_at, make_run, tmp_path):
     page = tmp_path / "broken.html"
-    text = write_report(make_run(trials=10)).read_text()
+    text = write_report(make_run(trials=10).folder).read_text()
     page.write_text(text.replace("</body>", '<script>Plotly.react("front", []); nothing.there()</script></body>'))
     (facts,), console = look_at(page, 1280)
     assert any("nothing is not defined" in line for line in console)

@@ -14,7 +14,7 @@ def names(figure):
 
 
 def test_metric_against_parameters_shows_trials_front_models_and_budget(make_run):
-    data = read_run(make_run(trials=20))
+    data = read_run(make_run(trials=20).view)
     figure = charts.metric_against_parameters(data)
     assert names(figure) == ["evaluated subnet", "front", "lora r=1 (peft)", "best subnet", "final (retrained)"]
     dots, front, baseline, best, final = figure.data
@@ -30,7 +30,7 @@ def test_metric_against_parameters_shows_trials_front_models_and_budget(make_run
 def test_without_a_budget_there_is_no_line(make_run, change_metrics):
     run = make_run(trials=5)
     change_metrics(run, budget=None)
-    assert not charts.metric_against_parameters(read_run(run)).layout.shapes
+    assert not charts.metric_against_parameters(read_run(run.view)).layout.shapes
 
 
 @pytest.mark.parametrize(("lower", "expected"), [(False, [(1, 0.5), (2, 0.7), (4, 0.9)]), (True, [(1, 0.4)])])
@@ -42,7 +42,7 @@ def test_the_front_is_what_no_other_beats_in_both(lower, expected):
 
 
 def test_best_so_far_follows_what_the_search_goes_by(make_run):
-    data = read_run(make_run("search", score="loss", trials=30))
+    data = read_run(make_run("search", score="loss", trials=30).view)
     trials, line = charts.best_so_far(data, "user_attrs_loss", "loss").data
     assert list(line.y) == pd.Series(trials.y).cummin().tolist()
     dots, line = charts.best_so_far(data, "value", "accuracy").data
@@ -62,7 +62,7 @@ def test_importance_is_summed_over_paths_and_layers():
 
 
 def test_the_supernets_curves_are_the_training_loss_and_one_for_each_probe(make_run):
-    history = read_run(make_run("supernet", probes=[f"p{n}" for n in range(7)])).history
+    history = read_run(make_run("supernet", probes=[f"p{n}" for n in range(7)]).view).history
     figure = charts.supernet_curves(history)
     assert names(figure)[:2] == ["training, as logged", "training, smoothed"]
     assert names(figure)[2:] == [f"p{n}" for n in range(7)]
@@ -72,11 +72,11 @@ def test_the_supernets_curves_are_the_training_loss_and_one_for_each_probe(make_
 
 
 def test_without_probes_the_training_loss_is_alone(make_run):
-    assert len(charts.supernet_curves(read_run(make_run("supernet", probes=())).history).data) == 2
+    assert len(charts.supernet_curves(read_run(make_run("supernet", probes=()).view).history).data) == 2
 
 
 def test_text_of_the_run_is_no_markup(make_run):
-    data = read_run(make_run(trials=5, label="<b>bold</b>"))
+    data = read_run(make_run(trials=5, label="<b>bold</b>").view)
     assert "&lt;b&gt;bold&lt;/b&gt; (peft)" in names(charts.metric_against_parameters(data))
     shares = pd.DataFrame([("<i>x</i>", "C", 1.0)], columns=["layer", "path", "share"])
     assert list(charts.layer_importance(shares).data[0].y) == ["&lt;i&gt;x&lt;/i&gt;"]

@@ -32,7 +32,7 @@ class Elements(HTMLParser):
 
 
 def page_of(run):
-    return write_report(run).read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    return write_report(run.folder).read_text(encoding="utf-8").replace(get_plotlyjs(), "")
 
 
 def ids(elements):

@@ -12,14 +12,12 @@ from datasets import Dataset
 from peft import get_peft_model, set_peft_model_state_dict
 from transformers import DataCollatorWithPadding, TrainingArguments
 
-from glora_search import SupernetConfig
+from glora_search import PathTrainer, SupernetConfig, write_report
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
-from glora_search.find import Scoring
 from glora_search.recipe.schema import Recipe
-from glora_search.run import pipeline
-from glora_search.run.pipeline import Run
-from glora_search.scoring import evaluate
+from glora_search.run.runner import Run
+from glora_search.scoring import RowMetric, evaluate
 from glora_search.search import Calibration, SubnetEvaluator, calibration_args
 
 
@@ -52,7 +50,7 @@ def parts(make_model, bind, randomize, collator, tmp_path):
         settings = {"learning_rate": 2e-2, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none"}
         args = TrainingArguments(str(tmp_path / "none"), **{**settings, "save_strategy": "epoch", **training})
         calibration = Calibration(supernet, rows(64, 0), calibration_args(args, 10), data_collator=collator)
-        evaluator = SubnetEvaluator(supernet, rows(40, 1), Scoring(collator, accuracy), 16, calibration=calibration)
+        evaluator = SubnetEvaluator(supernet, rows(40, 1), RowMetric(accuracy, collator), 16, calibration=calibration)
         return supernet, calibration, evaluator
 
     return make
@@ -69,7 +67,7 @@ def test_a_subnet_scores_as_the_adapter_with_its_calibrated_weights_does(parts, 
         config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
     adapter = get_peft_model(make_model("bert"), config)
     set_peft_model_state_dict(adapter, weights)
-    alone, found = evaluate(adapter, evaluator.batches, Scoring(collator, accuracy)), evaluator(genome)
+    alone, found = evaluate(adapter, evaluator.batches, RowMetric(accuracy, collator)), evaluator(genome)
     assert found.metric == alone.metric
     assert found.loss == pytest.approx(alone.loss, rel=1e-5)
 
@@ -77,7 +75,7 @@ def test_a_subnet_scores_as_the_adapter_with_its_calibrated_weights_does(parts, 
 def test_it_learns_from_the_train_rows(parts):
     supernet, _, evaluator = parts()
     genome = genomes(supernet)[0]
-    inherited = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task)(genome)
+    inherited = SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring)(genome)
     assert evaluator(genome).loss < inherited.loss
 
 
@@ -165,7 +163,7 @@ def test_model_and_trainer_leave_each_other_alone(parts, monkeypatch, training):
     with calibration(first):
         assert supernet.training is training
     with monkeypatch.context() as patch:
-        patch.setattr("glora_search.search.calibration.PathTrainer.training_step", out_of_memory)
+        patch.setattr(PathTrainer, "training_step", out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             evaluator(second)
     assert supernet.training is training
@@ -210,7 +208,7 @@ def test_even_one_step_trains(parts, collator):
     supernet, calibration, evaluator = parts()
     one = Calibration(supernet, calibration.dataset, calibration_args(calibration.args, 1), data_collator=collator)
     genome = genomes(supernet)[0]
-    plain = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task)
+    plain = SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring)
     inherited = plain(genome).loss
     with one(genome):
         assert plain(genome).loss != inherited
@@ -227,9 +225,9 @@ def test_what_a_run_exports_is_what_it_scored(tiny_recipe, tmp_path):
     search = {**tiny_recipe["search"], "calibration_steps": 4, "trials": 5}
     run = Run.create(Recipe.model_validate({**tiny_recipe, "search": search}), tmp_path / "run")
     metrics = run.all_stages()
-    model = load_adapter(run.task.model(), run.folder / "best")
-    scored = pipeline.evaluate(model, run.validation, run.task)
+    model = load_adapter(run.context.task.model(), run.folder / "best")
+    scored = evaluate(model, run.context.validation, run.context.task)
     assert scored.metric == metrics["search"]["best"]["validation"]
-    assert scored.loss == pytest.approx(run.result("search")["best"]["validation_loss"], rel=1e-5)
+    assert scored.loss == pytest.approx(run.view.result("search")["best"]["validation_loss"], rel=1e-5)
     assert metrics["search"]["calibration_steps"] == 4
-    assert "inherited weights and 4 steps" in (run.folder / "report.html").read_text()
+    assert "inherited weights and 4 steps" in write_report(run.folder).read_text()

@@ -96,9 +96,9 @@ def test_batches_are_of_similar_lengths_and_trimmed_to_their_longest_row(parts):
 def test_each_row_is_collated_once_where_nothing_is_raced(parts, monkeypatch):
     space, supernet, evaluator = parts
     rows = []
-    collate = evaluator.task.collator
-    monkeypatch.setattr(evaluator.task, "collator", lambda batch: rows.extend(batch) or collate(batch))
-    again = SubnetEvaluator(supernet, evaluator._dataset, evaluator.task, 4)
+    collate = evaluator.scoring.collator
+    monkeypatch.setattr(evaluator.scoring, "collator", lambda batch: rows.extend(batch) or collate(batch))
+    again = SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring, 4)
     again(space.largest)
     assert len(rows) == 50
     list(again.legs(space.largest))

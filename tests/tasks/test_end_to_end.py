@@ -13,7 +13,8 @@ from transformers import Trainer
 from glora_search.adapters.load import load_adapter
 from glora_search.files.text import write_json
 from glora_search.recipe.schema import Recipe
-from glora_search.run.pipeline import Run
+from glora_search.report import write_report
+from glora_search.run.runner import Run
 from glora_search.scoring import evaluate
 
 
@@ -108,21 +109,21 @@ def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
     assert metrics["baselines"][0]["params"] <= 1200
     assert 0 < metrics["final"]["params"] <= 1200
     better = min if task.endswith("-lm") else max
-    stages = [run.result(name) for name in ("best", "retrained")]
+    stages = [run.view.result(name) for name in ("best", "retrained")]
     assert metrics["final"]["validation"] == better(stage["validation"] for stage in stages)
     if task.endswith("-lm"):
         for entry in stages:
             assert entry["validation"] == pytest.approx(np.exp(entry["validation_loss"]), rel=1e-4)
 
-    merged = run.task.auto_class.from_pretrained(run.folder / "merged").eval()
-    adapted = load_adapter(run.task.model(), run.folder / run.result("merged")["source"]).eval()
+    merged = run.context.task.auto_class.from_pretrained(run.folder / "merged").eval()
+    adapted = load_adapter(run.context.task.model(), run.folder / run.view.result("merged")["source"]).eval()
     assert type(merged) is type(adapted.get_base_model())
-    assert set(dict(merged.named_parameters())) == set(dict(run.task.model().named_parameters()))
+    assert set(dict(merged.named_parameters())) == set(dict(run.context.task.model().named_parameters()))
     for model in (merged, adapted):
-        assert evaluate(model, run.validation, run.task).metric == pytest.approx(
+        assert evaluate(model, run.context.validation, run.context.task).metric == pytest.approx(
             metrics["final"]["validation"], rel=1e-4
         )
-    batch = run.validation[0]
+    batch = run.context.validation[0]
     with torch.no_grad():
         torch.testing.assert_close(merged(**batch).logits, adapted(**batch).logits, rtol=0, atol=1e-4)
     assert (
@@ -131,11 +132,11 @@ def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
     if architecture == "vit":  # peft has no name for the task
         card = (run.folder / "best" / "README.md").read_text()
         assert f"AutoPeftModel.from_pretrained({str(run.folder / 'best')!r}".replace("'", '"') in card
-        labels = len(run.task.data.labels)
+        labels = len(run.context.task.data.labels)
         loaded = AutoPeftModel.from_pretrained(str(run.folder / "best"), num_labels=labels)
         assert type(loaded.get_base_model()) is type(merged)
     if architecture in ("llama", "qwen3", "t5"):  # no layer has a bias
-        assert {gene.path for gene in run.space.genes} == {"A_B"}
+        assert {gene.path for gene in run.context.space.genes} == {"A_B"}
 
 
 def test_a_lower_perplexity_is_better_in_search_stopping_and_report(tiny, recipe, make, tmp_path, monkeypatch):
@@ -155,13 +156,13 @@ def test_a_lower_perplexity_is_better_in_search_stopping_and_report(tiny, recipe
     assert metrics["search"]["best"]["validation"] == pytest.approx(trials["value"].min())
     assert trials["value"].min() < trials["value"].max()
     assert metrics["direction"] == "minimize"
-    assert "perplexity" in (run.folder / "report.html").read_text()
+    assert "perplexity" in write_report(run.folder).read_text()
     for name in ("best", "retrained"):
         write_json(
             run.folder / name / "stage.json",
             {"validation": {"best": 3.0, "retrained": 4.0}[name], "validation_loss": 1},
         )
-    assert run.final()[0] == "best"
+    assert run.view.final()[0] == "best"
 
 
 def test_a_subnet_without_any_path_of_a_model_without_a_head_goes_all_the_way(tiny, recipe, make, tmp_path):

@@ -6,23 +6,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 
 @contextmanager
-def helped_by(count: int, run: Path, storage: str | None) -> Iterator[None]:
-    """A block of work on a run's search, with so many more processes beside it.
+def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
+    """A block of work on a search, with so many more processes beside it.
 
     They share the machine's cores. One that dies is not replaced; what it evaluated is evaluated by another. They end
     with the search, and at the latest with the block.
 
     Args:
-        run: the run folder.
-        storage: see `pipeline.Run.search`.
+        count: how many.
+        work: what each of them does; it is pickled, so a function of a module, or a ``functools.partial`` of one.
     """
     if count < 1:
         yield
@@ -30,7 +29,7 @@ def helped_by(count: int, run: Path, storage: str | None) -> Iterator[None]:
     before = torch.get_num_threads()
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
-    helpers = [context.Process(target=_work, args=(str(run), storage, threads), daemon=True) for _ in range(count)]
+    helpers = [context.Process(target=_help, args=(work, threads), daemon=True) for _ in range(count)]
     with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore; the first one ends the others
         for helper in helpers:
             helper.start()
@@ -57,14 +56,13 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(run: str, storage: str | None, threads: int) -> None:
+def _help(work: Callable[[], None], threads: int) -> None:
     import transformers
 
     import glora_search.progress
-    from glora_search.run.pipeline import Run
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     glora_search.progress.console.quiet = True  # the first process shows the progress of all
     torch.set_num_threads(threads)
-    Run(run).work_on_search(storage=storage)
+    work()

@@ -11,7 +11,8 @@ import pytest
 
 from glora_search import cli
 from glora_search.recipe.schema import Recipe
-from glora_search.run.pipeline import Run
+from glora_search.run.runner import Run
+from glora_search.run.search import forget_shared_search
 from glora_search.search import SubnetEvaluator, open_storage
 
 
@@ -19,7 +20,7 @@ from glora_search.search import SubnetEvaluator, open_storage
 def run(tiny_recipe, tmp_path):
     """A run folder whose supernet is trained."""
     made = Run.create(Recipe.model_validate(tiny_recipe), tmp_path / "run")
-    made.train_supernet()
+    made.do("supernet")
     return made
 
 
@@ -27,7 +28,7 @@ def check(run):
     """The stage is done, each of the 12 trials once."""
     trials = pd.read_csv(run.folder / "search" / "trials.csv")
     assert len(trials) == trials["user_attrs_key"].nunique() == 12
-    assert run.done("search")["evaluated"] == 12
+    assert run.view.done("search")["evaluated"] == 12
 
 
 def test_the_search_command_starts_further_workers(run, monkeypatch, capsys):
@@ -53,7 +54,7 @@ def test_the_same_command_elsewhere_joins_a_search_that_is_going_on(run, monkeyp
             return original(self, genome)
 
         SubnetEvaluator.__call__ = slow
-        Run(run.folder).search()
+        Run(run.folder).do("search")
         os._exit(0)
 
     def counted(self, genome):
@@ -64,7 +65,7 @@ def test_the_same_command_elsewhere_joins_a_search_that_is_going_on(run, monkeyp
 
     monkeypatch.setattr(SubnetEvaluator, "__call__", counted)
     os.read(ready[0], 1)
-    Run(run.folder).search()
+    Run(run.folder).do("search")
     assert os.waitpid(child, 0)[1] == 0
     assert len(calls) == 9
     check(run)
@@ -84,7 +85,7 @@ def test_a_search_whose_first_process_was_killed_is_finished_by_the_one_that_joi
             return original(self, genome)
 
         SubnetEvaluator.__call__ = stuck
-        Run(run.folder).search()
+        Run(run.folder).do("search")
         os._exit(0)
 
     def counted(self, genome):
@@ -96,7 +97,7 @@ def test_a_search_whose_first_process_was_killed_is_finished_by_the_one_that_joi
 
     monkeypatch.setattr(SubnetEvaluator, "__call__", counted)
     os.read(ready[0], 1)
-    Run(run.folder).search()
+    Run(run.folder).do("search")
     assert len(calls) == 10
     check(run)
 
@@ -110,16 +111,16 @@ def test_a_search_in_a_shared_storage_has_a_name_of_its_own_and_can_be_done_agai
         return original(self, genome)
 
     monkeypatch.setattr(SubnetEvaluator, "__call__", counted)
-    run.search(storage=storage)
+    run.do("search", storage=storage)
     check(run)
     names = {study.study_name for study in open_storage(storage).get_all_studies()}
     assert len(names) == 2
     assert all(name.startswith("tiny-") for name in names)
     for again in (False, True):
-        run.forget_from("search")
+        run.forget("search")
         if again:
-            run.forget_shared_search(storage)
-        run.search(storage=storage)
+            forget_shared_search(run.view, storage)
+        run.do("search", storage=storage)
         assert len(calls) == (24 if again else 12)
         check(run)
 
@@ -135,8 +136,8 @@ def test_a_search_in_a_shared_storage_has_a_name_of_its_own_and_can_be_done_agai
 def test_every_way_of_searching_leaves_a_subnet_to_export(tiny_recipe, tmp_path, settings, better):
     data = {**tiny_recipe, "search": {**tiny_recipe["search"], **settings}}
     run = Run.create(Recipe.model_validate(data), tmp_path / "run")
-    run.train_supernet()
-    found = run.search()
+    run.do("supernet")
+    found = run.do("search")
     trials = pd.read_csv(run.folder / "search" / "trials.csv")
     assert len(trials) == 12
     assert trials["user_attrs_params"].max() <= 1000
@@ -150,4 +151,4 @@ def test_every_way_of_searching_leaves_a_subnet_to_export(tiny_recipe, tmp_path,
         sizes = [point["params"] for point in found["front"]]
         assert losses == sorted(losses, reverse=True)
         assert sizes == sorted(set(sizes))
-    assert run.export()["params"] == best["params"]
+    assert run.do("best")["params"] == best["params"]

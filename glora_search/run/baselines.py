@@ -1,0 +1,36 @@
+"""What the found subnet is compared with: the recipe's baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from transformers import set_seed
+
+from glora_search.adapters.load import adapter_params
+from glora_search.run.context import Context
+from glora_search.scoring import evaluate
+from glora_search.training.baselines import baseline_settings, lora_within
+from glora_search.training.loop import train
+
+
+def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
+    """Train the recipe's baselines; leaves ``baselines/`` with an adapter folder each."""
+    recipe, task = run.recipe, run.task
+    result: dict[str, Any] = {"list": [], "skipped": []}
+    for name in recipe.baselines:
+        config = lora_within(run.space.layers, recipe.search.max_params, task.task_type, task.modules_to_save)
+        if config is None:
+            result["skipped"].append(f"{name}: not even rank 1 on query and value fits the budget")
+            continue
+        set_seed(recipe.seed)
+        model, where = get_peft_model(task.model(), config), folder / name
+        args = run.arguments(baseline_settings(recipe, len(task.train)), where)
+        factors = recipe.lr_factors(recipe.baseline)
+        train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
+        scored = evaluate(model, run.validation, task)
+        model.save_pretrained(str(where))
+        entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
+        result["list"].append({**entry, "validation": scored.metric})
+    return result

@@ -1,0 +1,96 @@
+"""What the stages of a run share: the recipe, the data and the model, loaded when they are asked for."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from glora_search.adapters.load import load_adapter
+from glora_search.files.checked import validate
+from glora_search.recipe.arguments import OTHER_MACHINE
+from glora_search.recipe.schema import Recipe
+from glora_search.run.folder import RunFolder
+from glora_search.scoring import Batch, length_sorted_batches
+from glora_search.space import BoundSpace, SearchSpace
+from glora_search.tasks import Task, make_task
+from glora_search.training.loop import training_arguments
+
+
+class Context:
+    """A run as its stages see it.
+
+    Args:
+        folder: the run folder; it must have been made by `Run.create`.
+
+    Attributes:
+        folder: its path.
+        view: what is done there.
+        recipe: the experiment.
+
+    Raises:
+        UserError: the folder is not a run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.view = RunFolder(folder)
+        self.folder = self.view.path
+        source = str(self.folder / "recipe.yaml")
+        self.recipe = validate(Recipe, self.view.recipe, source=source, context=OTHER_MACHINE)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The recipe's task, its train and validation rows loaded."""
+        return make_task(self.recipe)
+
+    @functools.cached_property
+    def space(self) -> BoundSpace:
+        """The run's own copy of the search space, bound to the model.
+
+        Raises:
+            UserError: the data or the model that the recipe names is not there any more.
+        """
+        model = self.task.model()
+        return SearchSpace.load(self.folder / "space.yaml").bind(model, self.task.modules_to_save)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where models are scored: the accelerator, if there is one and the recipe does not say ``use_cpu``."""
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        use_cpu = self.recipe.supernet.training.get("use_cpu", False)
+        return torch.device("cpu") if accelerator is None or use_cpu else accelerator
+
+    @functools.cached_property
+    def validation(self) -> list[Batch]:
+        """The validation rows in batches."""
+        return length_sorted_batches(self.task.validation, self.task.collator, self.recipe.search.batch_size)
+
+    def load(self, adapter: str, *, trainable: bool = False) -> PeftModel:
+        """A fresh base model with an adapter of this run.
+
+        Args:
+            adapter: its folder below the run folder.
+        """
+        return load_adapter(self.task.model(), self.folder / adapter, trainable=trainable).to(self.device)
+
+    def arguments(self, settings: dict[str, Any], folder: Path) -> TrainingArguments:
+        """A section's training arguments, its checkpoints below a stage's folder."""
+        task = self.task
+        if str(settings.get("metric_for_best_model")).endswith(task.metric):
+            settings = {"greater_is_better": task.direction == "maximize", **settings}
+        return training_arguments(settings, folder / "checkpoints", self.recipe.seed)
+
+    def facts(self, params: int, validation: float) -> dict[str, Any]:
+        """What an adapter's card says about it."""
+        labels = self.task.data.labels
+        return {
+            "experiment": self.recipe.name,
+            **({"labels": len(labels)} if labels else {}),
+            "adapter parameters": f"{params:,}",
+            "budget": self.recipe.search.max_params,
+            f"validation {self.task.metric}": f"{validation:.4f}",
+        }

@@ -1,0 +1,84 @@
+"""The last stage: the test split, read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glora_search.progress import track
+from glora_search.ranking import rank_key
+from glora_search.run.context import Context
+from glora_search.run.folder import RunFolder, source_name
+from glora_search.scoring import Batches, evaluate
+from glora_search.tasks import Task
+
+
+def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
+    """Read the test split, this once, and score what was made; leaves ``metrics.json``."""
+    view, task, recipe = run.view, run.task, run.recipe
+    merged, found, best = view.result("merged"), view.result("search"), view.result("best")
+    baselines = view.done("baselines") or {"list": [], "skipped": []}
+    source = merged["source"]
+    figures = view.result(source)
+    batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
+
+    adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), *dict.fromkeys(["best", source])]
+    scores: dict[str, float] = {}
+    with track("evaluate", len(adapters) + 1) as bar:
+        for name in adapters:
+            scores[name] = evaluate(run.load(name), batches, task).metric
+            bar.advance()
+        options = {"trust_remote_code": recipe.task.trust_remote_code}
+        plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
+        scores["merged"] = evaluate(plain, batches, task).metric
+        bar.advance()
+    steps = recipe.search.calibration_steps
+    return {
+        "name": recipe.name,
+        "metric": task.metric,
+        "direction": task.direction,
+        "budget": recipe.search.max_params,
+        "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
+        "baselines": [{**entry, "test": scores[f"baselines/{entry['method']}"]} for entry in baselines["list"]],
+        "notes": [*baselines["skipped"], *notes(view, task)],
+        "search": {
+            **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
+            **({"calibration_steps": steps} if steps else {}),
+            "best": {
+                "validation": best["validation"],
+                **{key: found["best"][key] for key in ("params", "origin")},
+                "test": scores["best"],
+            },
+        },
+        "final": {
+            "source": source_name(source),
+            "params": figures["params"],
+            "validation": figures["validation"],
+            "test": scores[source],
+        },
+        "merged": {
+            "max_abs_logit_difference": merged["max_abs_logit_difference"],
+            "validation": merged["validation"],
+            "test": scores["merged"],
+        },
+    }
+
+
+def notes(view: RunFolder, task: Task) -> list[str]:
+    """What the figures alone would not tell."""
+    found, constant = view.result("best"), task.trivial_score()
+    said = []
+    if constant is not None:
+        ours, trivial = (rank_key(one, direction=task.direction) for one in (found["validation"], constant))
+        if ours >= trivial:
+            said.append(
+                f"the search found nothing better than the best constant answer ({constant:.4f} on validation): the "
+                "supernet needs more epochs or another learning rate"
+            )
+    if found["params"] == 0:
+        trained = "the head alone was trained" if task.data.labels else "nothing was trained"
+        said.append(f"the best subnet has no adapter parameters at all: {trained}")
+    again, final = view.done("retrained"), view.final()
+    if again is not None and final is not None and final[0] == "best":
+        said.append(f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept")
+    return said

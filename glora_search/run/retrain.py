@@ -1,0 +1,31 @@
+"""The fourth stage: training the best subnet on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from glora_search.adapters.card import write_card
+from glora_search.adapters.load import adapter_params, subnet_to_train
+from glora_search.run.context import Context
+from glora_search.scoring import evaluate
+from glora_search.training.loop import train
+
+
+def retrain(run: Context, folder: Path) -> dict[str, Any]:
+    """Train the best subnet on; leaves ``retrained/``, an adapter folder."""
+    recipe, task = run.recipe, run.task
+    settings = recipe.retrain
+    set_seed(recipe.seed)
+    model = subnet_to_train(task.model(), run.folder / "best", start=settings.start)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        args = run.arguments(settings.training, folder)
+        factors = recipe.lr_factors(settings)
+        train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
+    scored, params = evaluate(model, run.validation, task), adapter_params(model)
+    model.save_pretrained(str(folder))
+    task.processor.save_pretrained(str(folder))
+    write_card(folder, task.model_path, run.facts(params, scored.metric))
+    return {"params": params, "validation": scored.metric, "validation_loss": scored.loss}

@@ -1,0 +1,91 @@
+"""The second stage: searching the supernet for the best subnet, by one process or by many."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from glora_search.progress import track
+from glora_search.run.context import Context
+from glora_search.run.folder import RunFolder
+from glora_search.search.calibration import subnet_evaluator
+from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.search.results import show_progress, summary, trials_frame
+from glora_search.search.shared.storage import open_storage
+from glora_search.search.shared.workers import helped_by
+from glora_search.search.study import search
+from glora_search.search.trials import STUDY_NAME
+
+
+def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
+    """Search for the best subnet under the budget; leaves ``search/`` with the journal and ``trials.csv``.
+
+    Args:
+        workers: processes on this machine, this one included.
+        storage: what workers of other machines share, see `open_storage`; None is the journal in the run folder,
+            which can lie on a shared disk.
+    """
+    study = _work(run, workers, storage)
+    trials_frame(study).to_csv(folder / "trials.csv", index=False)
+    return summary(study)
+
+
+def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> None:
+    """Evaluate subnets of a run's search until it is complete, beside the process that began it.
+
+    Args:
+        folder: the run folder.
+        workers, storage: see `run_search`.
+    """
+    _work(Context(folder), workers, storage)
+
+
+def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
+    settings = run.recipe.search
+    evaluator = evaluator_of(run)
+    helper = functools.partial(assist, run.folder, storage=storage)
+    with helped_by(workers - 1, helper), track("search", settings.trials) as bar:
+        return search(
+            run.space,
+            evaluator,
+            sampler=settings.sampler,
+            trials=settings.trials,
+            max_params=settings.max_params,
+            objective=settings.objective,
+            score=settings.score,
+            direction=run.task.direction,
+            seed=run.recipe.seed,
+            options=settings.options,
+            racing=settings.racing,
+            storage=storage or run.folder / "search" / "journal.log",
+            study_name=run.view.shared_name() if storage else STUDY_NAME,
+            # weights=run.view.weights(),
+            on_trial=show_progress(bar),
+        )
+
+
+def evaluator_of(run: Context) -> SubnetEvaluator:
+    """What scores the supernet's subnets, each trained a little before where the recipe says so."""
+    recipe, task = run.recipe, run.task
+    steps = recipe.search.calibration_steps
+    return subnet_evaluator(
+        run.load("supernet", trainable=steps > 0),
+        task,
+        task.train,
+        task.validation,
+        run.arguments(recipe.supernet.training, run.folder / "supernet"),
+        calibration_steps=steps,
+        lr_factors=recipe.supernet.lr_factors,
+        batch_size=recipe.search.batch_size,
+    )
+
+
+def forget_shared_search(run: RunFolder, storage: str) -> None:
+    """Remove a run's search from a storage that workers share, so that it is done again."""
+    opened = open_storage(storage)
+    for name in (run.shared_name(), f"{run.shared_name()}.workers"):
+        if name in optuna.get_all_study_names(opened):
+            optuna.delete_study(study_name=name, storage=opened)

@@ -1,0 +1,40 @@
+"""The first stage: training all choices of every layer jointly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glora_search.files.text import write_json
+from glora_search.run.context import Context
+from glora_search.run.making import environment
+from glora_search.supernet.train import train_supernet
+
+
+def train(run: Context, folder: Path) -> dict[str, Any]:
+    """Train the supernet; leaves its weights, ``history.json``, and in the run folder ``environment.json``."""
+    write_json(run.folder / "environment.json", environment())
+    recipe, task, space = run.recipe, run.task, run.space
+    settings = recipe.supernet
+    base = task.model()
+    supernet, trainer = train_supernet(
+        base,
+        space,
+        task,
+        task.train,
+        task.validation,
+        run.arguments(settings.settings(task.metric), folder),
+        task_type=task.task_type,
+        modules_to_save=task.modules_to_save,
+        sharing=settings.sharing,
+        sampling=settings.sampling,
+        sampling_options=settings.sampling_options,
+        lr_factors=settings.lr_factors,
+        patience=settings.patience,
+        max_params=recipe.search.max_params,
+        resume=True,
+    )
+    write_json(folder / "history.json", trainer.state.log_history)
+    supernet.save_pretrained(str(folder))
+    size = {"layers": len(space.layers), "genes": len(space.genes), "genomes": str(space.count())}
+    return {"metric": task.metric, "direction": task.direction, **size}

@@ -1,0 +1,31 @@
+"""A tiny recipe's run, whole and in parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from glora_search import Recipe, Run
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return Recipe.model_validate(tiny_recipe)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_recipe):
+    """A run whose stages are all done, and its metrics; not to be changed."""
+    run = Run.create(Recipe.model_validate(tiny_recipe), tmp_path_factory.mktemp("runs") / "tiny")
+    return run, run.all_stages()
+
+
+@pytest.fixture(scope="session")
+def without_seconds():
+    """``without_seconds(metrics)``: what two runs of one recipe have in common."""
+
+    def strip(metrics):
+        kept = {key: value for key, value in metrics.items() if key != "seconds"}
+        kept["search"] = {key: value for key, value in kept["search"].items() if key != "seconds_per_evaluation"}
+        return kept
+
+    return strip

@@ -1,0 +1,48 @@
+"""The baseline that a search is compared with: its size, and how long it trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from glora_search import Recipe
+from glora_search.training.baselines import baseline_settings
+
+ROWS = 100
+
+
+def settings(supernet, retrain, baseline=None):
+    batch = {"per_device_train_batch_size": 10}
+    recipe = {
+        "name": "made-up",
+        "task": {"model": "none"},
+        "data": {"source": "csv", "train": "none.csv"},
+        "space": "glora",
+        "supernet": {"training": {**batch, **supernet}},
+        "retrain": {"training": {**batch, **retrain}},
+        "baseline": {"training": baseline or {}},
+    }
+    return baseline_settings(Recipe.model_validate(recipe), ROWS)
+
+
+def test_it_trains_for_the_epochs_of_supernet_and_retraining_together():
+    found = settings({"num_train_epochs": 4, "learning_rate": 0.5}, {"num_train_epochs": 2})
+    assert found == {"per_device_train_batch_size": 10, "num_train_epochs": 6, "learning_rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("supernet", "retrain", "steps"),
+    [
+        ({"max_steps": 50}, {"num_train_epochs": 2}, 50 + 20),
+        ({"max_steps": 50}, {}, 50 + 30),  # the default is 3 epochs
+        ({"num_train_epochs": 4}, {"max_steps": 7}, 40 + 7),
+        ({"max_steps": 50}, {"max_steps": 7}, 57),
+        ({"max_steps": 50}, {"num_train_epochs": 2, "gradient_accumulation_steps": 5}, 50 + 4),
+    ],
+)
+def test_where_steps_are_given_for_one_of_the_two_it_still_gets_the_share_of_both(supernet, retrain, steps):
+    assert settings(supernet, retrain)["max_steps"] == steps
+
+
+def test_a_length_of_its_own_comes_first():
+    assert settings({"max_steps": 50}, {}, {"num_train_epochs": 9})["max_steps"] == -1
+    assert settings({"num_train_epochs": 5}, {}, {"max_steps": 9})["max_steps"] == 9
