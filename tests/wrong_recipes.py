@@ -1,0 +1,168 @@
+"""Wrong recipes, spaces, data and models."""
+
+from __future__ import annotations
+
+from wrong_world import (
+    NO_CSV,
+    NO_MODEL,
+    ROWS,
+    SHIPPED,
+    arguments,
+    broken_model,
+    csv,
+    recipe_text,
+    setting,
+    space,
+    without_model,
+    without_tokenizer,
+)
+
+WRONG = {
+    # recipes
+    "a recipe that is not there": (arguments("run", "nothing.yaml"), SHIPPED, ["recipe", "nothing.yaml", "quickstart"]),
+    "a folder for a recipe": (arguments("run", "."), SHIPPED, ["recipe", "'.'"]),
+    "no recipe's name": (arguments("run", ""), SHIPPED, ["recipe"]),
+    "a recipe with broken YAML": (recipe_text("name: ["), "not valid YAML", ["recipe.yaml"]),
+    "a recipe that is a list": (recipe_text("[1, 2]"), "a mapping of keys to values", ["recipe.yaml", "[1, 2]"]),
+    "an empty recipe": (recipe_text(""), "a mapping of keys to values", ["recipe.yaml", "None"]),
+    "a recipe that is no text": (recipe_text(b"\xff\xfe\x00\x81"), "not valid YAML", ["recipe.yaml"]),
+    "a recipe that builds objects": (
+        recipe_text("name: !!python/object/apply:os.getcwd []"), "not valid YAML", ["recipe.yaml"],
+    ),
+    "an unknown key": (setting("sede=1"), "no such key", ["sede", "did you mean seed", "got 1"]),
+    "an unknown key of a section": (setting("search.trails=5"), "no such key", ["search.trails", "trials"]),
+    "a missing section": (recipe_text("name: x\nspace: glora\n"), ": missing", ["task: missing", "data: missing"]),
+    "a scalar for a section": (setting("search=3"), "search: got 3; allowed:", ["dictionary"]),
+    "a word for a number": (setting("search.trials=many"), "allowed: a valid integer", ["search.trials", "many"]),
+    "no trials": (setting("search.trials=0"), "allowed: greater than or equal to", ["search.trials", "0"]),
+    "a negative number of calibration steps": (
+        setting("search.calibration_steps=-1"), "allowed: greater than or equal to", ["search.calibration_steps", "-1"]
+    ),
+    "a negative budget": (setting("search.max_params=-1"), "allowed: greater than or equal to", ["max_params", "-1"]),
+    "a negative seed": (setting("seed=-1"), "allowed: greater than or equal to", ["seed", "-1"]),
+    "a fraction above 1": (setting("data.test_fraction=2"), "allowed: less than", ["data.test_fraction", "2"]),
+    "a name that is no folder's": (setting("name=a/b"), "name: got", ["a/b", "pattern"]),
+    "an unknown sampler": (
+        setting("search.sampler=annealing"), "search.sampler: got", ["annealing", "evolution", "nsga2", "import path"],
+    ),
+    "a sampler that cannot be imported": (
+        setting("search.sampler=nothing.Sampler"), "search.sampler: got", ["nothing.Sampler", "nothing"],
+    ),
+    "an option that the sampler has not": (
+        setting("search.options={parents: 3}"), "search.options", ["parents", "n_parents"],
+    ),
+    "a front by a sampler for one objective": (
+        setting("search.objective=front"), "a sampler for several objectives", ["search.sampler", "nsga2"],
+    ),
+    "an unknown sampling": (
+        setting("supernet.sampling=magic"), "supernet.sampling: got", ["magic", "sizes", "sandwich"],
+    ),
+    "a sampling that is no Sampling": (
+        setting("supernet.sampling=os.path.join"), "supernet.sampling: got", ["os.path.join"],
+    ),
+    "an option that the sampling has not": (
+        setting("supernet.sampling_options={share: 3}"), "supernet.sampling_options", ["share"],
+    ),
+    "an unknown task": (setting("task.type=poetry"), "task.type", ["poetry", "text-classification"]),
+    "an unknown source": (setting("data.source=ftp"), "data.source", ["ftp", "csv", "hub"]),
+    "no source": (setting("data={train: a.csv}"), "data.source", ["None", "one of"]),
+    "an unknown training argument": (
+        setting("supernet.training.num_epochs=3"), "a field of transformers.TrainingArguments", ["num_train_epochs"],
+    ),
+    "the training's output_dir": (
+        setting("supernet.training.output_dir=x"), "a field of transformers.TrainingArguments", ["output_dir"],
+    ),
+    "a training argument of another type": (
+        setting("retrain.training.learning_rate=fast"), "retrain.training.learning_rate", ["fast", "number"],
+    ),
+    "a batch of no rows": (
+        setting("supernet.training.per_device_train_batch_size=0"), "per_device_train_batch_size", ["got 0", ">= 1"],
+    ),
+    "a learning rate that is no number": (
+        setting("supernet.training.learning_rate=.nan"), "learning_rate", ["nan", ">= 0"],
+    ),
+    "less than no epochs": (setting("retrain.training.num_train_epochs=-1"), "num_train_epochs", ["-1", "above 0"]),
+    "a training argument that needs another": (
+        setting("supernet.training.load_best_model_at_end=true"), "what transformers.TrainingArguments takes",
+        ["supernet.training", "load_best_model_at_end"],
+    ),
+    "a learning rate's unknown kind": (setting("supernet.lr_factors={loar: 2}"), "lr_factors", ["loar", "lora"]),
+    "an unknown baseline": (setting("baselines=[magic]"), "baselines.0: got", ["magic", "lora"]),
+    # --set
+    "--set without a value": (setting("nonsense"), "key.sub=value", ["--set", "nonsense"]),
+    "--set without a key": (setting("=3"), "key.sub=value", ["--set", "=3"]),
+    "--set below a value": (setting("name.sub=3"), "a key below a mapping", ["--set", "name.sub=3"]),
+    "--set with broken YAML": (setting("search=["), "not valid YAML", ["--set search", "["]),
+    # spaces
+    "an unknown space": (setting("space=nothing"), SHIPPED, ["space", "nothing", "glora-paper"]),
+    "a kind that a path cannot take": (space("paths: {C: [constant]}"), "paths.C: got", ["constant", "vector"]),
+    "a path that is none": (space("paths: {F: [lora]}"), "paths: got", ["F", "A_B"]),
+    "no paths": (space("paths: {}"), "at least one path", ["paths"]),
+    "a path without kinds": (space("paths: {B: []}"), "at least one kind", ["paths.B"]),
+    "a tie and its member": (space("paths: {A_B: [lora], A: [none]}"), "(tied) or", ["A_B", "A and B"]),
+    "a rank that is no number": (space("paths: {B: [lora]}\nranks: [true]"), "ranks", ["True", "integer"]),
+    "a negative rank": (space("paths: {B: [lora]}\nranks: [-2]"), "a list of ints >= 0", ["ranks", "-2"]),
+    "an unknown key of a space": (space("paths: {B: [lora]}\nrank: [2]"), "no such key", ["rank", "ranks"]),
+    "a pattern that is none": (
+        space("targets: '*query'\npaths: {B: [lora, none]}"), "a regular expression", ["targets", "*query"],
+    ),
+    "targets of another type": (space("targets: {a: 1}\npaths: {B: [lora]}"), "module names", ["targets"]),
+    "targets that match no layer": (
+        space("targets: [nothing]\npaths: {B: [lora]}"), "names that match a layer", ["space.targets", "nothing"],
+    ),
+    "a target that cannot be adapted": (
+        space("targets: [word_embeddings]\npaths: {B: [lora]}"), "word_embeddings", ["Embedding"],
+    ),
+    "an override that matches no layer": (
+        space("paths: {B: [lora, none]}\noverrides: {qeury: {ranks: [1]}}"), "patterns that match a layer", ["qeury"],
+    ),
+    "a budget below the cheapest subnet": (
+        space("paths: {B: [lora]}\nranks: [2]", "search.max_params=9"), "the parameters of the cheapest subnet",
+        ["search.max_params", "9", "at least"],
+    ),
+    # data
+    "data that is not there": (setting("data.train=none.csv"), "a csv file that exists", ["data.train", "none.csv"]),
+    "a folder for data": (setting("data.train=."), "a csv file that exists", ["data.train"]),
+    "an empty file": (csv("train", ""), NO_CSV, ["data.train", "own.csv"]),
+    "a header and nothing else": (csv("train", "text,label\n"), "rows that each have a label", ["no rows"]),
+    "no header": (csv("train", ROWS.partition("\n")[2]), "a column of", ["data.text_column", "a goal 0, sports"]),
+    "a missing column": (setting("data.text_column=body"), "a column of", ["data.text_column", "body", "text, label"]),
+    "one column for both": (setting("data.text_column=label"), "another column than text_column", ["label_column"]),
+    "one label": (csv("train", ROWS.replace("tech", "sports"), "data.validation=null", "data.test=null"),
+        "at least 2 different labels", ["data.label_column", "sports"],
+    ),
+    "a row without a label": (
+        csv("train", ROWS + "a song,\n"), "rows that each have a label", ["data.train", "no label in row 17"],
+    ),
+    "a label that only the test has": (
+        csv("test", ROWS + "a song,music\n"), "labels that train has", ["data.test", "music", "sports, tech"],
+    ),
+    "a label that only the validation has": (
+        csv("validation", ROWS + "a song,music\n"), "labels that train has", ["data.validation", "music"],
+    ),
+    "the same file twice": (
+        lambda world: setting(f"data.test={world.recipe['data']['validation']}")(world), "another split than",
+        ["data.test", "validation"],
+    ),
+    "another encoding": (csv("train", ROWS.replace("a", "\xe4").encode("latin-1")), NO_CSV, ["data.train", "utf-8"]),
+    "a binary file": (csv("train", b"PAR1\x15\x04\x15\xb0\x00\x00\xff" * 9), NO_CSV, ["data.train", "own.csv"]),
+    "rows of different lengths": (csv("train", ROWS + "a,b,c,d\n"), NO_CSV, ["data.train", "line 18"]),
+    "too few rows": (
+        csv("train", "text,label\na goal,sports\na chip,tech\n", "data.validation=null", "data.test=null"),
+        "enough rows to cut", ["data"],
+    ),
+    "fewer rows than labels": (setting("data.max_train_rows=1"), "one for every label", ["data.max_train_rows", "1"]),
+    "data that no hub has": (
+        setting("data={source: hub, name: owner/none}"), "a data set that datasets.load_dataset can load",
+        ["data.name", "owner/none"],
+    ),
+    # models
+    "a model that is not there": (setting("task.model=./none"), "a folder that exists", ["task.model", "./none"]),
+    "a folder without a model": (without_model, NO_MODEL, ["task.model", "./model"]),
+    "a model without its tokenizer": (without_tokenizer, "a model with its tokenizer", ["task.model", "30,522"]),
+    "weights that are cut off": (broken_model, NO_MODEL, ["task.model", "./model"]),
+    "a model that no hub has": (setting("task.model=owner/none"), NO_MODEL, ["task.model", "owner/none", "hub"]),
+    "inputs longer than the model's": (setting("task.max_length=600"), "the model's longest input", ["max_length"]),
+}  # fmt: skip
+"""What is done -> (what prepares it and gives the command, the part of the message that docs/errors.md explains, more
+words of the message)."""

@@ -1,0 +1,131 @@
+"""Wrong run folders, orders of the stages, options and storages."""
+
+from __future__ import annotations
+
+from wrong_world import (
+    NO_CSV,
+    NO_MODEL,
+    NO_RUN,
+    ROWS,
+    SHIPPED,
+    after,
+    arguments,
+    below_a_file,
+    broken_journal,
+    file_for_folder,
+    other_folder,
+    other_recipe,
+)
+
+WRONG = {
+    # run folders
+    "a run that is not there": (arguments("search", "nowhere"), NO_RUN, ["run", "nowhere"]),
+    "a folder that is no run": (lambda world: [world.run() and "merge", "."], NO_RUN, ["run", "'.'"]),
+    "a folder of something else": (other_folder, "a new or empty folder, or a run folder", ["run-dir"]),
+    "a file for a folder": (file_for_folder, "a folder, not a file", ["run-dir"]),
+    "a folder below a file": (below_a_file, "Not a directory", ["notes.txt"]),
+    "a folder of another recipe": (other_recipe, "was made from another recipe", ["seed is 7 here and was 0"]),
+    "a run folder's broken recipe": (after("search", "run", **{"recipe.yaml": b"a: ["}), "not valid YAML", ["recipe"]),
+    "a stage's broken result": (after("search", "run", supernet__stage_json=b"{"), "not valid JSON", ["stage.json"]),
+    "a broken result, looked at": (after("status", "run", merged__stage_json=b""), "not valid JSON", ["stage.json"]),
+    "a supernet without weights": (
+        after("export", "run", best__stage_json=None, **{"supernet/adapter_model.safetensors": None}),
+        "not a complete adapter", ["supernet", "--again"],
+    ),
+    "a supernet whose weights are cut off": (
+        after("export", "run", best__stage_json=None, **{"supernet/adapter_model.safetensors": b"\x00" * 50}),
+        "not a complete adapter", ["supernet", "--again"],
+    ),
+    "a journal with a damaged line": (broken_journal, "is damaged", ["journal.log", "line 5"]),
+    # order
+    "search before the supernet": (
+        after("search", "run", supernet=None, search=None), "run first: glora-search", ["train-supernet run"],
+    ),
+    "export before the search": (
+        after("export", "run", search=None, best=None), "run first: glora-search", ["glora-search search run"],
+    ),
+    "retrain before the export": (
+        after("retrain", "run", best=None, retrained=None), "run first: glora-search", ["glora-search export run"],
+    ),
+    "merge before the export": (
+        after("merge", "run", best=None, merged=None), "run first: glora-search", ["glora-search export run"],
+    ),
+    "evaluate before the merge": (
+        after("evaluate", "run", merged=None, metrics_json=None), "run first: glora-search", ["glora-search merge run"],
+    ),
+    "predict before the merge": (
+        after("predict", "run", "a goal", merged=None), "run first: glora-search", ["glora-search merge run"],
+    ),
+    "the dashboard before the search": (
+        after("dashboard", "run", search=None), "run first: glora-search", ["glora-search search run"],
+    ),
+    # options
+    "an unknown command": (arguments("serach", "run"), "No such command", ["serach"]),
+    "an unknown option": (arguments("search", "run", "--worker", "2"), "No such option", ["--worker"]),
+    "no run": (arguments("search"), "Missing argument", ["RUN", "glora-search search --help"]),
+    "no workers": (arguments("search", "run", "--workers", "0"), "--workers: got 0; allowed: 1 or more", []),
+    "a word for workers": (arguments("search", "run", "--workers", "two"), "Invalid value for", ["--workers", "two"]),
+    "an unknown format": (after("export", "run", "--format", "onnx"), "--format: got", ["onnx", "peft", "lora"]),
+    "--again for what is always new": (
+        after("export", "run", "--format", "peft", "--again"), "which is written anew each time", ["--again", "peft"],
+    ),
+    # storages
+    "an unknown storage": (
+        after("search", "run", "--storage", "ftp://host/x", search__stage_json=None), "the file of a journal, or a URL",
+        ["storage", "ftp", "postgresql://"],
+    ),
+    "a server that is not there": (
+        after("search", "run", "--storage", "postgresql://me:secret@127.0.0.1:1/x", search__stage_json=None),
+        "a storage that can be reached", ["storage", "127.0.0.1"],
+    ),
+    "a database in no folder": (
+        after("search", "run", "--storage", "sqlite:///none/x.db", search__stage_json=None),
+        "a storage that can be reached", ["storage", "sqlite"],
+    ),
+    "a shared search that has not begun": (
+        after("status", "run", "--storage", "sqlite:///:memory:"), "has not begun in this storage", ["run"],
+    ),
+    # looking at runs
+    "the status of no run": (arguments("status", "nowhere"), NO_RUN, ["nowhere"]),
+    "a comparison with no run": (after("compare", "run", "nowhere"), NO_RUN, ["nowhere"]),
+    "a comparison with another recipe.yaml": (
+        after("compare", "run", **{"recipe.yaml": b"name: soup"}),
+        "this is not a run folder's recipe", ["run/recipe.yaml", "task: missing"],
+    ),
+    "nothing to predict": (after("predict", "run"), "at least one text", ["TEXT"]),
+    "texts that are not there": (after("predict", "run", "--file", "none.txt"), "a text file in UTF-8", ["none.txt"]),
+    "texts in another encoding": (
+        lambda world: ["predict", "run", "--file", world.write("own.txt", b"\xff\xfe\x81")], "a text file in UTF-8",
+        ["own.txt"],
+    ),
+    "a merged model that is cut off": (
+        after("predict", "run", "a goal", **{"merged/model.safetensors": b"\x00" * 50}), "cannot be used", ["merged"],
+    ),
+    # beginning
+    "a recipe over another file": (
+        lambda world: ["init", world.write("own.yaml", "mine")], "--force replaces it", ["FILE", "own.yaml"],
+    ),
+    "a recipe into no folder": (arguments("init", "none/own.yaml"), "a file in a folder that exists", ["none/"]),
+    "a recipe for no file": (arguments("init", "own.yaml", "--train", "none.csv"), NO_CSV, ["--train", "none.csv"]),
+    "a recipe for an empty file": (
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")], "a column of", ["it is empty"],
+    ),
+    "a recipe for a missing column": (
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", ROWS), "--label-column", "stars"],
+        "a column of", ["--label-column", "stars", "text, label"],
+    ),
+    "a recipe for no model": (arguments("init", "--model", "./none"), "a folder that exists", ["--model", "./none"]),
+    "a recipe for a folder without a model": (
+        lambda world: [world.write("model/notes.txt", "") and "init", "--model", "model"], NO_MODEL, ["config.json"],
+    ),
+    "a recipe for no space": (arguments("init", "--space", "nothing"), SHIPPED, ["--space", "nothing", "glora-paper"]),
+    "a recipe for a negative budget": (
+        arguments("init", "--budget", "-3"), "allowed: greater than or equal to", ["search.max_params", "-3"],
+    ),
+    "a space to show that is none": (arguments("spaces", "show", "nothing"), SHIPPED, ["nothing", "glora-ranks"]),
+    "a space for no model": (
+        arguments("spaces", "show", "glora", "--model", "owner/none"), NO_MODEL, ["--model", "owner/none"],
+    ),
+}  # fmt: skip
+"""What is done -> (what prepares it and gives the command, the part of the message that docs/errors.md explains, more
+words of the message)."""
