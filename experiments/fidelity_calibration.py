@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from fidelity_report import alone_scores, compare, is_anchor, read_rows
+from fidelity_subnets import SPACE, measured_subnets
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
         return
     folder = fidelity.kept_in(args, name, strategy, sharing, 0)
     task = fidelity.load_task(name, args.data)
-    space = SearchSpace.load(fidelity.SPACE).bind(fidelity.fresh_model(task, 0), task.modules_to_save)
+    space = SearchSpace.load(SPACE).bind(fidelity.fresh_model(task, 0), task.modules_to_save)
     model: Any = PeftModel.from_pretrained(fidelity.fresh_model(task, 0), str(folder), is_trainable=True)
     own = dict(model.named_parameters())
     head = next(module for key, module in model.named_modules() if key.endswith("classifier"))
@@ -91,7 +92,7 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
     training = calibration_args(training_arguments(settings, folder, 0), STEPS)
     calibration = Calibration(model, task.train, training, data_collator=task.collator, lr_factors=args.lr_factors)
     features, rows = Features(head), []
-    for label, genome in fidelity.measured_subnets(space).items():
+    for label, genome in measured_subnets(space).items():
         times = [time.perf_counter()]
         with model.folded(genome):
             inherited = evaluate(model, validation, task)

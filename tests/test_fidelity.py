@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 import fidelity
 import fidelity_report
+import fidelity_subnets
 
 from glora_search.space.schema import SearchSpace
 
@@ -85,19 +86,19 @@ def test_a_training_that_is_in_the_file_is_not_done_again_and_other_settings_are
 
 
 def test_the_measured_subnets_are_24_over_the_range_and_always_the_same(bind, monkeypatch):
-    monkeypatch.setattr(fidelity, "SMALLEST", 100)  # the model is tiny
-    space = bind(SearchSpace.load(fidelity.SPACE))
-    subnets = fidelity.measured_subnets(space)
-    again = fidelity.measured_subnets(space)
+    monkeypatch.setattr(fidelity_subnets, "SMALLEST", 100)  # the model is tiny
+    space = bind(SearchSpace.load(fidelity_subnets.SPACE))
+    subnets = fidelity_subnets.measured_subnets(space)
+    again = fidelity_subnets.measured_subnets(space)
     assert subnets == again
-    assert len(subnets) == len({fidelity.key_of(space, genome) for genome in subnets.values()}) == 24
+    assert len(subnets) == len({fidelity_subnets.key_of(space, genome) for genome in subnets.values()}) == 24
     for genome in subnets.values():
         space.check(genome)
 
 
 def test_a_structured_subnet_takes_the_same_paths_in_every_block(bind):
     space = bind("glora-paper")
-    genome = fidelity.structured(space, np.random.default_rng(0))
+    genome = fidelity_subnets.structured(space, np.random.default_rng(0))
     for gene in space.genes:
         if ".layer.0." in gene.name:
             assert genome[gene.name] == genome[gene.name.replace(".layer.0.", ".layer.1.")]
