@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from glora_search import SupernetConfig
+from glora_search.errors import UserError
+from glora_search.files.shipped import shipped_folder
+from glora_search.space.schema import Choices, SearchSpace
+
+SHIPPED = sorted(file.stem for file in shipped_folder("search_spaces").glob("*.yaml"))
+
+
+ARCHITECTURES = ["bert", "llama", "gpt2"]
+
+
+LAYERS = {"bert": 12, "llama": 14, "gpt2": 8}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_shipped_space_loads_and_binds_to_every_architecture(name, architecture, bind, make_model):
+    space, model = bind(name, architecture), make_model(architecture)
+    assert space.name == name
+    assert len(space.layers) == LAYERS[architecture]
+    assert all("pooler" not in layer.name for layer in space.layers)
+    for layer in space.layers:
+        module = model.get_submodule(layer.name)
+        assert layer.has_bias == (module.bias is not None)
+        shape = (layer.in_features, layer.out_features)
+        assert tuple(module.weight.shape) == (shape if architecture == "gpt2" else shape[::-1])
+
+
+def test_an_override_changes_the_layers_of_its_pattern_only(bind):
+    space = bind("odd")
+    layers = {layer.name: layer.settings for layer in space.layers}
+    prefix = "bert.encoder.layer."
+    plain = {
+        "A": ("vector", "lora", "none"),
+        "B": ("lora",),
+        "C": ("vector", "none"),
+        "D_E": ("constant", "vector"),
+        "r": (0, 1, 3),
+    }
+    assert layers[prefix + "0.attention.self.query"] == plain
+    assert layers[prefix + "1.attention.self.query"] == plain
+    assert layers[prefix + "0.output.dense"] == plain
+    tied = {"A_B": ("lora", "constant"), "C": ("vector", "none"), "D_E": ("constant", "vector"), "r": (2,)}
+    assert layers[prefix + "0.attention.self.value"] == layers[prefix + "1.attention.self.value"] == tied
+    assert layers[prefix + "1.output.dense"] == {**plain, "D_E": ("none",), "r": (4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"targets": ["nothing"]}, ["space.targets", "['nothing']", "bert.encoder.layer.0.attention.self.query"]),
+        ({"exclude": ".*"}, ["space.targets", "'all-linear'", "exclude is '.*'"]),
+        ({"targets": ["word_embeddings"]}, ["bert.embeddings.word_embeddings", "'Embedding'", "Linear", "Conv1D"]),
+    ],
+)
+def test_a_space_that_fits_no_layer_of_the_model_is_refused(options, parts, bind):
+    with pytest.raises(UserError) as error:
+        bind(SearchSpace(paths={"B": ["lora"]}, **options))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_targets_and_exclude_have_pefts_semantics(bind, make_model):
+    options: dict[str, Any] = {"targets": r".*layer\.1\..*(query|key)", "exclude": ["self.key"]}
+    space = bind(SearchSpace(paths={"B": ["lora"]}, **options))
+    lora = peft.LoraConfig(target_modules=options["targets"], exclude_modules=options["exclude"])
+    model = get_peft_model(make_model("bert"), lora)
+    assert [layer.name for layer in space.layers] == model.targeted_module_names
+
+
+SIZE = {"vocab_size": 50, "num_labels": 3}
+
+
+BERT_SIZE = {**SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+CLASSIFIERS = {
+    "RoBERTa": (RobertaForSequenceClassification, RobertaConfig(**BERT_SIZE, pad_token_id=0), 6),
+    "ELECTRA": (ElectraForSequenceClassification, ElectraConfig(**BERT_SIZE, embedding_size=16), 6),
+    "DistilBERT": (DistilBertForSequenceClassification, DistilBertConfig(**SIZE, dim=16, n_layers=1, n_heads=2), 6),
+    "DeBERTa": (DebertaV2ForSequenceClassification, DebertaV2Config(**BERT_SIZE), 6),
+}
+
+
+@pytest.mark.parametrize(("model_cls", "config", "layers"), CLASSIFIERS.values(), ids=CLASSIFIERS.keys())
+def test_a_classifier_of_several_layers_is_the_head_and_is_not_adapted(model_cls, config, layers):
+    model = model_cls(config)
+    space = SearchSpace.load("glora").bind(model)
+    assert len(space.layers) == layers
+    assert not any("classifier" in layer.name for layer in space.layers)
+    assert any("query+value" in name for name in space.uniform_methods())
+    supernet = get_peft_model(model, SupernetConfig(space=space, task_type="SEQ_CLS"))
+    with torch.no_grad():
+        assert supernet(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3)
+
+
+def test_an_override_that_matches_no_layer_is_refused(make_model):
+    space = SearchSpace(paths={"B": ["lora", "none"]}, overrides={"qeury": Choices(ranks=[1])})
+    with pytest.raises(UserError, match="qeury"):
+        space.bind(make_model("bert"))
