@@ -27,7 +27,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
             raise FileNotFoundError(f"{missing[0]} is missing")
         return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: not a whole adapter ({error}); make it again, with --again") from error
+        raise UserError(f"{folder}: not a complete adapter ({error}); repeat its stage with --again") from error
 
 
 def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:

@@ -23,16 +23,16 @@ START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by 
 STORY = """Find the best per-layer GLoRA adapter for a Hugging Face model under a budget of parameters.
 
 \b
-[bold]The whole story[/bold]
+[bold]From start to finish[/bold]
 glora-search init reviews.yaml --train reviews.csv   write a recipe
 glora-search run reviews.yaml                        all stages, runs/reviews
-glora-search status runs/reviews                     how far it is
-glora-search report runs/reviews                     what came of it: a page
-glora-search compare runs/reviews runs/other         and side by side
+glora-search status runs/reviews                     show its progress
+glora-search report runs/reviews                     write an HTML report
+glora-search compare runs/reviews runs/other         compare runs
 glora-search predict runs/reviews "A fine book"      use the merged model
-glora-search export runs/reviews --format peft       for peft alone
+glora-search export runs/reviews --format peft       load it with peft alone
 
-A stage that is done is not done again. What was interrupted goes on where it was: give the same command again."""
+Finished stages are not repeated. To resume an interrupted run, give the same command again."""
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """What the parser raises; typer itself names only this one of its subclasses."""
@@ -62,7 +62,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")]
 SharedStorage = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Where the search is shared with other machines: postgresql://..., grpc://..."),
+    typer.Option(metavar="URL", help="The storage shared with other machines: postgresql://..., grpc://..."),
 ]
 
 
@@ -78,7 +78,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    """Options that need no command."""
+    """Options without a command."""
 
 
 def silence_libraries() -> None:
@@ -136,5 +136,5 @@ def _failed(message: str) -> int:
 def _say_how_to_go_on() -> None:
     words = [word for word in sys.argv[1:] if word != "--again"]
     goes_on = bool(words) and words[0] in GOES_ON
-    how = f"; nothing that is done is lost. Go on with: glora-search {shlex.join(words)}" if goes_on else ""
+    how = f"; finished work is kept. Resume with: glora-search {shlex.join(words)}" if goes_on else ""
     print(f"interrupted{how}", file=sys.stderr)

@@ -16,7 +16,9 @@ from glora_search.errors import UserError, invalid
 from glora_search.progress import say
 from glora_search.run.stages import STAGES, Stage
 
-Again = Annotated[bool, typer.Option("--again", help="Do the stage anew; what was made from its result goes too.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Repeat the stage, and remove everything made from its old result.")
+]
 RecipeFile = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.", autocompletion=complete.recipes),
@@ -35,7 +37,7 @@ def run(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run all stages: supernet, search, export, retrain, merge, baselines, and the test at the end.
+    """Run all stages: supernet, search, export, retrain, merge, baselines, and finally the test.
 
     Example: glora-search run reviews.yaml --set search.trials=50 --run-dir runs/try
     """
@@ -52,7 +54,7 @@ def prepare(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe and make its run folder, for the commands that do one stage."""
+    """Check a recipe and create its run folder, for the single-stage commands."""
     begin(quiet, as_json)
     current = _create(recipe, overrides, run_dir)
     following = f"glora-search train-supernet {current.folder}"
@@ -107,7 +109,7 @@ def _stage_command(stage: Stage) -> None:
 def search_(
     run: RunFolder,
     again: Again = False,
-    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    workers: Annotated[int, typer.Option(help="Worker processes on this machine.")] = 1,
     storage: SharedStorage = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -137,15 +139,14 @@ def export(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="glora: the search's best subnet as this package's adapter, RUN/best. Of the final subnet: peft (as "
-            "peft's own GLoRA) and lora (as peft's LoRA), adapters in RUN/exports that load without this package; "
-            "merged, a plain model, RUN/merged.",
+            help="glora: the best subnet as a glora-search adapter (RUN/best). peft, lora: the final subnet as peft's "
+            "own GLoRA or LoRA (RUN/exports), which load without glora-search. merged: a plain model (RUN/merged).",
         ),
     ] = "glora",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write the best subnet as an adapter folder, or in a format that needs no glora-search.
+    """Write the best subnet as an adapter folder, or in a format that loads without glora-search.
 
     Example: glora-search export runs/reviews --format peft
     """
@@ -161,12 +162,12 @@ def export(
     if form not in STOCK_FORMATS:
         raise invalid("--format", form, ["glora", *STOCK_FORMATS, "merged"])
     if again:
-        raise UserError(f"--again: not with --format {form}, which is written anew each time")
+        raise UserError(f"--again: not with --format {form}, which is always written anew")
     folder = export_as(current, form)
     if as_json:
         emit({"folder": str(folder), "format": form})
     else:
-        result(f"{folder}: an adapter of the final subnet, for peft alone")
+        result(f"{folder}: the final subnet as an adapter for peft alone")
 
 
 WITH_OPTIONS: dict[str, Callable[..., None]] = {"search": search_, "best": export}
@@ -210,7 +211,7 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     say(f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min.")
     say(f"Report: {page}")
     say(f'Try it: glora-search predict {run.folder} "Your text here"')
-    say("Use the merged model, with transformers alone:")
+    say("Use the merged model with transformers alone:")
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())

@@ -13,13 +13,13 @@ from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
 from glora_search.files.shipped import find_shipped, shipped_folder
 
-spaces = typer.Typer(help="List and look at search spaces: which paths each layer may take.")
+spaces = typer.Typer(help="List and show search spaces: the paths that each layer may take.")
 app.add_typer(spaces, name="spaces", rich_help_panel=START)
 
 
 @spaces.command("list")
 def list_(as_json: Json = False) -> None:
-    """The spaces that come with the package."""
+    """List the spaces that ship with the package."""
     begin(as_json=as_json)
     from glora_search.space.schema import SearchSpace
 
@@ -56,7 +56,7 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A space's file and, with a model, its layers, genes and sizes.
+    """Show a space and, with a model, its layers, genes and sizes.
 
     Example: glora-search spaces show glora-ranks --model roberta-base
     """

@@ -25,18 +25,18 @@ def init(
     train: Annotated[
         str | None, typer.Option(metavar="CSV", help="Rows to train on.", show_default="train.csv")
     ] = None,
-    validation: Annotated[str | None, typer.Option(metavar="CSV", help="Rows that the search sees.")] = None,
-    test: Annotated[str | None, typer.Option(metavar="CSV", help="Rows for the end.")] = None,
+    validation: Annotated[str | None, typer.Option(metavar="CSV", help="Rows for the search.")] = None,
+    test: Annotated[str | None, typer.Option(metavar="CSV", help="Rows for the final test.")] = None,
     text_column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
     label_column: Annotated[str, typer.Option(help="The column with the labels.")] = "label",
     space: Annotated[
         str, typer.Option(help="A search space: a name or a file.", autocompletion=complete.spaces)
     ] = "glora",
-    budget: Annotated[int, typer.Option(help="Trainable parameters that the adapter may have.")] = 60_000,
+    budget: Annotated[int, typer.Option(help="Most trainable parameters of the adapter.")] = 60_000,
     trials: Annotated[int, typer.Option(help="Subnets to evaluate.")] = 500,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file, if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a recipe with comments, to be changed and run.
+    """Write a commented recipe to edit and run.
 
     Example: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000
     """
@@ -66,7 +66,7 @@ def _write_recipe(file: Path, name: str, values: dict[str, Any]) -> None:
     validate(Recipe, yaml.safe_load(text), source="init")
     write_text(file, text)
     change = "" if "train" in values else " (its data first: train.csv is an example)"
-    result(f"{file}: written; look through it{change}, then: glora-search run {file}")
+    result(f"{file}: written. Review it{change}, then run: glora-search run {file}")
 
 
 def _check_model(model: str) -> None:

@@ -15,7 +15,7 @@ from glora_search.errors import invalid
 
 @app.command(rich_help_panel=USE)
 def report(run: RunFolder, as_json: Json = False) -> None:
-    """Write report.html from what is done so far: one page that works offline, for any browser.
+    """Write report.html from what is done so far: one page that works offline.
 
     Example: glora-search report runs/reviews
     """
@@ -38,7 +38,7 @@ def compare(
     ],
     as_json: Json = False,
 ) -> None:
-    """Put runs side by side: what each was asked, and what came of it.
+    """Compare runs: their settings and results, side by side.
 
     Example: glora-search compare runs/reviews runs/reviews-small
     """
@@ -71,20 +71,20 @@ def _cell(key: str, value: Any) -> str:
 @app.command(rich_help_panel=USE)
 def predict(
     run: RunFolder,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="What to predict.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Inputs to predict.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="Texts, one a line, instead or as well.")
+        Path | None, typer.Option("--file", metavar="FILE", help="A text file with one input per line.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Use the merged model of a run.
+    """Predict with a run's merged model.
 
     Example: glora-search predict runs/reviews "A fine book" "A waste of paper"
     """
     begin(as_json=as_json)
     inputs = [*(texts or []), *([] if file is None else _lines(file))]
     if not inputs:
-        raise invalid("TEXT", inputs, "at least one text, here or as a line of --file")
+        raise invalid("TEXT", inputs, "at least one text, as an argument or a line of --file")
     from glora_search.run.folder import RunFolder as View
     from glora_search.run.predict import predict as use
     from glora_search.run.predict import prediction_rows

@@ -1,4 +1,4 @@
-"""Commands that look at a run while it works, or after: ``status`` and ``dashboard``."""
+"""Commands that look at a run, also while it works: ``status`` and ``dashboard``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glora_search.progress import say
 
 @app.command(rich_help_panel=RUN)
 def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False) -> None:
-    """How far a run is: its stages, and the search's best so far; also while it runs.
+    """Show a run's progress: its stages, and the best subnet so far. Works while it runs.
 
     Example: watch glora-search status runs/reviews
     """
@@ -61,7 +61,7 @@ def dashboard(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
 ) -> None:
-    """Watch the search in a browser, by optuna-dashboard; a run's own journal cannot be changed there.
+    """Watch the search in a browser with optuna-dashboard; a run's journal is read-only there.
 
     Example: glora-search dashboard runs/reviews --port 8081
     """

@@ -51,4 +51,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove it, and the stage is done again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); remove it to repeat the stage") from None

@@ -144,10 +144,10 @@ def _front(data: RunData) -> Section:
         return Section(title, "No subnet has been evaluated yet.", command=_next_command(data, "search"))
     up = "down" if is_lower_better(data.metrics) else "up"
     text = (
-        f"Further left is smaller, further {up} is better. A dot is a subnet that the search evaluated with the "
-        "weights it inherits from the supernet; the front joins those that no other beats in both. Squares are "
-        "baselines, trained on their own; the diamond is the best subnet with its inherited weights, the star the "
-        "final one. Validation data: the scores that chose a subnet flatter it."
+        f"Further left is smaller, further {up} is better. Each dot is a subnet that the search scored with the "
+        "weights inherited from the supernet; the front joins those that no other beats in both. Squares are "
+        "baselines, trained on their own. The diamond is the best subnet with its inherited weights, the star the "
+        "final one. Validation scores are optimistic: they selected the model."
     )
     return Section(title, text, (Chart("front", title, charts.metric_against_parameters(data)),))
 
@@ -158,37 +158,35 @@ def _progress(data: RunData) -> Section:
         return Section(title, "No subnet has been evaluated yet.", command=_next_command(data, "search"))
     metric = str(data.metrics["metric"])
     drawn = [Chart("best-metric", f"Validation {metric} of each trial", charts.best_so_far(data, "value", metric))]
-    text = f"The search goes by the validation {metric}. A line that still moves at the end asks for more trials."
+    text = f"The search optimizes the validation {metric}. If the line still moves at the end, run more trials."
     if data.score == "loss":
         figure = charts.best_so_far(data, "user_attrs_loss", "loss")
         drawn.insert(0, Chart("best-loss", "Validation loss of each trial", figure))
         text = (
-            "The search goes by the validation loss, lower is better: a line that still falls at the end asks for more "
-            f"trials. Below, the {metric} of the same subnets; there the best one can be below an earlier one."
+            "The search minimizes the validation loss. If the line still falls at the end, run more trials. "
+            f"Below is the {metric} of the same subnets; there, the best one can be below an earlier one."
         )
-    return Section(title, f"A dot is a trial, the line the best trial until then. {text}", tuple(drawn))
+    return Section(title, f"Each dot is a trial; the line is the best trial so far. {text}", tuple(drawn))
 
 
 def _importance(data: RunData) -> Section:
     title = "What mattered"
     if len(data.trials) < MIN_TRIALS or data.genes.empty:
-        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets with their genes: search.trials in the recipe."
+        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets: set search.trials in the recipe."
         return Section(title, text)
     shares, agreement = gene_importance(data.genes, data.trials["score"])
     if agreement < MIN_AGREEMENT:
-        text = (
-            f"Which genes matter cannot be told from these {len(data.trials)} trials: two halves of them do not agree."
-        )
+        text = f"These {len(data.trials)} trials do not tell which genes matter: two halves of them disagree."
         return Section(title, text)
     count = shares["layer"].nunique()
     top = charts.TOP_LAYERS
     shown = "each layer" if count <= top else f"the {top} layers, of {count}, where it is most"
     score = data.score if data.score == "loss" else str(data.metrics["metric"])
     text = (
-        f"Of all that choices change in the validation {score}, how much those in each path change, and below those in "
-        f"{shown}. All shares add up to 100%. Fitted as a sum of one effect a choice to the subnets that the search "
-        f"evaluated; two halves of them agree on the effects with a correlation of {agreement:.2f}. A hint, no proof: "
-        "the search draws no random sample, and genes that spread through it together share the credit."
+        f"How much of the variation in validation {score} the choices of each path explain, and below, those in "
+        f"{shown}. All shares add up to 100%. The fit is a sum of one effect per choice over the subnets that the "
+        f"search evaluated; two halves of them agree with a correlation of {agreement:.2f}. This is a hint, not a "
+        "proof: the search is no random sample, and genes that spread together share the credit."
     )
     drawn = (
         Chart("importance-paths", "Share of each path", charts.path_importance(shares)),
@@ -201,17 +199,14 @@ def _supernet(data: RunData) -> Section:
     title = "Training of the supernet"
     if "loss" not in data.history:
         return Section(title, "No training has been logged yet.", command=_next_command(data, "supernet"))
-    text = "Training loss by optimizer step; every step trains other subnets, so the thin line jumps. "
+    text = "Training loss per optimizer step. Each step trains other subnets, so the thin line jumps. "
     if charts.probe_columns(data.history):
         text += (
-            "The lines with marks are the validation loss of the probes: a few fixed subnets, by size and by method. "
-            "Lines that still fall at the end ask for more epochs; rising ones, for fewer."
+            "The lines with marks are the validation loss of the probes: a few fixed subnets of different sizes and "
+            "methods. If they still fall at the end, train for more epochs; if they rise, for fewer."
         )
     else:
-        text += (
-            "Evaluation was off, so there are no probe subnets to see: supernet.training.eval_strategy=epoch in the "
-            "recipe turns it on."
-        )
+        text += "Evaluation was off, so there are no probes: set supernet.training.eval_strategy=epoch in the recipe."
     return Section(title, text, (Chart("supernet", title, charts.supernet_curves(data.history)),))
 
 

@@ -45,7 +45,7 @@ class RunFolder:
         self.recipe: dict[str, Any] = load_yaml(recipe)
         missing = [key for key in SECTIONS if key not in self.recipe]
         if missing:
-            raise UserError(f"{recipe}: {missing[0]}: missing; it is no run folder's recipe")
+            raise UserError(f"{recipe}: {missing[0]}: missing; this is not a run folder's recipe")
 
     @property
     def name(self) -> str:

@@ -64,7 +64,7 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
         return functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{merged}: cannot be used ({_reason(error)}); make it anew: glora-search merge {folder} --again"
+            f"{merged}: cannot be used ({_reason(error)}); merge again: glora-search merge {folder} --again"
         ) from error
 
 

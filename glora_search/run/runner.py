@@ -123,7 +123,7 @@ class Run:
         """Where another process is at this stage already, help it until it has noted the result."""
         if not self.view.is_busy():
             return
-        say(f"{stage.command}: joining the process that works in this run folder")
+        say(f"{stage.command}: joining the search that is running in this folder")
         _function(stage.joined_by)(self.folder, **options)
         while self.view.done(stage.name) is None and self.view.is_busy():
             time.sleep(0.5)
@@ -164,7 +164,7 @@ class Run:
         for made in made_from(stage.name):
             if self.view.done(made.name) is not None:
                 what = " and ".join([made.shown, *(f"{name}" for name in made.beside if made.result)])
-                say(f"{stage.command}: {what} was made without this result and is removed")
+                say(f"{stage.command}: removing {what}, made without this result")
             self._remove(made.result or made.name, *made.beside)
 
     def _remove(self, *names: str) -> None:

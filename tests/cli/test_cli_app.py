@@ -32,7 +32,7 @@ def process(code, *arguments, **environment):
 def test_help_tells_the_story_in_order_and_lists_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
-    story = out[out.index("The whole story") :]
+    story = out[out.index("From start to finish") :]
     steps = [
         story.index(f"glora-search {step}")
         for step in ("init", "run", "status", "report", "compare", "predict", "export")
@@ -126,7 +126,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(call, finished, monkeypatch, again
     code, out, err = call("retrain", finished, "--quiet", *again)
     assert code == 130
     assert out == ""
-    assert err == f"interrupted; nothing that is done is lost. Go on with: glora-search retrain {finished} --quiet\n"
+    assert err == f"interrupted; finished work is kept. Resume with: glora-search retrain {finished} --quiet\n"
 
 
 def test_ctrl_c_of_a_command_that_only_looks_is_one_word(call, finished, monkeypatch):

@@ -19,7 +19,7 @@ def _here(tmp_path, monkeypatch):
 def test_without_options_it_writes_a_recipe_that_loads(call, tmp_path):
     code, out, err = call("init")
     assert (code, err) == (0, "")
-    assert "then: glora-search run recipe.yaml" in out
+    assert "then run: glora-search run recipe.yaml" in out
     recipe = Recipe.load(tmp_path / "recipe.yaml")
     assert recipe.name == "recipe"
     assert recipe.search.max_params == 60_000
