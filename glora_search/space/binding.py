@@ -1,4 +1,4 @@
-"""Which layers of a model a search space adapts: peft's own matching, and no layer twice."""
+"""Which layers of a model a search space adapts: peft's own matching, and nothing that is trained as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from glora_search.compat import (
     include_all_linear_layers,
 )
 from glora_search.errors import invalid
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.layer import base_linear, linear_features
+from glora_search.tuners.targets import namesakes
 
 
 class Layer(NamedTuple):
@@ -38,16 +41,13 @@ def adaptable_layers(
     Raises:
         UserError: no layer matches, or one that matches cannot be adapted.
     """
-    task_type = _task_type(model)
-    saved = tuple(modules_to_save) + (SEQ_CLS_HEAD_NAMES if task_type == "SEQ_CLS" else ())
-    heads = [name for name, _ in model.named_modules() if name.endswith(saved)] if saved else []
-    config = peft.LoraConfig(target_modules=targets, exclude_modules=exclude, task_type=task_type)
+    config = peft.LoraConfig(target_modules=targets, exclude_modules=exclude, task_type=_task_type(model))
     config = include_all_linear_layers(config, model)
+    saved = trained_as_they_are(model, modules_to_save)
     layers = []
     for name, module in model.named_modules():
         matched = check_target_module_exists(config, name) if name else False
-        inside = any(name == head or name.startswith(f"{head}.") for head in heads)
-        if matched and not isinstance(matched, ExcludedModule) and not inside:
+        if matched and not isinstance(matched, ExcludedModule) and name not in saved:
             base = base_linear(module, name)
             layers.append(Layer(name, *linear_features(base), getattr(base, "bias", None) is not None))
     if not layers:
@@ -59,6 +59,46 @@ def adaptable_layers(
             + (f" (exclude is {exclude!r})" if exclude else ""),
         )
     return layers
+
+
+def trained_as_they_are(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
+    """The modules that ``modules_to_save`` leaves no adapter for: those that it names, and what is inside of them.
+
+    A classifier is always among them.
+    """
+    saved = [*modules_to_save, *(SEQ_CLS_HEAD_NAMES if _task_type(model) == "SEQ_CLS" else ())]
+    names = [name for name, _ in model.named_modules() if name]
+    # Two ways of peft to read one name: the end of a module's name is trained, a part of it is never adapted.
+    heads = tuple(f"{name}." for name in names if name.endswith(tuple(saved)))
+    config = peft.LoraConfig(target_modules=[], modules_to_save=saved)
+    return {
+        name
+        for name in names
+        if f"{name}.".startswith(heads) or isinstance(check_target_module_exists(config, name), ExcludedModule)
+    }
+
+
+def without_saved(space: BoundSpace, model: nn.Module, modules_to_save: Sequence[str]) -> BoundSpace:
+    """A bound space without the layers that are trained as they are.
+
+    Args:
+        model: the base model, to which the space was bound.
+        modules_to_save: see `adaptable_layers`.
+
+    Raises:
+        UserError: no layer is left.
+    """
+    saved = trained_as_they_are(model, modules_to_save)
+    layers = [layer for layer in space.layers if layer.name not in saved]
+    if not layers:
+        raise invalid("modules_to_save", list(modules_to_save), "modules that leave the space a layer to adapt")
+    return bound_to(model, layers, name=space.name)
+
+
+def bound_to(model: nn.Module, layers: list[SpaceLayer], name: str) -> BoundSpace:
+    """The bound space of these layers of a model."""
+    modules = [module for module, _ in model.named_modules()]
+    return BoundSpace(layers, name=name, namesakes=namesakes((layer.name for layer in layers), modules))
 
 
 def _task_type(model: nn.Module) -> str | None:

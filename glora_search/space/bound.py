@@ -13,6 +13,7 @@ import numpy as np
 from glora_search.errors import invalid
 from glora_search.space.codes import Codec, key_of
 from glora_search.space.layers import Choice, Gene, Genome, SpaceLayer
+from glora_search.tuners.targets import exact_targets
 from glora_search.vocabulary import LayerPaths
 
 if TYPE_CHECKING:
@@ -31,11 +32,14 @@ class BoundSpace:
 
     Attributes:
         layers: every layer that the space adapts, in the model's order.
+        namesakes: the model's other modules whose names end like one of the layers'; peft would adapt them as well
+            where a config lists the layers by their names.
         genes: every choice to be made, in the order of the layers.
     """
 
     layers: list[SpaceLayer]
     name: str = "space"
+    namesakes: list[str] = field(default_factory=list)
     genes: list[Gene] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,12 +49,25 @@ class BoundSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """The space as plain data, see `from_dict`."""
-        return {"name": self.name, "layers": [layer.to_dict() for layer in self.layers]}
+        layers = [layer.to_dict() for layer in self.layers]
+        return {"name": self.name, "layers": layers, "namesakes": list(self.namesakes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BoundSpace:
         """Rebuild a bound space without its model."""
-        return cls([SpaceLayer(**layer) for layer in data["layers"]], name=data["name"])
+        layers = [SpaceLayer(**layer) for layer in data["layers"]]
+        return cls(layers, name=data["name"], namesakes=list(data.get("namesakes", ())))
+
+    def targets(self, layers: Iterable[str] | None = None) -> list[str] | str:
+        """What ``target_modules`` has to be for a config of peft that adapts these layers and no other module.
+
+        Args:
+            layers: names of some of the space's layers; None is all of them.
+
+        Returns:
+            See `exact_targets`.
+        """
+        return exact_targets(self._layers if layers is None else layers, [*self._layers, *self.namesakes])
 
     def count(self) -> int:
         """How many genomes there are; different genomes can compute the same function."""
@@ -215,13 +232,12 @@ class BoundSpace:
             kwargs: further fields of `GLoraConfig`, e.g. ``task_type``.
 
         Returns:
-            A config that targets the layers with any path by their full names; outside of ``path_pattern`` every path
-            is none, so that a module which happens to match as well stays as it is.
+            A config that targets the layers with any path, and no other module; see `targets`.
         """
         from glora_search.space.configs import paths_to_config
 
         self.check(genome)
-        return paths_to_config(self.layer_paths(genome), **kwargs)
+        return paths_to_config(self.layer_paths(genome), self.namesakes, **kwargs)
 
     def from_config(self, config: GLoraConfig) -> Genome:
         """The genome that a fixed configuration came from (of several that compute the same, the first).

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glora_search.compat import check_target_module_exists
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome, SpaceLayer, combinations
 from glora_search.tuners.glora import GLoraConfig
+from glora_search.tuners.targets import exact_targets
 from glora_search.vocabulary import LayerPaths
 
 
-def paths_to_config(layer_paths: Mapping[str, LayerPaths], **kwargs: Any) -> GLoraConfig:
-    """A `GLoraConfig` with exactly these paths."""
+def paths_to_config(layer_paths: Mapping[str, LayerPaths], namesakes: Iterable[str] = (), **kwargs: Any) -> GLoraConfig:
+    """A `GLoraConfig` with exactly these paths.
+
+    Args:
+        namesakes: the model's other modules whose names end like one of these layers'.
+        kwargs: further fields of the config.
+    """
     used = {name: paths for name, paths in layer_paths.items() if not paths.empty} or dict(layer_paths)
     pattern = {
         name: {**{p: k for p, k in paths.kinds.items() if k != "none"}, **({"r": paths.r} if paths.r else {})}
         for name, paths in used.items()
     }
-    # peft matches the end of a name: a layer without paths whose name ends like one with paths has to say so itself.
-    pattern |= {name: {} for name in layer_paths if name not in used and any(name.endswith(f".{u}") for u in used)}
     return GLoraConfig(
         r=max(1, *(paths.r for paths in used.values())) if used else 1,
-        target_modules=sorted(used),
+        target_modules=exact_targets(used, [*layer_paths, *namesakes]),
         config_A_B="none",
         config_C="none",
         config_D_E="none",

@@ -138,14 +138,14 @@ class SearchSpace(Choices):
         Raises:
             UserError: no layer matches, one that matches cannot be adapted, or an override matches no layer.
         """
-        from glora_search.space.binding import adaptable_layers
+        from glora_search.space.binding import adaptable_layers, bound_to
 
         found = adaptable_layers(model, self.targets, self.exclude, modules_to_save)
         layers = [SpaceLayer(*layer, *self.choices_for(layer.name)) for layer in found]
         for pattern in self.overrides:
             if not any(self._override_of(layer.name) == pattern for layer in layers):
                 raise invalid("space.overrides", pattern, f"patterns that match a layer, e.g. of {layers[0].name}")
-        return BoundSpace(layers, name=self.name)
+        return bound_to(model, layers, self.name)
 
     def _override_of(self, module_name: str) -> str:
         if module_name in self.overrides or not self.overrides:

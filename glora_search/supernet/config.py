@@ -24,7 +24,8 @@ class SupernetConfig(PeftConfig):
         sharing (`str`): how the kinds of a path share weights. ``separate``: each has tensors of its own. ``nested``,
             as in the paper's code: a vector is the first column of the low-rank factor, a constant its first entry.
             The ranks of a low-rank path are nested in both.
-        modules_to_save (`List[str]`, *optional*): as in peft; the head is among them where the task has one.
+        modules_to_save (`List[str]`, *optional*): as in peft; the head is among them where the task has one. The
+            layers inside of these modules are trained as they are: the supernet's space leaves them out.
 
     Raises:
         UserError: the space is missing or of another type; ``sharing`` is unknown.
@@ -54,7 +55,7 @@ class SupernetConfig(PeftConfig):
     def set_bound(self, space: BoundSpace) -> None:
         """Keep a bound space, as plain data so that it can be saved, and target its layers."""
         self.space = space.to_dict()
-        self.target_modules = [layer.name for layer in space.layers]
+        self.target_modules = space.targets()
 
     @property
     def bound(self) -> BoundSpace:

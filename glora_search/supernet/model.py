@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glora_search.compat import AuxiliaryTrainingWrapper
+from glora_search.space.binding import without_saved
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Choice, Genome
 from glora_search.space.schema import SearchSpace
@@ -33,8 +34,11 @@ class SupernetModel(AnyHead):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: SupernetConfig, adapter_name: str) -> None:
+        saved = config.modules_to_save or ()
         if isinstance(config.space, SearchSpace):
-            config.set_bound(config.space.bind(model))
+            config.set_bound(config.space.bind(model, saved))
+        else:
+            config.set_bound(without_saved(config.bound, model, saved))
         self.space: BoundSpace = config.bound
 
     def _check_new_adapter_config(self, config: SupernetConfig) -> None:
@@ -55,9 +59,7 @@ class SupernetModel(AnyHead):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        space = next((layer for layer in self.space.layers if layer.name == current_key), None)
-        if space is None:  # a module that ends like one of the space's layers
-            return
+        space = next(layer for layer in self.space.layers if layer.name == current_key)
         layer = SupernetLinear(target, adapter_name, space, sharing=peft_config.sharing, name=current_key)
         self._replace_module(parent, target_name, layer, target)
 

@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -117,3 +118,12 @@ def test_an_override_that_matches_no_layer_is_refused(make_model):
     space = SearchSpace(paths={"B": ["lora", "none"]}, overrides={"qeury": Choices(ranks=[1])})
     with pytest.raises(UserError, match="qeury"):
         space.bind(make_model("bert"))
+
+
+def test_a_space_counts_no_layer_that_peft_takes_for_a_module_to_save():
+    # peft reads a name in modules_to_save as a pattern, whose dot stands for any character.
+    model = nn.ModuleDict({"a": nn.ModuleDict({"q": nn.Linear(2, 2)}), "a_q": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    space = SearchSpace(paths={"B": ["lora", "none"]})
+    assert [layer.name for layer in space.bind(model, ["a.q"]).layers] == ["b"]
+    supernet = get_peft_model(model, SupernetConfig(space=space, modules_to_save=["a.q"]))
+    assert set(supernet.layers()) == {"b"}

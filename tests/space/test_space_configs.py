@@ -3,13 +3,16 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import peft
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from glora_search import GLoraConfig, GLoraLinear
+from glora_search import GLoraConfig, GLoraLinear, SupernetConfig, to_lora, to_stock
+from glora_search.compat import BaseTunerLayer
 from glora_search.errors import UserError
 from glora_search.files.shipped import shipped_folder
 from glora_search.space.bound import BoundSpace
@@ -54,14 +57,83 @@ def test_a_genomes_parameters_are_those_of_the_model_that_its_config_makes(name,
         assert {n: p for n, p in built_paths(model).items() if not p.empty} == wanted
 
 
-def test_what_is_left_alone_is_left_alone_even_if_its_name_ends_like_one_that_is_adapted():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
-    space = SearchSpace(targets=["0"], paths={"B": ["lora", "none"]}).bind(model)
+def nested() -> nn.Module:
+    """Layers ``0`` and ``1.0``: peft takes the name of the first for the end of the second's too."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
+
+
+OUTER = SearchSpace(targets=["0"], exclude=["1.0"], paths={"B": ["lora", "vector", "none"]}, ranks=[2])
+"""A space that counts the outer layer alone."""
+
+
+def tuned(model: nn.Module) -> list[str]:
+    """The layers with an adapter."""
+    return [name for name, module in model.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@pytest.mark.parametrize("targets", [["0"], "0"])
+def test_a_layer_that_the_space_does_not_count_is_never_adapted(targets, tmp_path):
+    space = OUTER.model_copy(update={"targets": targets, "exclude": ["1.0"] if isinstance(targets, list) else None})
+    bound = space.bind(nested())
+    assert [layer.name for layer in bound.layers] == ["0"]
+    config = bound.to_config(bound.largest)
+    config.save_pretrained(tmp_path)
+    for used in (config, GLoraConfig.from_pretrained(tmp_path)):
+        model = get_peft_model(nested(), used)
+        assert tuned(model) == ["0"]
+        assert adapter_parameters(model) == bound.params(bound.largest)
+    assert bound.from_config(GLoraConfig.from_pretrained(tmp_path)) == bound.largest
+
+
+def test_a_layer_that_the_space_does_not_count_is_not_adapted_in_a_supernet_and_what_is_exported_of_it(randomize):
+    x = torch.randn(4, 3)
+    supernet = randomize(get_peft_model(nested(), SupernetConfig(space=OUTER)))
+    assert tuned(supernet) == supernet.targeted_module_names == ["0"]
+    for genome in ({"0.B": "lora"}, {"0.B": "vector"}):
+        supernet.activate(genome)
+        config, weights = supernet.subnet_config(genome), supernet.subnet_state_dict(genome)
+        subnet = get_peft_model(nested(), config)
+        assert not set_peft_model_state_dict(subnet, weights).unexpected_keys
+        for own, weights in (to_stock(subnet), to_lora(subnet)):
+            model = get_peft_model(nested(), own)
+            assert not set_peft_model_state_dict(model, weights).unexpected_keys
+            assert tuned(model) == tuned(subnet) == ["0"]
+            torch.testing.assert_close(model(x), supernet(x))
+
+
+def test_a_bound_space_names_its_layers_for_any_config_of_peft():
+    space = SearchSpace(targets=["0"], paths={"B": ["lora", "none"]}).bind(nested())
     assert [layer.name for layer in space.layers] == ["0", "1.0"]
+    assert (space.targets(), space.targets(["1.0"]), space.targets(["0"])) == (["0", "1.0"], ["1.0"], "0")
+    for names in (["0"], ["1.0"], ["0", "1.0"]):
+        assert tuned(get_peft_model(nested(), peft.LoraConfig(target_modules=space.targets(names)))) == names
+
+
+def test_a_bound_space_that_was_saved_without_its_namesakes_still_loads():
+    space = OUTER.bind(nested())
+    assert space.namesakes == ["1.0"]
+    data = space.to_dict()
+    assert BoundSpace.from_dict(data) == space
+    del data["namesakes"]
+    assert BoundSpace.from_dict(data).layers == space.layers
+    assert get_peft_model(nested(), SupernetConfig(space=BoundSpace.from_dict(data))).space == space
+
+
+def test_what_is_left_alone_is_left_alone_even_if_its_name_ends_like_one_that_is_adapted():
+    space = SearchSpace(targets=["0"], paths={"B": ["lora", "none"]}).bind(nested())
     genome: Genome = {"0.B": "lora", "1.0.B": "none"}
     assert space.from_config(space.to_config(genome)) == genome
-    adapted = get_peft_model(model, space.to_config(genome))
+    adapted = get_peft_model(nested(), space.to_config(genome))
+    assert tuned(adapted) == ["0"]
     assert adapter_parameters(adapted) == space.params(genome) == 4 * (3 + 3)
+
+
+@pytest.mark.parametrize(("name", "architecture"), SPACES)
+def test_where_no_name_ends_like_anothers_a_config_lists_the_layers_names(name, architecture, bind):
+    space = bind(name, architecture)
+    assert space.namesakes == []
+    assert space.to_config(space.largest).target_modules == {layer.name for layer in space.layers}
 
 
 @pytest.mark.parametrize(("name", "architecture"), SPACES)

@@ -328,6 +328,42 @@ def test_a_space_is_bound_to_the_model_when_the_supernet_is_made(make_model, bin
         assert set(model.layers()) == {layer.name for layer in bind("glora").layers}
 
 
+@pytest.mark.parametrize("saved", [["intermediate.dense"], ["layer.1"], ["attention.self.query", "output.dense"]])
+@pytest.mark.parametrize("as_it_is_given", ["a name", "a space", "a bound space"])
+def test_a_module_of_the_space_that_is_trained_as_it_is_is_not_adapted(
+    saved, as_it_is_given, make_model, bind, randomize, logits
+):
+    space = {"a name": "glora", "a space": SearchSpace.load("glora"), "a bound space": bind("glora")}[as_it_is_given]
+    config = SupernetConfig(space=space, modules_to_save=list(saved), task_type="SEQ_CLS")
+    supernet = randomize(get_peft_model(make_model("bert").double(), config)).eval()
+    left = {layer.name for layer in bind("glora").layers if not any(f".{name}." in f".{layer.name}." for name in saved)}
+    assert 0 < len(left) < len(bind("glora").layers)
+    assert set(supernet.layers()) == {layer.name for layer in supernet.space.layers} == left
+    trained = {name for name, p in supernet.named_parameters() if p.requires_grad and "supernet_" not in name}
+    for name in (*saved, "classifier"):
+        assert any(f".{name}.modules_to_save.default." in parameter for parameter in trained)
+    genome = supernet.space.sample(np.random.default_rng(0))
+    supernet.activate(genome)
+    subnet = get_peft_model(make_model("bert").double(), supernet.subnet_config(genome)).eval()
+    assert not set_peft_model_state_dict(subnet, supernet.subnet_state_dict(genome)).unexpected_keys
+    close(logits(subnet), logits(supernet))
+
+
+def test_a_supernet_with_a_trained_module_of_the_space_saves_and_loads(make_model, randomize, logits, tmp_path):
+    config = SupernetConfig(space="glora", modules_to_save=["intermediate.dense"])
+    supernet = randomize(get_peft_model(make_model("bert"), config)).eval()
+    supernet.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_model("bert"), tmp_path)
+    assert loaded.space == supernet.space
+    assert torch.equal(logits(loaded), logits(supernet))
+
+
+def test_a_supernet_of_which_all_layers_are_trained_as_they_are_is_refused(make_model, bind):
+    config = SupernetConfig(space=bind("glora"), modules_to_save=["encoder"])
+    with pytest.raises(UserError, match=r"modules_to_save: got \['encoder'\]; allowed: modules that leave the space"):
+        get_peft_model(make_model("bert"), config)
+
+
 def test_a_module_that_ends_like_a_layer_of_the_space_stays_as_it_is():
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
     space = SearchSpace(targets="0", paths={"B": ["lora", "none"]}).bind(model)

@@ -7,6 +7,7 @@ Each function takes a model's adapter and gives the config and the weights in th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glora_search.errors import UserError, invalid
+from glora_search.errors import invalid
 from glora_search.tuners.glora.config import GLoraConfig
-from glora_search.tuners.glora.layer import SUPPORTED_LAYERS, GLoraLayer
+from glora_search.tuners.glora.layer import GLoraLayer
+from glora_search.tuners.targets import exact_targets
 from glora_search.vocabulary import PATHS, TIED, path_shapes
 
 Weights = dict[str, Tensor]
@@ -126,7 +128,7 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
         lora_alpha=max(ranks.values()),
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),  # alpha = rank: a scale of 1
-        target_modules=_targets(model, {module: layers[module] for module in ranks}),
+        target_modules=_targets(model, ranks),
         fan_in_fan_out=any(layers[module].fan_in_fan_out for module in ranks),
         bias="lora_only" if bias == "glora_only" else bias,
         **_common(model.peft_config[name]),
@@ -205,19 +207,9 @@ def _widen(own: Weights, path: str, kind: str, in_features: int, out_features: i
     return wide
 
 
-def _targets(model: PeftModel, layers: dict[str, GLoraLayer]) -> list[str]:
-    """The layers' full names.
-
-    Raises:
-        UserError: peft, which matches the ends of names, would find another module as well.
-    """
-    names = sorted(layers)
-    for name, module in model.base_model.model.named_modules():
-        layer = isinstance(module, (GLoraLayer, *SUPPORTED_LAYERS)) and not name.endswith(".base_layer")
-        clash = next((own for own in names if name.endswith(f".{own}")), None) if name not in layers else None
-        if layer and clash is not None:
-            raise UserError(f"target_modules: {clash} would match {name} as well, in peft's way of matching names")
-    return names
+def _targets(model: PeftModel, layers: Iterable[str]) -> list[str] | str:
+    """What ``target_modules`` has to be for an adapter of these layers and no other module."""
+    return exact_targets(layers, (name for name, _ in model.base_model.model.named_modules()))
 
 
 def _common(config: PeftConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from torch import nn
 
 from glora_search import GLoraConfig, from_stock, to_lora, to_stock
+from glora_search.compat import BaseTunerLayer
 from glora_search.errors import UserError
 from glora_search.tuners.glora import save_adapter
 from glora_search.vocabulary import KINDS
@@ -180,13 +181,22 @@ def test_one_of_several_adapters_is_converted_by_its_name(make_model, randomize,
     close(logits(lora), logits(model))
 
 
-def test_a_name_that_peft_would_match_twice_is_refused():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))  # "0" and "1.0"
+def adapted_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def test_a_module_whose_name_ends_like_an_adapted_one_stays_as_it_is_in_both_formats(randomize):
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))  # "0" and "1.0"
+
     config = GLoraConfig(target_modules="0", **{**NONE, "config_B": "lora"})
-    adapted = get_peft_model(model, config)
+    ours = randomize(get_peft_model(model(), config))
+    x = torch.randn(4, 3)
     for convert in (to_stock, to_lora):
-        with pytest.raises(UserError, match=r"0 would match 1\.0 as well"):
-            convert(adapted)
+        converted = loaded(model(), *convert(ours))
+        assert adapted_layers(converted) == ["0"]
+        torch.testing.assert_close(converted(x), ours(x))
 
 
 class Named(nn.Module):
@@ -210,11 +220,14 @@ def test_names_are_not_taken_for_patterns(randomize):
     torch.testing.assert_close(loaded(Named(), *to_lora(model))(x), model(x))
 
 
-def test_a_layer_without_paths_whose_name_ends_like_one_with_paths_is_not_adapted_unseen():
+def test_a_layer_without_paths_whose_name_ends_like_one_with_paths_is_left_out_of_a_lora(randomize):
     pattern = {"a.q": {"B": "none"}}
     config = GLoraConfig(target_modules=["q"], path_pattern=pattern, **{**NONE, "config_B": "lora"})
-    with pytest.raises(UserError, match=r"q would match a\.q as well"):
-        to_lora(get_peft_model(Named(), config))
+    model = randomize(get_peft_model(Named(), config))
+    x = torch.randn(4, 3)
+    lora = loaded(Named(), *to_lora(model))
+    assert adapted_layers(lora) == ["q"]
+    torch.testing.assert_close(lora(x), model(x))
 
 
 def test_trained_biases_and_the_head_come_along(make_model, randomize, logits):
