@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,8 +149,8 @@ class SearchSpace(Choices):
         return bound_to(model, layers, self.name)
 
     def _override_of(self, module_name: str) -> str:
-        if module_name in self.overrides or not self.overrides:
+        """The override of a module: its own name before any pattern, then the first that matches as in peft."""
+        if module_name in self.overrides:
             return module_name
-        from glora_search.compat import get_pattern_key  # a space is read without torch
-
-        return get_pattern_key(list(self.overrides), module_name)
+        # peft's get_pattern_key, which would import torch where a space is only read.
+        return next((key for key in self.overrides if re.match(rf"(.*\.)?({key})$", module_name)), module_name)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from glora_search.compat import get_pattern_key
 from glora_search.errors import UserError
 from glora_search.files.shipped import shipped_folder
 from glora_search.space.schema import SearchSpace
@@ -28,6 +33,40 @@ def test_an_overrides_exact_name_comes_before_its_patterns():
     assert space.choices_for("layer.0.query")[1] == [2]
     assert space.choices_for("layer.1.query")[1] == [1]
     assert space.choices_for("layer.1.value")[1] == [4]
+
+
+@given(
+    patterns=st.lists(st.sampled_from(["q", "a.q", r"a\.q", r"\d+\.q", "q|k", ".*k", "layer.0.q"]), unique=True),
+    name=st.sampled_from(["q", "a.q", "a_q", "layer.0.q", "layer.10.q", "layer.0.k", "ak", "v"]),
+)
+def test_an_override_matches_as_pefts_rank_pattern_does(patterns, name):
+    space = SearchSpace(paths={"B": ["lora"]}, overrides={p: {"ranks": [n + 1]} for n, p in enumerate(patterns)})
+    key = name if name in patterns else get_pattern_key(patterns, name)
+    assert space.choices_for(name)[1] == ([patterns.index(key) + 1] if key in patterns else [4])
+
+
+READ = """
+import sys
+sys.orig_argv[1:3] = ["-m", "glora_search"]  # else the package imports its methods, for peft to know of
+import glora_search.errors, glora_search.vocabulary
+import glora_search.files.checked, glora_search.files.plugins, glora_search.files.shipped, glora_search.files.text
+from glora_search.space import BoundSpace
+from glora_search.space.schema import SearchSpace
+print(SearchSpace.load("glora").layer().genes[0].choices)
+space = SearchSpace.load(sys.argv[1])
+layers = [space.layer("a.query"), space.layer("a.key")]
+print([layer.ranks for layer in layers], BoundSpace(layers).largest)
+print("heavy:", sorted({"torch", "transformers", "peft", "datasets", "optuna"} & {*sys.modules}))
+"""
+
+
+def test_a_space_is_read_without_torch(tmp_path):
+    space = {"paths": {"B": ["lora", "none"]}, "overrides": {"query": {"ranks": [1]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(space))
+    command = [sys.executable, "-c", READ, str(tmp_path / "mine.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["[[1], [4]] {'a.query.B': 'lora', 'a.key.B': 'lora'}", "heavy: []"]
 
 
 @pytest.mark.parametrize(
