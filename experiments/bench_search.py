@@ -57,7 +57,9 @@ class Landscape:
 
     def __call__(self, genome: dict[str, Any]) -> Evaluation:
         time.sleep(self.wait)
-        loss = float(self.effects[np.arange(len(self.space.genes)), self.space.encode(genome)].sum())
+        genes = self.space.genes
+        chosen = [gene.choices.index(genome[gene.name]) for gene in genes]
+        loss = float(self.effects[np.arange(len(genes)), chosen].sum())
         return Evaluation(metric=1 / (1 + loss), loss=loss)
 
 

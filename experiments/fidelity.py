@@ -42,7 +42,7 @@ from glora_search.supernet import SupernetConfig, SupernetTrainer, make_sampling
 from glora_search.supernet.layer import SHARING
 from glora_search.supernet.sampling import STRATEGIES
 from glora_search.tasks.text_classification import TextClassification
-from glora_search.training.loop import train
+from glora_search.training.loop import train, training_arguments
 from glora_search.training.trainer import PathTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +124,8 @@ def fit(
         "per_device_train_batch_size": args.batch,
     }
     with tempfile.TemporaryDirectory() as folder:
-        train(model, task.train, task.collator, settings, Path(folder), seed=seed, description=label[:16], **options)
+        training = training_arguments(settings, Path(folder), seed)
+        train(model, task, task.train, task.validation, training, description=label[:16], **options)
 
 
 def trained_with(args: argparse.Namespace, seed: int) -> dict[str, Any]:

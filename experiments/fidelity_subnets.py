@@ -54,4 +54,4 @@ def structured(space: BoundSpace, rng: np.random.Generator) -> Genome:
 
 def key_of(space: BoundSpace, genome: Genome) -> str:
     """What a genome computes, as a short name that is the same in every process."""
-    return hashlib.sha256(repr(space.key(genome)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(tuple(space.layer_paths(genome).values())).encode()).hexdigest()[:12]

@@ -66,12 +66,12 @@ class Cached:
 
     def __init__(self, run: Any, path: Path, until: float) -> None:
         from glora_search.search import SubnetEvaluator
-        from glora_search.space.codes import Codec
 
-        rows = np.random.default_rng(0).permutation(len(run.context.task.validation))[:ROWS]
-        supernet = run._load(run.folder / "supernet")
-        self.evaluator = SubnetEvaluator(supernet, run.context.task.validation.select(rows), run.context.task, batch_size=12)
-        self.codec, self.path, self.until = Codec(run.context.space), path, until
+        task = run.context.task
+        rows = np.random.default_rng(0).permutation(len(task.validation))[:ROWS]
+        supernet = run.context.load("supernet")
+        self.evaluator = SubnetEvaluator(supernet, task.validation.select(rows), task, batch_size=12)
+        self.codec, self.path, self.until = run.context.space.codec, path, until
         self.known: dict[str, list[list[float]]] = {}
         for file in path.parent.glob("evaluations-*.jsonl"):
             with contextlib.suppress(FileNotFoundError):
