@@ -136,7 +136,7 @@ def find_adapter(
         lr_factors=lr_factors,
         batch_size=batch_size,
     )
-    options = {"score": score, "seed": args.seed, "direction": direction}  # WEIGHTS
+    options = {"score": score, "seed": args.seed, "direction": direction, "weights": _digest(supernet)}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params
     inherited = evaluator.inherit(genome)

@@ -20,7 +20,7 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
     recipe, task = run.recipe, run.task
     result: dict[str, Any] = {"list": [], "skipped": []}
     for name in recipe.baselines:
-        config = lora_within(run.space.layers, recipe.search.max_params, task.task_type, task.modules_to_save)
+        config = lora_within(run.space, recipe.search.max_params, task.task_type, task.modules_to_save)
         if config is None:
             result["skipped"].append(f"{name}: not even rank 1 on query and value fits the budget")
             continue

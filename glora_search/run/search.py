@@ -62,7 +62,7 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
             racing=settings.racing,
             storage=storage or run.folder / "search" / "journal.log",
             study_name=run.view.shared_name() if storage else STUDY_NAME,
-            # weights=run.view.weights(),
+            weights=run.view.weights(),
             on_trial=show_progress(bar),
         )
 

@@ -9,29 +9,35 @@ from peft import LoraConfig
 
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
-from glora_search.space.bound import ATTENTION_QV
-from glora_search.space.layers import SpaceLayer
+from glora_search.space.bound import ATTENTION_QV, BoundSpace
 
 
 def lora_within(
-    layers: Sequence[SpaceLayer], max_params: int | None, task_type: str | None, modules_to_save: Sequence[str] = ()
+    space: BoundSpace, max_params: int | None, task_type: str | None, modules_to_save: Sequence[str] = ()
 ) -> LoraConfig | None:
     """peft's LoRA at the largest rank that fits a budget.
 
-    On all layers where that fits, else on query and value only; 8 is the rank where there is no budget.
+    On all layers of the space where that fits, else on query and value only; 8 is the rank where there is no budget.
+
+    Args:
+        space: the bound space, whose layers are adapted.
+        max_params: the budget.
+        task_type, modules_to_save: as in peft.
 
     Returns:
         The config, or None where not even rank 1 on query and value fits.
     """
-    attention = [layer for layer in layers if layer.name.rpartition(".")[2] in ATTENTION_QV]
-    for chosen in (list(layers), attention):
+    attention = [layer for layer in space.layers if layer.name.rpartition(".")[2] in ATTENTION_QV]
+    for chosen in (space.layers, attention):
         cost = sum(layer.in_features + layer.out_features for layer in chosen)
         rank = 8 if max_params is None else max_params // cost if cost else 0
         if rank:
-            names = [layer.name for layer in chosen]
-            saved = list(modules_to_save) or None
             return LoraConfig(
-                r=rank, lora_alpha=2 * rank, target_modules=names, task_type=task_type, modules_to_save=saved
+                r=rank,
+                lora_alpha=2 * rank,
+                target_modules=space.targets(layer.name for layer in chosen),
+                task_type=task_type,
+                modules_to_save=list(modules_to_save) or None,
             )
     return None
 
