@@ -317,6 +317,7 @@ GIVEN: dict[str, Callable[[dict], None]] = {"search.md": search_page}
 RUN = [page for page in PAGES if {block.language for block in BLOCKS[page.name]} & {"python", "bash"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=[page.name for page in RUN])
 def test_the_code_of_a_page_runs(page, workplace, briefly, monkeypatch):
     folder, names = workplace(page), {"__name__": "__main__"}

@@ -15,6 +15,9 @@ from glora_search.errors import UserError
 from glora_search.scoring import RowMetric, evaluate
 from glora_search.search import best_trial
 
+pytestmark = pytest.mark.slow
+
+
 BUDGET = 400
 
 

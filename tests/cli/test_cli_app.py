@@ -84,11 +84,13 @@ def test_what_needs_no_model_does_not_wait_for_torch(finished, command):
     assert "heavy: set()" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_names_of_the_package_are_there_when_they_are_asked_for():
     done = process("import glora_search\nprint(all(hasattr(glora_search, name) for name in glora_search.__all__))")
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glora-search.py", "glora-search"])
 def test_a_users_script_of_the_same_name_is_not_the_command_line(tmp_path, name):
     (tmp_path / name).write_text(

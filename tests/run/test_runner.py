@@ -69,6 +69,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "call", "expected"), KILLS.values(), ids=KILLS.keys())
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not_killed(
     finished_run, without_seconds, recipe, tmp_path, owner, name, call, expected
@@ -128,6 +129,7 @@ def test_stages_run_alone_and_a_stage_whose_input_is_missing_names_the_command(r
     assert metrics["baselines"] == []
 
 
+@pytest.mark.slow
 def test_doing_a_stage_again_removes_what_was_made_from_it_and_nothing_else(
     finished_run, without_seconds, recipe, tmp_path
 ):

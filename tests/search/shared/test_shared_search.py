@@ -21,6 +21,9 @@ from glora_search.search import Evaluation, open_storage, search
 from glora_search.search.trials import KEY
 from glora_search.space.codes import key_of
 
+pytestmark = pytest.mark.slow
+
+
 CONTEXT = multiprocessing.get_context("fork")
 TRIALS = 30
 

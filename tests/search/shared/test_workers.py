@@ -15,6 +15,8 @@ from glora_search.run.runner import Run
 from glora_search.run.search import forget_shared_search
 from glora_search.search import SubnetEvaluator, open_storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tiny_recipe, tmp_path):
