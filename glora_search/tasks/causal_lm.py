@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from glora_search.errors import invalid
-from glora_search.tasks.base import IGNORED, texts_of
+from glora_search.scoring import IGNORED
 from glora_search.tasks.language_model import LanguageModel
-from glora_search.tasks.splits import Column
+from glora_search.tasks.rows import Column, texts_of
 
 
 class CausalLM(LanguageModel):

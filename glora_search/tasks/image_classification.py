@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from glora_search.errors import UserError, invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import Labelled
-from glora_search.tasks.splits import Column, with_column
+from glora_search.tasks.rows import Column, with_column
 
 
 class ImageClassification(Labelled):

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
 from glora_search.recipe.schema import prompt_columns
-from glora_search.tasks.base import IGNORED, TextTask, texts_of
-from glora_search.tasks.splits import Column
+from glora_search.scoring import IGNORED
+from glora_search.tasks.base import TextTask
+from glora_search.tasks.rows import Column, texts_of
 
 
 class LanguageModel(TextTask):

@@ -6,9 +6,8 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
-from glora_search.tasks.base import texts_of
 from glora_search.tasks.language_model import LanguageModel
-from glora_search.tasks.splits import Column
+from glora_search.tasks.rows import Column, texts_of
 
 
 class Seq2SeqLM(LanguageModel):

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
+from datasets import Dataset, Image
 
 from glora_search.errors import invalid
 from glora_search.recipe.schema import BbcHeadlines, Files, Hub, Saved
+from glora_search.tasks.labels import Labels, check_labels, labels_of, named_labels
+from glora_search.tasks.rows import Column
 from glora_search.tasks.sources import Source, open_source
-
-Column = tuple[str, str]
-"""The key of a recipe that names a column, and the column."""
-Labels = list[list[str]]
-"""For each row the labels that it has: one, one for each of its words, or none."""
 
 
 @dataclass
@@ -81,9 +78,9 @@ def load_data(
         rows, validation = reader.cut(rows, data.validation_fraction, rng)
     else:
         validation = reader.read("validation")
-        _check_labels(reader.labels(validation), labels, "data.validation")
+        check_labels(reader.labels(validation), labels, "data.validation")
     if labelled and getattr(data, "test", None) is not None:
-        _check_labels(reader.labels(reader.read("test", labels_only=True)), labels, "data.test")
+        check_labels(reader.labels(reader.read("test", labels_only=True)), labels, "data.test")
     if data.max_train_rows is not None and len(rows) > data.max_train_rows:
         rows = reader.some(rows, data.max_train_rows, rng)
     if labelled and len(labels) < 2:
@@ -113,13 +110,11 @@ class _Reader:
         rows = self.source.read(split, list(dict.fromkeys(columns)))
         if len(rows) == 0:
             raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.label else ""))
-        return _named_labels(rows, self.label, f"data.{split}") if self.label else rows
+        return named_labels(rows, self.label, f"data.{split}") if self.label else rows
 
     def labels(self, rows: Dataset) -> Labels:
         """The labels of each row."""
-        if self.label is None:
-            return [[]] * len(rows)
-        return [[value] if isinstance(value, str) else value for value in rows[self.label]]
+        return [[]] * len(rows) if self.label is None else labels_of(rows, self.label)
 
     def cut(self, rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
         """Split rows in ``(kept, cut off)``: equal inputs stay together, and every label keeps a row."""
@@ -146,42 +141,6 @@ class _Reader:
         if count < len(needed):
             raise invalid("data.max_train_rows", count, f"at least {len(needed)}, one for every label")
         return rows.select(sorted([*needed, *others][:count]))
-
-
-def _check_labels(found: Labels, known: Sequence[str], key: str) -> None:
-    unknown = sorted({name for names in found for name in names} - set(known))
-    if unknown:
-        raise invalid(key, f"label {unknown[0]!r}", f"labels that train has: {', '.join(known)}")
-
-
-def _named_labels(rows: Dataset, column: str, key: str) -> Dataset:
-    """The rows with a label's name, or a list of names, in place of its number."""
-    feature = rows.features[column]
-    classes = getattr(feature, "feature", feature)  # of a list, those of what it holds
-
-    def name(value: Any) -> str:
-        if isinstance(classes, ClassLabel) and value is not None:
-            return str(classes.int2str(int(value))) if value >= 0 else ""
-        return "" if value is None else str(value)
-
-    values = list(rows[column])
-    names = [[name(item) for item in value] if isinstance(value, list) else name(value) for value in values]
-    for number, found in enumerate(names, 1):
-        if not all(item.strip() for item in ([found] if isinstance(found, str) else found)):
-            raise invalid(key, f"no label in row {number}", "rows that each have a label")
-    return rows if names == values else with_column(rows, column, names)
-
-
-def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:
-    """The rows with a column of plain values, in place of the one of that name if there is one; nothing is copied or
-    decoded."""
-    made = Dataset.from_dict({column: values})
-    table, new = rows.flatten_indices().data.table, made.data.table.column(column)
-    if column in table.column_names:
-        table = table.set_column(table.column_names.index(column), column, new)
-    else:
-        table = table.append_column(column, new)
-    return Dataset(table, info=DatasetInfo(features=Features({**rows.features, **made.features})))
 
 
 def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:

@@ -7,8 +7,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from glora_search.tasks.base import Labelled, TextTask, texts_of
-from glora_search.tasks.splits import Column
+from glora_search.tasks.base import Labelled, TextTask
+from glora_search.tasks.rows import Column, texts_of
 
 
 class TextClassification(Labelled, TextTask):

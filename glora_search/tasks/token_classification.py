@@ -12,8 +12,9 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCol
 
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
-from glora_search.tasks.base import IGNORED, Labelled, TextTask
-from glora_search.tasks.splits import Column
+from glora_search.scoring import IGNORED
+from glora_search.tasks.base import Labelled, TextTask
+from glora_search.tasks.rows import Column
 
 
 class TokenClassification(Labelled, TextTask):

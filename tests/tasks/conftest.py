@@ -11,6 +11,9 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors
 
+from glora_search.recipe.schema import Recipe
+from glora_search.tasks import make_task
+
 WORDS = {"sports": ["goal", "match", "team", "coach"], "tech": ["chip", "code", "phone", "data"]}
 FILLER = ["the", "a", "new", "old", "big", "of", "and", "says"]
 VOCABULARY = [*FILLER, *WORDS["sports"], *WORDS["tech"]]
@@ -124,6 +127,11 @@ class Make:
             for label in labels
         ]
 
+    @classmethod
+    def rows(cls, count=20):
+        """Sentences as rows."""
+        return [{"text": text, "label": label} for text, label in cls.sentences(count)]
+
     @staticmethod
     def json(path, rows):
         """A file of json lines."""
@@ -168,3 +176,14 @@ def recipe():
         }
 
     return make
+
+
+@pytest.fixture
+def task(tiny, recipe, make, tmp_path):
+    """``task(architecture, type, rows, data={}, **options)``: a task over rows of json."""
+
+    def build(architecture, type_, rows, data=None, **options):
+        source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows), **(data or {})}
+        return make_task(Recipe.model_validate(recipe(tiny(architecture), source, type=type_, **options)))
+
+    return build

@@ -18,6 +18,9 @@ from glora_search.run.runner import Run
 from glora_search.scoring import evaluate
 
 
+pytestmark = pytest.mark.slow
+
+
 def pairs(folder, make, rows=16):
     """A csv file of pairs of texts and whether they are of one class."""
     found = make.sentences(2 * rows)

