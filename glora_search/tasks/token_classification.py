@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
 
@@ -21,7 +22,8 @@ class TokenClassification(Labelled, TextTask):
     """Reads lists of words in ``text_column``, and a list of as many tags in ``label_column``.
 
     Only a word's first token is labelled. Where the tags are of the form ``B-X``, ``I-X`` and ``O``, the metric is
-    ``f1``, of the entities that are found whole, over all kinds (CoNLL's measure); else it is ``accuracy``, over words.
+    ``f1`` of the entities that are found whole, over all kinds, by seqeval's rules, which are CoNLL's; else it is
+    ``accuracy``, over words.
     """
 
     task_type = "TOKEN_CLS"
@@ -79,7 +81,7 @@ class TokenClassification(Labelled, TextTask):
             return torch.stack([((found == labels) & counted).sum(1), counted.sum(1)], dim=1)
         rows = []
         for guesses, truth, words in zip(found.cpu(), labels.cpu(), counted.cpu(), strict=True):
-            own, real = (entities([self.data.labels[tag] for tag in tags[words].tolist()]) for tags in (guesses, truth))
+            own, real = self._entities(guesses[words]), self._entities(truth[words])
             rows.append([len(own & real), len(own), len(real)])
         return torch.tensor(rows, device=logits.device)
 
@@ -97,23 +99,11 @@ class TokenClassification(Labelled, TextTask):
         tags = np.concatenate([np.array(row) for row in self.validation["labels"]])
         return float(np.bincount(tags[tags != IGNORED]).max() / (tags != IGNORED).sum())
 
+    def _entities(self, tags: Tensor) -> set[tuple[str, int, int]]:
+        """The entities of a row: kind, first word and last word."""
+        return set(get_entities([self.data.labels[tag] for tag in tags.tolist()]))
+
     def _list(self, value: Any, key: str) -> list[Any]:
         if not isinstance(value, list):
             raise invalid(f"data.{key}", self.column(key), f"a column of lists, not of {value!r}")
         return value
-
-
-def entities(tags: list[str]) -> set[tuple[str, int, int]]:
-    """The entities of a row of ``B-X``, ``I-X`` and ``O`` tags, as ``(kind, first word, word after the last)``.
-
-    An ``I-X`` that follows no tag of the same kind begins an entity, as in CoNLL's script.
-    """
-    found, start = set(), 0
-    for position, tag in enumerate([*tags, "O"]):
-        before = tags[position - 1] if position else "O"
-        inside = tag[:2] == "I-" and before[2:] == tag[2:]
-        if before != "O" and not inside:
-            found.add((before[2:], start, position))
-        if not inside:
-            start = position
-    return found

@@ -17,7 +17,6 @@ from glora_search.report import write_report
 from glora_search.run.runner import Run
 from glora_search.scoring import evaluate
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities
 
 from glora_search.errors import UserError
-from glora_search.tasks.token_classification import entities
 
 
 def tagged(make, kinds=True):
@@ -60,14 +62,33 @@ def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refu
     [
         ("", set()),
         ("O O", set()),
-        ("B-X I-X O B-X", {("X", 0, 2), ("X", 3, 4)}),
-        ("B-X B-X", {("X", 0, 1), ("X", 1, 2)}),
-        ("I-X I-X O I-Y", {("X", 0, 2), ("Y", 3, 4)}),
-        ("B-X I-Y I-Y", {("X", 0, 1), ("Y", 1, 3)}),
+        ("B-X I-X O B-X", {("X", 0, 1), ("X", 3, 3)}),
+        ("B-X B-X", {("X", 0, 0), ("X", 1, 1)}),
+        ("I-X I-X O I-Y", {("X", 0, 1), ("Y", 3, 3)}),
+        ("B-X I-Y I-Y", {("X", 0, 0), ("Y", 1, 2)}),
+        ("I-a-b B-a-b I-a", {("a-b", 0, 0), ("a-b", 1, 1), ("a", 2, 2)}),
     ],
 )
 def test_entities_are_those_of_conll(tags, expected):
-    assert entities(tags.split()) == expected
+    assert set(get_entities(tags.split())) == expected
+
+
+def conll(tags):
+    """CoNLL's rules: an ``I-X`` that follows no tag of the same kind begins an entity."""
+    found, start = set(), 0
+    for position, tag in enumerate([*tags, "O"]):
+        before = tags[position - 1] if position else "O"
+        inside = tag[:2] == "I-" and before[2:] == tag[2:]
+        if before != "O" and not inside:
+            found.add((before[2:], start, position - 1))
+        if not inside:
+            start = position
+    return found
+
+
+@given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y", "B-a-b", "I-a-b", "I-a"]), max_size=9))
+def test_entities_of_any_tags_are_those_of_conll(tags):
+    assert set(get_entities(tags)) == conll(tags)
 
 
 def test_f1_counts_entities_that_are_found_whole(task, make):
