@@ -43,7 +43,7 @@ def adaptable_layers(
     """
     config = peft.LoraConfig(target_modules=targets, exclude_modules=exclude, task_type=_task_type(model))
     config = include_all_linear_layers(config, model)
-    saved = trained_as_they_are(model, modules_to_save)
+    saved = saved_modules(model, modules_to_save)
     layers = []
     for name, module in model.named_modules():
         matched = check_target_module_exists(config, name) if name else False
@@ -61,7 +61,7 @@ def adaptable_layers(
     return layers
 
 
-def trained_as_they_are(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
+def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
     """The modules that ``modules_to_save`` leaves no adapter for: those that it names, and what is inside of them.
 
     A classifier is always among them.
@@ -88,7 +88,7 @@ def without_saved(space: BoundSpace, model: nn.Module, modules_to_save: Sequence
     Raises:
         UserError: no layer is left.
     """
-    saved = trained_as_they_are(model, modules_to_save)
+    saved = saved_modules(model, modules_to_save)
     layers = [layer for layer in space.layers if layer.name not in saved]
     if not layers:
         raise invalid("modules_to_save", list(modules_to_save), "modules that leave the space a layer to adapt")
