@@ -51,6 +51,7 @@ def test_a_password_is_never_shown(world, call):
     assert "secret" not in out + err
 
 
+@pytest.mark.slow
 def test_a_run_folder_in_use_is_refused(world, call):
     world.finished(merged=None)
     before = world.files()
@@ -70,6 +71,7 @@ def test_several_processes_for_one_run_are_refused(world, call, monkeypatch):
     assert "WORLD_SIZE: got" in ERRORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a recipe that is not there", "a run that is not there", "an unknown command"])
 def test_a_process_of_its_own_ends_the_same_way(world, name):
     prepare, stable, _ = WRONG[name]

@@ -34,6 +34,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "settings"), CASES.values(), ids=CASES.keys())
 def test_two_processes_train_as_one_with_the_summed_batch(strategy, settings, tmp_path):
     for name in ("one", "two"):

@@ -260,6 +260,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_peft_alone_loads_both_formats(make_model, randomize, tmp_path):
     make_model("bert").save_pretrained(tmp_path / "base")
     expected = {}

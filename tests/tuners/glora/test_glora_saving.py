@@ -83,10 +83,12 @@ def fresh_process(make_model, randomize, tmp_path_factory) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "expected": expected}
 
 
+@pytest.mark.slow
 def test_a_fresh_process_that_imports_the_package_loads_the_same_logits(fresh_process):
     close(torch.tensor(fresh_process["logits"]), fresh_process["expected"], 1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_peft_alone_refuses_the_adapter_by_its_name(fresh_process):
     assert fresh_process["error"] == ["KeyError", "'GLORA_PATHS'"]
 

@@ -63,6 +63,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(architecture, use_reent
         close(checkpointed[name], gradient, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paths", [{}, {"config_A": "vector"}, {"config_A_B": "vector", "config_C": "vector"}])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_it_compiles_to_one_graph_with_the_same_gradients(paths, autocast, make_model, randomize):
