@@ -26,7 +26,9 @@ WRONG = {
     "a folder below a file": (below_a_file, "Not a directory", ["notes.txt"]),
     "a folder of another recipe": (other_recipe, "was made from another recipe", ["seed is 7 here and was 0"]),
     "a run folder's broken recipe": (after("search", "run", **{"recipe.yaml": b"a: ["}), "not valid YAML", ["recipe"]),
-    "a stage's broken result": (after("search", "run", supernet__stage_json=b"{"), "not valid JSON", ["stage.json"]),
+    "a stage's broken result": (
+        after("search", "run", search__stage_json=None, supernet__stage_json=b"{"), "not valid JSON", ["stage.json"],
+    ),
     "a broken result, looked at": (after("status", "run", merged__stage_json=b""), "not valid JSON", ["stage.json"]),
     "a supernet without weights": (
         after("export", "run", best__stage_json=None, **{"supernet/adapter_model.safetensors": None}),
@@ -67,7 +69,7 @@ WRONG = {
     "a word for workers": (arguments("search", "run", "--workers", "two"), "Invalid value for", ["--workers", "two"]),
     "an unknown format": (after("export", "run", "--format", "onnx"), "--format: got", ["onnx", "peft", "lora"]),
     "--again for what is always new": (
-        after("export", "run", "--format", "peft", "--again"), "which is written anew each time", ["--again", "peft"],
+        after("export", "run", "--format", "peft", "--again"), "which is always written anew", ["--again", "peft"],
     ),
     # storages
     "an unknown storage": (
