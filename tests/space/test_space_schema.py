@@ -46,10 +46,11 @@ def test_an_override_matches_as_pefts_rank_pattern_does(patterns, name):
 
 
 READ = """
-import sys
+import importlib, pkgutil, sys
 sys.orig_argv[1:3] = ["-m", "glora_search"]  # else the package imports its methods, for peft to know of
-import glora_search.errors, glora_search.vocabulary
-import glora_search.files.checked, glora_search.files.plugins, glora_search.files.shipped, glora_search.files.text
+import glora_search.errors, glora_search.files, glora_search.vocabulary
+for module in pkgutil.iter_modules(glora_search.files.__path__, "glora_search.files."):
+    importlib.import_module(module.name)
 from glora_search.space import BoundSpace
 from glora_search.space.schema import SearchSpace
 print(SearchSpace.load("glora").layer().genes[0].choices)
