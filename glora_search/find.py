@@ -20,6 +20,7 @@ from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.study import search
 from glora_search.search.trials import best_trial
 from glora_search.space import BoundSpace, Genome, SearchSpace
+from glora_search.supernet import make_sampling
 from glora_search.supernet.train import train_supernet
 from glora_search.training.loop import train as train_on
 from glora_search.tuners.glora import GLoraConfig
@@ -109,6 +110,7 @@ def find_adapter(
     bound.check_budget(max_params)
     if calibration_steps != 0:
         calibration_args(args, calibration_steps)  # refused before the training, not after it
+    make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
     scoring = RowMetric(metric, data_collator, direction)
     set_seed(args.seed)
     supernet, _ = train_supernet(
@@ -126,6 +128,7 @@ def find_adapter(
         lr_factors=lr_factors,
         max_params=max_params,
     )
+    bound = supernet.space
     evaluator = subnet_evaluator(
         supernet,
         scoring,

@@ -292,8 +292,8 @@ def briefly(monkeypatch):
         return full(*args, trials=min(trials, 8), **options)
 
     monkeypatch.setattr(Recipe, "load", classmethod(lambda cls, path, given=(): load(cls, path, [*given, *cuts])))
-    for module in ("glora_search.search", "glora_search.search.study", "glora_search.find"):
-        monkeypatch.setattr(sys.modules[module], "search", short)
+    for module in ("glora_search", "glora_search.search", "glora_search.search.study", "glora_search.find"):
+        monkeypatch.setattr(importlib.import_module(module), "search", short)
 
 
 def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

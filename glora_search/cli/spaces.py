@@ -117,7 +117,7 @@ def _skeleton(model: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    from glora_search.tasks.base import resolve_model
+    from glora_search.tasks.models import resolve_model
 
     try:
         config = AutoConfig.from_pretrained(resolve_model(model))

@@ -61,9 +61,11 @@ def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
 def _refuse_other(path: Path, text: str) -> None:
     """Refuse a run folder that another recipe, or another space, made; name what differs."""
     old = load_yaml(path) if path.is_file() else {}
+    new = yaml.safe_load(text)
     if path.name == "recipe.yaml":
         old = _with_todays_keys(old)
-    new = yaml.safe_load(text)
+    else:
+        old["description"] = new["description"]  # words, which change nothing
     differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
     if differences:
         raise UserError(

@@ -58,9 +58,10 @@ def train_supernet(
     Raises:
         UserError: an unknown sampling or option.
     """
-    strategy = make_sampling(sampling, space, seed=args.seed, max_params=max_params, options=sampling_options)
     config = SupernetConfig(space=space, sharing=sharing, task_type=task_type, modules_to_save=modules_to_save)
     supernet = get_peft_model(model, config)
+    space = supernet.space  # without what modules_to_save trains as it is
+    strategy = make_sampling(sampling, space, seed=args.seed, max_params=max_params, options=sampling_options)
     trainer = train(
         supernet,
         scoring,

@@ -107,3 +107,14 @@ def test_a_run_made_before_recipes_had_all_their_keys_still_goes_on(recipe, tmp_
     assert newer == [None] * 5
     (run.folder / "recipe.yaml").write_text(yaml.safe_dump(data))
     assert Run.create(recipe, run.folder).context.recipe == recipe
+
+
+def test_a_space_that_is_described_in_other_words_is_the_same(recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    path = run.folder / "space.yaml"
+    space = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**space, "description": "in other words"}))
+    assert Run.create(recipe, run.folder).folder == run.folder
+    path.write_text(yaml.safe_dump({**space, "ranks": [7]}))
+    with pytest.raises(UserError, match="another space: ranks is"):
+        Run.create(recipe, run.folder)
