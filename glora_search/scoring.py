@@ -90,21 +90,25 @@ class RowMetric:
 
 class Batches(Sequence[Batch]):
     """Rows of similar length in one batch, so that hardly any padding is computed; each batch is made when it is asked
-    for."""
+    for.
+
+    Attributes:
+        order: the rows of the data set in the order in which they stand in the batches.
+    """
 
     def __init__(self, dataset: Dataset, collator: Any, batch_size: int) -> None:
         self.dataset, self.collator, self.batch_size = dataset, collator, batch_size
         text = "input_ids" in dataset.column_names
         lengths = [len(ids) for ids in dataset["input_ids"]] if text else [0] * len(dataset)
-        self._order = np.argsort(lengths, kind="stable")
+        self.order = np.argsort(lengths, kind="stable")
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return dict(self.collator([self.dataset[int(row)] for row in rows]))
 
 

@@ -1,0 +1,113 @@
+"""Learning from soft labels beside the labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import DataCollatorWithPadding, TrainingArguments
+
+from glora_search import GLoraConfig
+from glora_search.errors import UserError
+from glora_search.scoring import Batches
+from glora_search.training.distillation import (
+    DistillationTrainer,
+    SoftCollator,
+    distributions,
+    in_order,
+    with_soft_labels,
+)
+
+SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+
+
+@pytest.fixture
+def rows():
+    ids = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+    masks = [[1] * len(row) for row in ids]
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": masks, "labels": [0, 1, 2, 0]})
+
+
+@pytest.fixture
+def collator(tiny_model):
+    from transformers import AutoTokenizer
+
+    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(tiny_model))
+
+
+@pytest.fixture
+def trainer(make_model, rows, collator, tmp_path):
+    def make(train, **options):
+        config = GLoraConfig(target_modules=["query"], config_A_B="lora", r=2, task_type="SEQ_CLS")
+        model = get_peft_model(make_model("bert"), config)
+        settings = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        args = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, max_steps=1, **settings)
+        return DistillationTrainer(
+            model=model, args=args, train_dataset=train, eval_dataset=rows, data_collator=collator, **options
+        )
+
+    return make
+
+
+def reference(model, batch, share):
+    """The loss, written out in float64."""
+    logits = model(**batch).logits.double()
+    loss = F.cross_entropy(logits, batch["labels"])
+    soft = SOFT.double()
+    divergence = (soft * (torch.where(soft > 0, soft, 1.0).log() - F.log_softmax(logits, -1))).sum(-1).mean()
+    return (1 - share) * loss + share * divergence
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_is_that_of_the_labels_and_of_the_teacher(trainer, rows, collator, share):
+    made = trainer(with_soft_labels(rows, SOFT), teacher_share=share)
+    model = made.model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = made.data_collator([made.train_dataset[row] for row in range(4)])
+    plain = dict(collator([rows[row] for row in range(4)]))
+    found = made.compute_loss(model, dict(batch))
+    torch.testing.assert_close(found.double(), reference(model, plain, share), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_without_soft_labels_have_the_plain_loss_and_so_has_an_evaluation(trainer, rows, collator):
+    made = trainer(with_soft_labels(rows, SOFT))
+    model = made.model.eval()
+    plain = dict(collator([rows[row] for row in range(4)]))
+    expected = F.cross_entropy(model(**plain).logits, plain["labels"])
+    torch.testing.assert_close(made.compute_loss(model, dict(plain)), expected)
+    batch = made.data_collator([made.train_dataset[row] for row in range(4)])
+    torch.testing.assert_close(made.compute_loss(model, batch), expected)
+    assert made.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_it_trains(trainer, rows):
+    made = trainer(with_soft_labels(rows, SOFT))
+    before = {name: value.clone() for name, value in made.model.named_parameters() if value.requires_grad}
+    made.train()
+    assert any(not torch.equal(before[name], value) for name, value in made.model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_that_is_none_is_refused(trainer, rows, share):
+    with pytest.raises(UserError, match="teacher_share"):
+        trainer(rows, teacher_share=share)
+
+
+def test_a_batch_keeps_its_rows_as_they_are(rows, collator):
+    given = [with_soft_labels(rows, SOFT)[row] for row in range(2)]
+    batch = SoftCollator(collator)(given)
+    assert batch["soft_labels"].shape == (2, 3)
+    assert "soft_labels" in given[0]
+
+
+def test_what_is_found_in_batches_comes_back_in_the_rows_order(make_model, rows, collator):
+    model = make_model("bert")
+    batches = Batches(rows, collator, 2)
+    found = in_order(batches, distributions(model, batches))
+    for number in range(len(rows)):
+        alone = model(**dict(collator([rows[number]]))).logits.softmax(-1)
+        torch.testing.assert_close(found[number], alone[0], rtol=1e-4, atol=1e-6)
