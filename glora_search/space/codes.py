@@ -26,7 +26,9 @@ class LayerTable:
     Attributes:
         values: gene's path -> choice, for each setting; where several choices compute the same, the first of them.
         params: trainable parameters of each setting.
-        neighbours: for each setting the settings that one gene's change leads to.
+        neighbours: for each setting the settings that a change of one gene leads to, from any of the choices that
+            compute it: an absent path's rank is free, so that it can come back with each rank. A setting is its
+            neighbours' neighbour, and where there are several settings, each has a neighbour.
         smallest, largest: a setting of the fewest and one of the most parameters.
         features: names of the columns of ``feature_table``: a path and its kind, or that its rank is at least so much.
         feature_table: which settings have which feature, ``[settings, features]`` of 0 and 1.
@@ -46,13 +48,7 @@ class LayerTable:
         self.params = [layer.params(built) for built in functions]
         self.smallest, self.largest = (self.params.index(size) for size in (min(self.params), max(self.params)))
         self.features, self.feature_table = _features(list(functions))
-        choices = {gene.path: gene.choices for gene in layer.genes}
-        self.neighbours = [self._neighbours(values, choices) for values in self.values]
-
-    def _neighbours(self, values: Mapping[str, Choice], choices: Mapping[str, tuple[Choice, ...]]) -> list[int]:
-        own = self.index(values)
-        found = {self.index({**values, path: choice}) for path in choices for choice in choices[path]}
-        return sorted(found - {own})
+        self.neighbours = _neighbours(self._index, len(self.values))
 
     def index(self, values: Mapping[str, Choice]) -> int:
         """The setting with these choices, one for each of the layer's genes.
@@ -61,6 +57,24 @@ class LayerTable:
             KeyError: the layer cannot take them.
         """
         return self._index[tuple(values[path] for path in self._paths)]
+
+
+def _neighbours(index: Mapping[tuple[Choice, ...], int], settings: int) -> list[list[int]]:
+    """For each setting the others that one choice's change leads to.
+
+    Args:
+        index: choices of all genes -> setting.
+        settings: how many there are.
+    """
+    found: list[set[int]] = [set() for _ in range(settings)]
+    for gene in range(len(next(iter(index)))):
+        rest: dict[tuple[Choice, ...], set[int]] = {}  # the other genes' choices -> what this one can make of them
+        for choices, setting in index.items():
+            rest.setdefault(choices[:gene] + choices[gene + 1 :], set()).add(setting)
+        for reached in rest.values():
+            for setting in reached:
+                found[setting] |= reached
+    return [sorted(reached - {setting}) for setting, reached in enumerate(found)]
 
 
 def _features(settings: list[LayerPaths]) -> tuple[list[str], np.ndarray]:

@@ -10,9 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora_search.space.bound import BoundSpace
-from glora_search.space.codes import Codec, key_of
+from glora_search.space.codes import LayerTable, key_of
+from glora_search.space.layers import SpaceLayer, combinations
+from glora_search.vocabulary import KINDS, TIED
 
 SPACES = ["odd", "glora", "glora-paper", "glora-ranks", "lora-ranks"]
+
+
+@st.composite
+def any_layer(draw):
+    """A layer of a random space: any paths, tied or free, of any of their kinds, and any ranks."""
+    names = [name for tie, pair in TIED.items() for name in draw(st.sampled_from([[tie], list(pair)]))] + ["C"]
+    chosen = draw(st.lists(st.sampled_from(sorted(names)), min_size=1, unique=True))
+    kinds = {
+        name: draw(st.lists(st.sampled_from(KINDS[TIED.get(name, (name,))[0]]), min_size=1, unique=True))
+        for name in chosen
+    }
+    ranks = draw(st.lists(st.integers(0, 8), min_size=1, max_size=4, unique=True))
+    return SpaceLayer("layer", 6, 4, draw(st.booleans()), kinds, sorted(ranks))
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -44,14 +59,45 @@ def test_codes_and_keys_are_equal_exactly_if_the_genomes_compute_the_same(bind, 
         assert (key_of(codec.encode(first)) == key_of(codec.encode(other))) == same
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_neighbours_differ_in_one_gene_and_in_what_they_compute(bind, name):
-    for table in Codec(bind(name)).tables:
-        for index, neighbours in enumerate(table.neighbours):
-            assert index not in neighbours
-            own = table.values[index]
-            changed = [{**own, path: value} for path in own for value in {v[path] for v in table.values}]
-            assert set(neighbours) <= {table.index(values) for values in changed}
+@settings(max_examples=200)
+@given(any_layer())
+def test_two_settings_are_neighbours_exactly_if_some_of_their_choices_differ_in_one_gene(layer):
+    table, paths = LayerTable(layer), [gene.path for gene in layer.genes]
+    ways = [[] for _ in table.values]
+    for values in combinations(layer.settings):
+        ways[table.index(values)].append(values)
+    for one, neighbours in enumerate(table.neighbours):
+        assert neighbours == [
+            other
+            for other in range(len(ways))
+            if other != one
+            and any(sum(a[path] != b[path] for path in paths) == 1 for a in ways[one] for b in ways[other])
+        ]
+
+
+@settings(max_examples=200)
+@given(any_layer())
+def test_neighbourhood_is_symmetric_and_each_of_several_settings_has_a_neighbour(layer):
+    neighbours = LayerTable(layer).neighbours
+    assert all(one in neighbours[other] for one, others in enumerate(neighbours) for other in others)
+    assert all(others or len(neighbours) == 1 for others in neighbours)
+
+
+def test_an_absent_path_can_come_back_with_each_rank(bind):
+    for layer, table in zip(bind("glora-ranks").layers, bind("glora-ranks").codec.tables, strict=True):
+        absent = table.index({gene.path: "none" if gene.path != "r" else 1 for gene in layer.genes})
+        found = [table.values[setting] for setting in table.neighbours[absent]]
+        assert {values["r"] for values in found if values["B"] == "lora"} == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("name", ["glora", "glora-paper", "lora-ranks"])
+def test_where_no_two_genomes_compute_the_same_neighbours_are_the_changes_of_one_gene_in_order(bind, name):
+    # What is drawn depends on this order: figures of these spaces were published.
+    for layer, table in zip(bind(name).layers, bind(name).codec.tables, strict=True):
+        choices = {gene.path: gene.choices for gene in layer.genes}
+        for setting, values in enumerate(table.values):
+            changed = {table.index({**values, path: choice}) for path in choices for choice in choices[path]}
+            assert table.neighbours[setting] == sorted(changed - {setting})
 
 
 def test_features_tell_every_setting_of_a_layer_apart(bind):
