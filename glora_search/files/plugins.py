@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import ImportString, TypeAdapter, ValidationError
 
 from glora_search.errors import invalid
 
 Class = TypeVar("Class")
+_IMPORT: TypeAdapter[Any] = TypeAdapter(ImportString)
 
 
 def import_class(path: str, base: type[Class], *, key: str, allowed: str) -> type[Class]:
@@ -26,14 +28,14 @@ def import_class(path: str, base: type[Class], *, key: str, allowed: str) -> typ
     Raises:
         UserError: it cannot be imported, or is something else.
     """
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise invalid(key, path, allowed)
     here = os.getcwd()
     sys.path.insert(0, here)  # a console script does not look for modules where it is called
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = _IMPORT.validate_python(path)
+    except ValidationError as error:
+        reason = error.errors()[0].get("ctx", {}).get("error", error)
+        raise invalid(key, path, f"{allowed} ({reason})") from None
+    except (TypeError, ValueError) as error:  # a relative path
         raise invalid(key, path, f"{allowed} ({error})") from None
     finally:
         sys.path.remove(here)
