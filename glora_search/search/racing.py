@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from glora_search.files.arguments import Amount, Count, checked_arguments
 from glora_search.search.history import History
 
 
@@ -20,7 +21,8 @@ class Race:
         warm_up: trials to be scored on all rows before any is stopped.
     """
 
-    def __init__(self, n_elite: int = 20, margin: float = 2.0, warm_up: int = 30) -> None:
+    @checked_arguments()
+    def __init__(self, n_elite: Count = 20, margin: Amount = 2.0, warm_up: Count = 30) -> None:
         self.n_elite, self.margin, self.warm_up = n_elite, margin, warm_up
 
     def hopeless(self, history: History, leg: int, score: float) -> bool:

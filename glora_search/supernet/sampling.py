@@ -6,13 +6,16 @@ and a resumed run goes on with the same sequence.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pydantic import InstanceOf
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.arguments import Share, Whole, checked_arguments, keyed
 from glora_search.files.plugins import import_class, options_of
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
@@ -35,7 +38,8 @@ class Sampling:
 
     distill: bool = False
 
-    def __init__(self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None) -> None:
+    @checked_arguments()
+    def __init__(self, space: InstanceOf[BoundSpace], *, seed: Whole = 0, max_params: Whole | None = None) -> None:
         self.space, self.seed = space, seed
         self.min_params, largest = space.params(space.smallest), space.params(space.largest)
         self.max_params = largest if max_params is None else min(max(max_params, self.min_params), largest)
@@ -66,12 +70,16 @@ class SizeSampling(Sampling):
         anchor_share: the share of the steps that train a uniform method which fits.
     """
 
+    @checked_arguments()
     def __init__(
-        self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None, anchor_share: float = 0.25
+        self,
+        space: InstanceOf[BoundSpace],
+        *,
+        seed: Whole = 0,
+        max_params: Whole | None = None,
+        anchor_share: Share = 0.25,
     ) -> None:
         super().__init__(space, seed=seed, max_params=max_params)
-        if not 0 <= anchor_share <= 1:
-            raise invalid("anchor_share", anchor_share, "a share of the steps, 0 to 1")
         self.anchors = [g for g in space.uniform_methods().values() if space.params(g) <= self.max_params]
         self.anchor_share = anchor_share if self.anchors else 0.0
         # The few subnets of hardly any parameters would take as many draws as all the others on a log scale.
@@ -98,7 +106,8 @@ class FairSampling(Sampling):
     Source: strict fairness, FairNAS (arXiv 1907.01845, section 3.2), with one subnet an optimizer step.
     """
 
-    def __init__(self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None) -> None:
+    @checked_arguments()
+    def __init__(self, space: InstanceOf[BoundSpace], *, seed: Whole = 0, max_params: Whole | None = None) -> None:
         super().__init__(space, seed=seed, max_params=max_params)
         self._sizes = sorted({len(gene.choices) for gene in space.genes})
 
@@ -126,18 +135,17 @@ class SandwichSampling(Sampling):
     Source: the sandwich rule (arXiv 1903.05134, sections 3.1 and 3.2).
     """
 
+    @checked_arguments()
     def __init__(
         self,
-        space: BoundSpace,
+        space: InstanceOf[BoundSpace],
         *,
-        seed: int = 0,
-        max_params: int | None = None,
-        random: int = 2,
+        seed: Whole = 0,
+        max_params: Whole | None = None,
+        random: Whole = 2,
         distill: bool = False,
     ) -> None:
         super().__init__(space, seed=seed, max_params=max_params)
-        if isinstance(random, bool) or not isinstance(random, int) or random < 0:
-            raise invalid("random", random, "an int >= 0")
         self.random, self.distill = random, distill
         self._sizes = SizeSampling(space, seed=seed, max_params=max_params)
 
@@ -155,12 +163,11 @@ class BudgetSampling(Sampling):
         spread: sizes are drawn uniformly from this share of the budget below it.
     """
 
+    @checked_arguments()
     def __init__(
-        self, space: BoundSpace, *, seed: int = 0, max_params: int | None = None, spread: float = 0.25
+        self, space: InstanceOf[BoundSpace], *, seed: Whole = 0, max_params: Whole | None = None, spread: Share = 0.25
     ) -> None:
         super().__init__(space, seed=seed, max_params=max_params)
-        if not 0 <= spread <= 1:
-            raise invalid("spread", spread, "a share of the budget, 0 to 1")
         self.spread = spread
 
     def __call__(self, step: int) -> list[Genome]:
@@ -196,13 +203,15 @@ def make_sampling(
     Raises:
         UserError: an unknown name or option.
     """
-    strategy = STRATEGIES[name] if name in STRATEGIES else _imported(name)
+    strategy: Any = STRATEGIES[name] if name in STRATEGIES else _imported(name)
+    own = {"space": space, "seed": seed, "max_params": max_params}
     try:
-        return strategy(space, seed=seed, max_params=max_params, **(options or {}))
+        return strategy(**own, **(options or {}))
     except UserError as error:
-        raise UserError(f"supernet.sampling_options.{error}") from None
+        names = inspect.signature(strategy).parameters.keys() - own
+        raise keyed(error, "supernet.sampling_options", names) from None
     except (TypeError, ValueError) as error:
-        takes = options_of(strategy, ("space", "seed", "max_params"))
+        takes = options_of(strategy, own)
         expected = f"what {strategy.__name__} takes: {takes} ({error})"
         raise invalid("supernet.sampling_options", dict(options or {}), expected) from None
 

@@ -217,6 +217,10 @@ def test_what_is_no_strategy_is_refused_with_those_that_are(name, bind):
         ("budget", {"spread": -1}),
         ("sandwich", {"random": -1}),
         ("sandwich", {"random": 1.5}),
+        ("sandwich", {"random": True}),
+        ("sandwich", {"distill": "yes"}),
+        ("sizes", {"anchor_share": "all"}),
+        ("budget", {"spread": True}),
         ("fair", {"seed": 3}),
     ],
 )
@@ -224,3 +228,12 @@ def test_options_that_a_strategy_does_not_take_are_refused(name, options, bind):
     with pytest.raises(UserError, match=r"supernet\.sampling_options") as error:
         make_sampling(name, bind("glora"), options=options)
     assert next(iter(options)) in str(error.value)
+
+
+def test_every_wrong_option_has_its_line_with_what_is_allowed(bind):
+    with pytest.raises(UserError) as error:
+        make_sampling("sandwich", bind("glora"), options={"random": -1, "distill": "yes"})
+    assert str(error.value).split("\n") == [
+        "supernet.sampling_options.random: got -1; allowed: an int >= 0",
+        "supernet.sampling_options.distill: got 'yes'; allowed: a valid boolean",
+    ]
