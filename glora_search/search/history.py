@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class History:
         scores: of the trials in ``whole``, lower is better, whatever the direction.
         seen: the keys of all trials.
         pending: the keys that other workers evaluate at the moment.
+        memory: what the steps of a sampler keep from one proposal to the next, each under itself. What a step knows of
+            a search has its place here, not in the step, which may serve another search next.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class History:
         self.scores: list[float] = []
         self.seen: set[str] = set()
         self.pending: set[str] = set()
+        self.memory: dict[Hashable, Any] = {}
         self._known: set[bytes] = set()
         self._losses: list[float] = []
         self._ranking: np.ndarray | None = None

@@ -12,7 +12,9 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from glora_search.compat import trial_id
 from glora_search.errors import UserError, invalid
+from glora_search.files.arguments import keyed
 from glora_search.files.plugins import import_class, options_of
 from glora_search.search.evolution import EvolutionSampler, PaperSampler
 from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
@@ -58,8 +60,8 @@ def make_sampler(
         own["seed"] = seed
     try:
         return cls(**own, **given)
-    except UserError:
-        raise
+    except UserError as error:
+        raise keyed(error, "search.options", inspect.signature(cls).parameters.keys() - own) from None
     except (TypeError, ValueError) as error:
         takes = f"what the {name} sampler takes: {options_of(cls, own)} ({error})"
         raise invalid("search.options", given, takes) from None
@@ -140,7 +142,7 @@ class OptunaProposer:
             self.study.sampler.infer_relative_search_space = lambda study, trial: self.genes  # type: ignore[method-assign]
             # The parents come in another order where they are selected than where they are remembered; from now on
             # they are remembered, in a continued search as in one that never stopped.
-            sampler, frozen = self.study.sampler, self.storage.get_trial(trial._trial_id)
+            sampler, frozen = self.study.sampler, self.storage.get_trial(trial_id(trial))
             sampler.get_parent_population(self.study, sampler.get_trial_generation(self.study, frozen))
         genome = dict(trial.relative_params)
         method = self.uniform(history)
@@ -149,7 +151,7 @@ class OptunaProposer:
             origin, code = method
         else:
             origin = self.label
-            frozen = self.storage.get_trial(trial._trial_id)
+            frozen = self.storage.get_trial(trial_id(trial))
             for name, gene in self.genes.items():
                 if name not in genome:
                     genome[name] = self.study.sampler.sample_independent(self.study, frozen, name, gene)
@@ -157,7 +159,7 @@ class OptunaProposer:
         if code is None:
             self.done(None)
             return None
-        return Proposal(code, origin, system=self.storage.get_trial_system_attrs(trial._trial_id))
+        return Proposal(code, origin, system=self.storage.get_trial_system_attrs(trial_id(trial)))
 
     def done(self, trial: FrozenTrial | None) -> None:
         """Tell the study what was evaluated, which may be another genome than the proposed one."""
@@ -167,12 +169,13 @@ class OptunaProposer:
         if trial is None:
             self.study.tell(asked, state=TrialState.FAIL)
             return
+        number = trial_id(asked)
         for name, gene in self.genes.items():
-            self.storage.set_trial_param(asked._trial_id, name, gene.to_internal_repr(trial.params[name]), gene)
+            self.storage.set_trial_param(number, name, gene.to_internal_repr(trial.params[name]), gene)
         for name, value in trial.user_attrs.items():
-            self.storage.set_trial_user_attr(asked._trial_id, name, value)
+            self.storage.set_trial_user_attr(number, name, value)
         for step, value in trial.intermediate_values.items():
-            self.storage.set_trial_intermediate_value(asked._trial_id, step, value)
+            self.storage.set_trial_intermediate_value(number, step, value)
         self._own.add(trial.user_attrs[KEY])
         self.study.tell(asked, trial.values, state=trial.state)
 

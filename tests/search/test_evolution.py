@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from glora_search.errors import UserError
 from glora_search.search import Evaluation, EvolutionSampler, best_trial, search
 from glora_search.search.evolution.base import distributions
 from glora_search.search.evolution.selection import Tournament
 from glora_search.search.evolution.start import AnySize, UniformMethods
-from glora_search.search.evolution.surrogate import GeneImportance
+from glora_search.search.evolution.surrogate import Surrogate
 from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover, resized
 from glora_search.search.history import History
 from glora_search.search.trials import ORIGIN
@@ -44,7 +45,7 @@ def effects(space):
 
 def history_of(space, trials=40, max_params=1500):
     study = search(space, effects(space), sampler="random", trials=trials, max_params=max_params, score="loss")
-    history = History(space.codec, max_params=max_params, direction=study.direction)
+    history = History(space, max_params=max_params, direction=study.direction)
     history.add(study.trials)
     return history
 
@@ -97,7 +98,7 @@ def test_a_crossover_takes_each_layer_from_a_parent_where_the_budget_allows(wide
 
 
 def test_the_first_genomes_are_uniform_methods_and_then_of_all_sizes(wide):
-    history = History(wide.codec, max_params=1500)
+    history = History(wide, max_params=1500)
     name, code = UniformMethods()(history)
     assert name in wide.uniform_methods()
     assert history.fits(code)
@@ -114,22 +115,58 @@ def test_parents_are_among_the_best(wide):
     assert {history.codec.params(select(history, rng(seed))) for seed in range(30)} == best
 
 
-def test_the_importance_of_genes_is_learned(wide):
+def test_what_a_gene_is_worth_is_learned(wide):
     history, unseen = history_of(wide, trials=120), wide.codec
-    importance = GeneImportance()
-    assert importance.fit(history)
+    fitted = Surrogate().fit(history)
     codes = [
         resized(unseen, unseen.encode(wide.sample(rng(seed))), 1500, rng(seed), grow=True) for seed in range(1000, 1100)
     ]
     losses = [effects(wide)(unseen.decode(code)).loss for code in codes]
-    predicted = importance.mean(history, codes)
+    predicted = fitted.mean(codes)
     assert np.corrcoef(np.argsort(np.argsort(losses)), np.argsort(np.argsort(predicted)))[0, 1] > 0.5
     known = [history.codes[position] for position in history.ranking()[:20]]
-    assert importance.spread(history, known).mean() < importance.spread(history, codes).mean()
+    assert fitted.spread(known).mean() < fitted.spread(codes).mean()
+
+
+def test_what_was_learned_in_one_search_is_not_used_in_another(wide):
+    surrogate = Surrogate()
+    surrogate.fit(history_of(wide, trials=60, max_params=None))
+    history = history_of(wide, trials=60, max_params=600)
+    codes = [wide.codec.encode(wide.sample(rng(seed))) for seed in range(20)]
+    again, new = surrogate.fit(history), Surrogate().fit(history)
+    assert (again.mean(codes) == new.mean(codes)).all()
+    assert (again.spread(codes) == new.spread(codes)).all()
+
+
+def test_a_space_of_one_function_has_itself_as_its_only_mutant_and_child():
+    single = BoundSpace([SpaceLayer("l", 8, 8, True, {"B": ["lora", "none"]}, [0])])
+    codec = single.codec
+    assert [table.neighbours for table in codec.tables] == [[[]]]
+    code = codec.encode(single.sample(rng()))
+    assert (GiveAndTake()(codec, code, None, rng()) == code).all()
+    assert (LayerCrossover()(codec, code, code, 10, rng()) == code).all()
+    assert (resized(codec, code, 10, rng(), grow=True) == code).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (GiveAndTake, {"changes": 0.5}),
+        (GiveAndTake, {"keep_size": 2}),
+        (LayerCrossover, {"share": -0.1}),
+        (Tournament, {"size": 0}),
+        (AnySize, {"span": "wide"}),
+        (Surrogate, {"window": 1}),
+    ],
+)
+def test_a_step_of_wrong_numbers_is_refused(step, options):
+    (name, value), *_ = options.items()
+    with pytest.raises(UserError, match=f"^{name}: got {value!r}; allowed: a"):
+        step(**options)
 
 
 def test_too_few_trials_teach_nothing(wide):
-    assert not GeneImportance().fit(history_of(wide, trials=5))
+    assert Surrogate().fit(history_of(wide, trials=5)) is None
 
 
 def test_the_evolution_ends_no_worse_than_the_uniform_methods_and_beats_random_search(wide):

@@ -19,7 +19,7 @@ def space():
 
 
 def run(space, sampler, trials, value=lambda genome: 0.0):
-    return search(space, value, sampler=sampler, trials=trials, max_params=sampler.max_params)
+    return search(space, value, sampler=sampler, trials=trials, max_params=sampler.max_params, score="metric")
 
 
 def origins(study):

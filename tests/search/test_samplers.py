@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
+
+import numpy as np
 import optuna
 import pytest
 
 from glora_search.errors import UserError
-from glora_search.search import make_sampler, search
+from glora_search.search import Evaluation, EvolutionSampler, PaperSampler, make_sampler, search
+from glora_search.search.evolution.base import distributions
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
+
+OWN = {
+    "evolution": lambda space, **settings: EvolutionSampler(space, n_random=4, **settings),
+    "paper": lambda space, **settings: PaperSampler(
+        space, population_size=8, n_parents=3, n_mutants=4, n_crossovers=4, **settings
+    ),
+}
+
+
+def genomes(study):
+    return [trial.params for trial in study.trials]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +43,17 @@ def test_every_sampler_of_a_recipe_is_an_optuna_sampler(space, name):
         ("evolution", {"population": 5}, ["search.options", "population"]),
         ("evolution", {"pool": 0}, ["search.options.pool", "0", ">= 1"]),
         ("evolution", {"random_prob": 2}, ["random_prob", "2", "0 to 1"]),
+        ("evolution", {"boldness": "high"}, ["search.options.boldness: got 'high'; allowed: a number >= 0"]),
+        ("evolution", {"boldness": float("inf")}, ["search.options.boldness: got inf; allowed: a number >= 0"]),
+        ("evolution", {"boldness": -1}, ["search.options.boldness: got -1; allowed: a number >= 0"]),
+        ("evolution", {"changes": 0}, ["search.options.changes: got 0; allowed: a number >= 1"]),
+        ("evolution", {"changes": "x"}, ["search.options.changes: got 'x'; allowed: a number >= 1"]),
+        ("evolution", {"pool": "3"}, ["search.options.pool: got '3'; allowed: an int >= 1"]),
+        ("evolution", {"rounds": True}, ["search.options.rounds: got True; allowed: an int >= 0"]),
+        ("evolution", {"start": "large"}, ["search.options.start: got 'large'; allowed: callable or None"]),
+        ("evolution", {"surrogate": "gp"}, ["search.options.surrogate: got 'gp'; allowed: an instance of Surrogate"]),
+        ("evolution", {"pool": 0, "changes": 0}, ["search.options.pool: got 0", "\nsearch.options.changes: got 0"]),
+        ("paper", {"max_tries": 1.5}, ["search.options.max_tries: got 1.5; allowed: an int >= 1"]),
         ("paper", {"population_size": 0}, ["population_size", "0", ">= 1"]),
         ("paper", {"mutation_prob": 2}, ["mutation_prob", "2", "0 to 1"]),
         ("paper", {"population_size": 10}, ["n_mutants", "population_size=10"]),
@@ -37,6 +65,87 @@ def test_wrong_names_and_options_are_refused(space, name, options, words):
         make_sampler(name, space, options=options)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_sampler_that_has_served_another_search_proposes_as_a_new_one(space, evaluator, name):
+    def loss(genome):
+        return Evaluation(0.5, abs(space.params(genome) - 100) + genome["l0.query.r"] / 10)
+
+    sampler = OWN[name](space, seed=3)
+    search(space, evaluator(), sampler=sampler, trials=30, score="metric")
+    settings = {"trials": 30, "max_params": 90, "score": "loss"}
+    again = search(space, loss, sampler=sampler, **settings)
+    assert genomes(again) == genomes(search(space, loss, sampler=OWN[name](space, seed=3), **settings))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_sampler_serves_a_search_of_another_space_than_the_one_before(space, name):
+    kinds = {"B": ["lora", "vector", "none"], "E": ["constant", "none"]}
+    other = BoundSpace([SpaceLayer(f"m{index}.dense", 4, 6, True, kinds, [2, 3]) for index in range(5)])
+    sampler = OWN[name](space, seed=3)
+    for each in (space, other):
+        study = search(each, each.params, sampler=sampler, trials=25, max_params=90, score="metric")
+        assert len({each.key(genome) for genome in genomes(study)}) == 25
+        new = search(each, each.params, sampler=OWN[name](each, seed=3), trials=25, max_params=90, score="metric")
+        assert genomes(study) == genomes(new)
+
+
+def ask(study, space, trials):
+    """Genomes of a plain study, each scored by its parameters."""
+    found = []
+    for _ in range(trials):
+        trial = study.ask(distributions(space))
+        study.tell(trial, space.params(trial.params))
+        found.append(trial.params)
+    return found
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_sampler_of_two_plain_studies_at_once_knows_them_apart(space, name):
+    def make():
+        return OWN[name](space, max_params=90, seed=3)
+
+    directions, sampler = ("maximize", "minimize"), make()
+    studies = [optuna.create_study(direction=direction, sampler=sampler) for direction in directions]
+    taken = [ask(study, space, 1)[0] for _ in range(25) for study in studies]  # in memory, each has the number 0
+    for start, direction in enumerate(directions):
+        assert taken[start::2] == ask(optuna.create_study(direction=direction, sampler=make()), space, 25)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_sampler_goes_on_where_it_was_pickled(space, name):
+    study = optuna.create_study(direction="maximize", sampler=OWN[name](space, max_params=90, seed=3))
+    taken = ask(study, space, 10)
+    study.sampler = pickle.loads(pickle.dumps(study.sampler))
+    taken += ask(study, space, 10)
+    whole = optuna.create_study(direction="maximize", sampler=OWN[name](space, max_params=90, seed=3))
+    assert taken == ask(whole, space, 20)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("own", [None, 40])
+def test_in_a_search_the_searchs_budget_holds_not_the_samplers(space, name, own):
+    def largest(genome):
+        return Evaluation(0.5, -space.params(genome))
+
+    study = search(space, largest, sampler=OWN[name](space, max_params=own), trials=30, max_params=90)
+    assert len(study.trials) == 30
+    assert 40 < max(space.params(genome) for genome in genomes(study)) <= 90
+
+
+def test_a_paper_sampler_without_a_budget_finds_what_fits_a_small_one():
+    kinds = {"A": ["vector", "lora"], "B": ["lora", "vector"], "E": ["vector", "none"]}
+    wide = BoundSpace([SpaceLayer(f"l{index}.query", 8, 8, True, kinds, [0, 8]) for index in range(12)])
+    budget = wide.params(wide.smallest) + 40  # hardly any genome that is drawn at random fits
+    assert not any(wide.params(wide.sample(np.random.default_rng(seed))) <= budget for seed in range(100))
+    study = search(wide, lambda genome: Evaluation(0.5, 1.0), sampler=PaperSampler(wide), trials=5, max_params=budget)
+    assert len(study.trials) == 5
+
+
+def test_numbers_of_numpy_are_numbers(space):
+    sampler = EvolutionSampler(space, max_params=np.int64(90), pool=np.int32(3), boldness=np.float64(0.5))
+    assert (sampler.max_params, sampler.pool, sampler.boldness) == (90, 3, 0.5)
 
 
 @pytest.mark.parametrize("sampler", ["optuna.samplers.QMCSampler", optuna.samplers.TPESampler(multivariate=True)])

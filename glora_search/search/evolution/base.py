@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import InstanceOf
 
-from glora_search.errors import invalid
+from glora_search.compat import storage_of, trial_id
+from glora_search.files.arguments import Whole, checked_arguments
 from glora_search.search.history import History
 from glora_search.search.trials import NOTES, ORIGIN
 from glora_search.space.bound import BoundSpace
@@ -46,25 +49,35 @@ class Proposal:
 class GenomeSampler(BaseSampler, abc.ABC):
     """A sampler that draws whole genomes, from the seed, a number and the finished trials alone.
 
-    `search` asks it by `propose`; in a plain ``optuna.Study`` it works as any other sampler.
+    `search` asks it by `propose`; in a plain ``optuna.Study`` it works as any other sampler. What it is told of a
+    search, space and budget included, stands in the history alone, so that one sampler can serve several searches.
 
     Args:
         space: the bound space.
-        max_params: the budget; None is no budget.
+        max_params: the budget in a plain study; in `search`, its own holds. None is no budget.
         seed: of all draws.
     """
 
-    def __init__(self, space: BoundSpace, *, max_params: int | None = None, seed: int = 0) -> None:
+    @checked_arguments()
+    def __init__(self, space: InstanceOf[BoundSpace], *, max_params: Whole | None = None, seed: Whole = 0) -> None:
         self.space, self.max_params, self.seed = space, max_params, seed
         self._distributions = distributions(space)
-        self._history: tuple[int, History] | None = None
+        # By the object: in memory each study has the same number.
+        self._histories: WeakKeyDictionary[Study, History] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The histories stay behind: they are read from the studies anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_histories"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _histories=WeakKeyDictionary())
 
     @abc.abstractmethod
     def propose(self, history: History, number: int) -> Proposal | None:
         """A genome that fits the budget and is new; None where none was found.
 
         Args:
-            history: the finished trials.
+            history: the finished trials, with the space and the budget of their search.
             number: of the draw; another one draws another genome.
         """
 
@@ -84,15 +97,15 @@ class GenomeSampler(BaseSampler, abc.ABC):
         Raises:
             RuntimeError: there is no further one.
         """
-        proposal = self.propose(self._history_of(study), trial.number)
+        history = self._history_of(study)
+        proposal = self.propose(history, trial.number)
         if proposal is None:
             raise RuntimeError(f"The space {self.space.name} has no further subnet within the budget.")
         for name, value in ((ORIGIN, proposal.origin), (NOTES, proposal.notes)):
-            study._storage.set_trial_user_attr(trial._trial_id, name, value)
+            storage_of(study).set_trial_user_attr(trial_id(trial), name, value)
         for name, value in proposal.system.items():
-            study._storage.set_trial_system_attr(trial._trial_id, name, value)
-        assert self._history is not None
-        return self._history[1].codec.decode(proposal.code)
+            storage_of(study).set_trial_system_attr(trial_id(trial), name, value)
+        return history.codec.decode(proposal.code)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -101,32 +114,12 @@ class GenomeSampler(BaseSampler, abc.ABC):
         raise ValueError(f"{param_name} is not a gene of the space {self.space.name}")
 
     def _history_of(self, study: Study) -> History:
-        if self._history is None or self._history[0] != study._study_id:
+        history = self._histories.get(study)
+        if history is None:
             history = History(self.space, max_params=self.max_params, direction=study.directions[0])
-            self._history = (study._study_id, history)
-        history = self._history[1]
+            self._histories[study] = history
         known = {trial.number for trial in history.trials}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         finished = study.get_trials(deepcopy=False, states=states)
         history.add(trial for trial in finished if trial.number not in known and trial.params)
         return history
-
-
-def check_int(name: str, value: Any, low: int) -> None:
-    """Refuse an option that is no whole number, or too low.
-
-    Raises:
-        UserError: names the option.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise invalid(f"search.options.{name}", value, f"an int >= {low}")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Refuse an option that is no number from 0 to 1.
-
-    Raises:
-        UserError: names the option.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise invalid(f"search.options.{name}", value, "a number from 0 to 1")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.samplers import BaseGASampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import InstanceOf
 
+from glora_search.compat import generation_key
 from glora_search.errors import invalid
-from glora_search.search.evolution.base import GenomeSampler, Proposal, check_int, check_share
+from glora_search.files.arguments import Count, Share, Whole, checked_arguments
+from glora_search.search.evolution.base import GenomeSampler, Proposal
 from glora_search.search.history import History
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code
@@ -31,7 +34,7 @@ class PaperSampler(GenomeSampler, BaseGASampler):
 
     Args:
         space: the bound space.
-        max_params: the budget; None is no budget.
+        max_params: the budget in a plain study; in `search`, its own holds. None is no budget.
         population_size: genomes a generation.
         n_parents: the best genomes, of all generations, that become parents.
         n_mutants: mutants a generation: a parent whose genes are redrawn with probability ``mutation_prob``.
@@ -41,39 +44,28 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         max_tries: draws of one kind before it is given up for a random genome, moved into the budget.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: an argument is out of its range.
     """
 
+    @checked_arguments()
     def __init__(
         self,
-        space: BoundSpace,
+        space: InstanceOf[BoundSpace],
         *,
-        max_params: int | None = None,
-        population_size: int = 50,
-        n_parents: int = 10,
-        n_mutants: int = 25,
-        n_crossovers: int = 25,
-        mutation_prob: float = 0.2,
-        seed: int = 0,
-        max_tries: int = 100,
+        max_params: Whole | None = None,
+        population_size: Count = 50,
+        n_parents: Count = 10,
+        n_mutants: Whole = 25,
+        n_crossovers: Whole = 25,
+        mutation_prob: Share = 0.2,
+        seed: Whole = 0,
+        max_tries: Count = 100,
     ) -> None:
         GenomeSampler.__init__(self, space, max_params=max_params, seed=seed)
         BaseGASampler.__init__(self, population_size)
-        for name, value, low in (
-            ("population_size", population_size, 1),
-            ("n_parents", n_parents, 1),
-            ("n_mutants", n_mutants, 0),
-            ("n_crossovers", n_crossovers, 0),
-            ("max_tries", max_tries, 1),
-        ):
-            check_int(name, value, low)
-        check_share("mutation_prob", mutation_prob)
         if n_mutants + n_crossovers > population_size:
-            raise invalid(
-                "search.options.n_mutants",
-                n_mutants,
-                f"with n_crossovers={n_crossovers} at most population_size={population_size} together",
-            )
+            together = f"with n_crossovers={n_crossovers} at most population_size={population_size} together"
+            raise invalid("n_mutants", n_mutants, together)
         self.n_parents = n_parents
         self.n_mutants, self.n_crossovers = n_mutants, n_crossovers
         self.mutation_prob, self.max_tries = mutation_prob, max_tries
@@ -82,7 +74,7 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         """The next genome of the generation that is being filled."""
         rng = self.rng(number)
         generation, slot = self._place(history)
-        place: dict[str, Any] = {"notes": {GENERATION: generation}, "system": {self._get_generation_key(): generation}}
+        place: dict[str, Any] = {"notes": {GENERATION: generation}, "system": {generation_key(self): generation}}
         parents = self.select_parents(history, generation)
         if parents:
             if slot < self.n_mutants:
@@ -130,7 +122,7 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         return None
 
     def _mutate(self, parent: Code, rng: np.random.Generator, history: History) -> Code:
-        old, new = history.codec.decode(parent), self.space.sample(rng)
+        old, new = history.codec.decode(parent), history.space.sample(rng)
         redrawn = rng.random(len(new)) < self.mutation_prob
         return history.codec.encode(
             {name: new[name] if own else old[name] for name, own in zip(new, redrawn, strict=True)}
@@ -144,7 +136,7 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         )
 
     def _fitting(self, rng: np.random.Generator, history: History) -> Code:
-        genome = self.space.sample(rng)
-        if self.max_params is not None:
-            genome = self.space.resize(genome, self.max_params, rng)
+        genome = history.space.sample(rng)
+        if history.max_params is not None:
+            genome = history.space.resize(genome, history.max_params, rng)
         return history.codec.encode(genome)

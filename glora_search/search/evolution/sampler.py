@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from pydantic import InstanceOf
 
-from glora_search.search.evolution.base import GenomeSampler, Proposal, check_int, check_share
+from glora_search.files.arguments import Amount, Count, Share, Whole, checked_arguments
+from glora_search.search.evolution.base import GenomeSampler, Proposal
 from glora_search.search.evolution.selection import Tournament
 from glora_search.search.evolution.start import AnySize, UniformMethods
-from glora_search.search.evolution.surrogate import GeneImportance
-from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover
+from glora_search.search.evolution.surrogate import Fitted, Surrogate
+from glora_search.search.evolution.variation import Changes, GiveAndTake, LayerCrossover
 from glora_search.search.history import History
 from glora_search.space.bound import BoundSpace
-from glora_search.space.codes import Code
+from glora_search.space.codes import Code, Codec
 
 
 class EvolutionSampler(GenomeSampler):
@@ -25,7 +27,7 @@ class EvolutionSampler(GenomeSampler):
 
     Args:
         space: the bound space.
-        max_params: the budget; None is no budget.
+        max_params: the budget in a plain study; in `search`, its own holds. None is no budget.
         seed: of all draws.
         n_random: random genomes after the uniform methods.
         n_parents: the best genomes that can become parents.
@@ -34,40 +36,35 @@ class EvolutionSampler(GenomeSampler):
         boldness: how much a candidate gains by being unlike what is known, in standard deviations at most.
         crossover_prob: share of the candidates that are crossovers.
         random_prob: share of the proposals that are a random candidate of the pool.
-        changes: mean number of genes that a mutation changes first.
-        start, mutate, cross, select, importance: the steps, if others than the above are wanted.
+        changes: mean number of genes that a mutation changes first, 1 or more.
+        start, mutate, cross, select, surrogate: the steps, if others than the above are wanted.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: an argument is out of its range, or no step.
     """
 
+    @checked_arguments()
     def __init__(
         self,
-        space: BoundSpace,
+        space: InstanceOf[BoundSpace],
         *,
-        max_params: int | None = None,
-        seed: int = 0,
-        n_random: int = 10,
-        n_parents: int = 20,
-        pool: int = 24,
-        rounds: int = 4,
-        boldness: float = 1.0,
-        crossover_prob: float = 0.25,
-        random_prob: float = 0.1,
-        changes: float = 2.0,
-        start: AnySize | None = None,
-        mutate: GiveAndTake | None = None,
-        cross: LayerCrossover | None = None,
-        select: Tournament | None = None,
-        importance: GeneImportance | None = None,
+        max_params: Whole | None = None,
+        seed: Whole = 0,
+        n_random: Whole = 10,
+        n_parents: Count = 20,
+        pool: Count = 24,
+        rounds: Whole = 4,
+        boldness: Amount = 1.0,
+        crossover_prob: Share = 0.25,
+        random_prob: Share = 0.1,
+        changes: Changes = 2.0,
+        start: Callable[[History, np.random.Generator], Code] | None = None,
+        mutate: Callable[[Codec, Code, int | None, np.random.Generator], Code] | None = None,
+        cross: Callable[[Codec, Code, Code, int | None, np.random.Generator], Code] | None = None,
+        select: Callable[[History, np.random.Generator], Code] | None = None,
+        surrogate: InstanceOf[Surrogate] | None = None,
     ) -> None:
         super().__init__(space, max_params=max_params, seed=seed)
-        for name, value in (("n_random", n_random), ("rounds", rounds)):
-            check_int(name, value, 0)
-        for name, value in (("n_parents", n_parents), ("pool", pool)):
-            check_int(name, value, 1)
-        check_share("crossover_prob", crossover_prob)
-        check_share("random_prob", random_prob)
         self.n_random, self.pool, self.rounds, self.boldness = n_random, pool, rounds, boldness
         self.crossover_prob, self.random_prob = crossover_prob, random_prob
         self.uniform = UniformMethods()
@@ -75,7 +72,7 @@ class EvolutionSampler(GenomeSampler):
         self.mutate = mutate or GiveAndTake(changes)
         self.cross = cross or LayerCrossover()
         self.select = select or Tournament(n_parents)
-        self.importance = importance or GeneImportance()
+        self.surrogate = surrogate or Surrogate()
 
     def propose(self, history: History, number: int) -> Proposal | None:
         """The next uniform method, or a random genome, or the most promising candidate."""
@@ -92,8 +89,10 @@ class EvolutionSampler(GenomeSampler):
             code = self._first_new(history, rng)
             return None if code is None else Proposal(code, "random")
         code, origin = candidates[rng.integers(len(candidates))]
-        if self.pool > 1 and rng.random() >= self.random_prob and self.importance.fit(history):
-            code, origin = self._most_promising(history, candidates, rng)
+        if self.pool > 1 and rng.random() >= self.random_prob:
+            fitted = self.surrogate.fit(history)
+            if fitted is not None:
+                code, origin = self._most_promising(fitted, history, candidates, rng)
         return Proposal(code, origin)
 
     def _candidates(self, history: History, rng: np.random.Generator) -> list[tuple[Code, str]]:
@@ -119,10 +118,10 @@ class EvolutionSampler(GenomeSampler):
         return list(found.values())
 
     def _most_promising(
-        self, history: History, candidates: list[tuple[Code, str]], rng: np.random.Generator
+        self, fitted: Fitted, history: History, candidates: list[tuple[Code, str]], rng: np.random.Generator
     ) -> tuple[Code, str]:
         """The candidate that promises most, after rounds of mutating those that do."""
-        scores = self.importance.mean(history, [code for code, _ in candidates])
+        scores = fitted.mean([code for code, _ in candidates])
         for _ in range(self.rounds):
             best = np.argsort(scores, kind="stable")[: max(1, self.pool // 4)]
             kept = [candidates[position] for position in best]
@@ -135,8 +134,8 @@ class EvolutionSampler(GenomeSampler):
             if not new:
                 break
             candidates = kept + new
-            scores = np.concatenate([scores[best], self.importance.mean(history, [code for code, _ in new])])
-        spread = self.importance.spread(history, [code for code, _ in candidates])
+            scores = np.concatenate([scores[best], fitted.mean([code for code, _ in new])])
+        spread = fitted.spread([code for code, _ in candidates])
         return candidates[int((scores - rng.uniform(0, self.boldness) * spread).argmin())]
 
     def _first_new(self, history: History, rng: np.random.Generator) -> Code | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from glora_search.files.arguments import Count, checked_arguments
 from glora_search.search.history import History
 from glora_search.space.codes import Code
 
@@ -16,7 +17,8 @@ class Tournament:
         size: how many are drawn; 1 gives all the same chance.
     """
 
-    def __init__(self, n_parents: int = 20, size: int = 2) -> None:
+    @checked_arguments()
+    def __init__(self, n_parents: Count = 20, size: Count = 2) -> None:
         self.n_parents, self.size = n_parents, size
 
     def __call__(self, history: History, rng: np.random.Generator) -> Code:

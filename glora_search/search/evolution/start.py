@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from glora_search.files.arguments import Share, checked_arguments
 from glora_search.search.evolution.variation import resized
 from glora_search.search.history import History
 from glora_search.space.codes import Code
@@ -17,16 +18,12 @@ class UniformMethods:
     A search that begins with them cannot end below them on validation.
     """
 
-    def __init__(self) -> None:
-        self._codes: list[tuple[str, Code]] | None = None
-
     def __call__(self, history: History) -> tuple[str, Code] | None:
         """Name and code of the next one that was not evaluated yet; None after the last."""
-        if self._codes is None:
-            codec = history.codec
-            found = ((name, codec.encode(g)) for name, g in history.space.uniform_methods().items())
-            self._codes = [(name, code) for name, code in found if history.fits(code)]
-        return next(((name, code) for name, code in self._codes if history.is_new(code)), None)
+        if self not in history.memory:
+            found = [(name, history.codec.encode(g)) for name, g in history.space.uniform_methods().items()]
+            history.memory[self] = [(name, code) for name, code in found if history.fits(code)]
+        return next(((name, code) for name, code in history.memory[self] if history.is_new(code)), None)
 
 
 class AnySize:
@@ -38,7 +35,8 @@ class AnySize:
         span: the smallest size is this part of the largest.
     """
 
-    def __init__(self, span: float = 1 / 8) -> None:
+    @checked_arguments()
+    def __init__(self, span: Share = 1 / 8) -> None:
         self.span = span
 
     def __call__(self, history: History, rng: np.random.Generator) -> Code:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from glora_search.files.arguments import Share, checked_arguments
 from glora_search.space.codes import Code, Codec
+
+Changes = Annotated[float, Field(ge=1, allow_inf_nan=False, description="a number >= 1")]
 
 
 def resized(
@@ -19,6 +24,11 @@ def resized(
     keep: Collection[int] = (),
 ) -> Code:
     """Change single genes of random layers until a code has at most so many parameters.
+
+    Two ways of resizing draw different genomes. This one moves a layer to a neighbouring function, by small steps: the
+    default evolution and the neighbours of Optuna's proposals use it. `BoundSpace.resize` gives genes the choices of
+    the smallest or the largest subnet: the supernet's sampling uses it, and the paper's sampler where nothing else
+    fits. Published figures rest on both, so both stay.
 
     Args:
         max_params: the result has at most so many; None leaves the code as it is.
@@ -57,18 +67,21 @@ class GiveAndTake:
     """A mutation: single genes of few layers change, and other layers give or take what that costs or frees.
 
     Args:
-        changes: the mean number of genes that change first; at least one does.
+        changes: the mean number of genes that change first, 1 or more.
         keep_size: the share of mutants that are brought back to their parent's size; the others keep the size that
             the changes gave them, as long as it fits.
     """
 
-    def __init__(self, changes: float = 2.0, keep_size: float = 0.5) -> None:
+    @checked_arguments()
+    def __init__(self, changes: Changes = 2.0, keep_size: Share = 0.5) -> None:
         self.changes, self.keep_size = changes, keep_size
 
     def __call__(self, codec: Codec, parent: Code, max_params: int | None, rng: np.random.Generator) -> Code:
-        """A mutant."""
+        """A mutant; the parent itself where the space has one function only."""
+        if not len(codec.free):
+            return parent
         child, kept = parent.copy(), set()
-        for _ in range(rng.geometric(1 / max(1.0, self.changes))):
+        for _ in range(rng.geometric(1 / self.changes)):
             layer = int(codec.free[int(rng.random() * len(codec.free))])
             child[layer] = _one(codec.tables[layer].neighbours[child[layer]], rng)
             kept.add(layer)
@@ -102,7 +115,8 @@ class LayerCrossover:
         share: of the layers that come from the second parent.
     """
 
-    def __init__(self, share: float = 0.5) -> None:
+    @checked_arguments()
+    def __init__(self, share: Share = 0.5) -> None:
         self.share = share
 
     def __call__(
