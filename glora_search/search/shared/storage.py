@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
+import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
-from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from glora_search.errors import UserError, invalid
 
@@ -27,10 +30,28 @@ SCHEMES = {
 """Database schemes and the drivers that come with the package's extras."""
 
 SET_TRIAL_USER_ATTR = 8
-"""The operation of Optuna's journal that a worker makes its claims with."""
+"""The operation of Optuna's journal that a worker makes its claims with (optuna 5.0.0)."""
+
+GRACE_SECONDS = 10
+"""How long a killed process's lock on a journal is waited for. A write on a busy disk can take some seconds, and must
+not lose its lock; and whoever waits cannot show that it lives, for which it has a minute (`ledger.LOST_SECONDS`)."""
+
+_LOCK = JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock
 
 EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", "redis": "redis", "grpc": "grpc"}
 """Module -> the extra that installs it."""
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What storages raise where they do not answer, or cannot be written; worth another try.
+
+    A `RuntimeError` of Optuna's is a mistake in its use. What was not imported was raised by nobody.
+    """
+    found: list[type[Exception]] = [OSError, StorageInternalError]
+    for module, name in (("grpc", "RpcError"), ("redis", "RedisError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
 
 
 def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
@@ -97,8 +118,11 @@ class JournalFile(BaseJournalBackend):
     a power cut there are no workers left whose claims could matter.
 
     What a kill or a full disk has left of a line is removed before the next one is written. A line that is damaged
-    anywhere else is named, and nothing is written behind it. The lock is the kernel's, so that a killed process
-    leaves none behind; a shared disk has to support it (NFS 4 does).
+    anywhere else is named, and nothing is written behind it.
+
+    The lock is Optuna's, a link beside the file, which works on any disk that several machines share; on Windows it is
+    a file. It is held for a write, so some milliseconds. A process that is killed in one leaves the lock behind: the
+    others wait for `GRACE_SECONDS`, then take it away.
 
     Args:
         path: the file; it is made if it is not there.
@@ -108,9 +132,10 @@ class JournalFile(BaseJournalBackend):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        self._lock = FileLock(f"{path}.lock")
+        # The link must lead to the journal, by whose age Optuna tells for how long nobody has written.
+        self._lock = _LOCK(str(path.resolve()), GRACE_SECONDS)
         self._number, self._offset = 0, 0
-        with self._lock:
+        with self._locked():
             self._repair()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
@@ -145,7 +170,7 @@ class JournalFile(BaseJournalBackend):
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         wait = any(log.get("op_code") != SET_TRIAL_USER_ATTR for log in logs)
-        with self._lock:
+        with self._locked():
             self._repair()
             size = self.path.stat().st_size
             try:
@@ -153,6 +178,16 @@ class JournalFile(BaseJournalBackend):
             except OSError:
                 os.truncate(self.path, size)
                 raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._lock.acquire()
+        try:
+            os.utime(self.path)  # so that others who wait for a dead one's lock see that it has been taken
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):  # this process stood still for so long that another took the lock
+                self._lock.release()
 
     def _repair(self) -> None:
         """Remove what a killed process has left of a line at the file's end."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import types
 
+import optuna
 import pytest
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from sqlalchemy.exc import OperationalError
 
 from glora_search.errors import UserError
 from glora_search.search import open_storage, search
 from glora_search.search.shared import storage as storage_module
-from glora_search.search.shared.storage import JournalFile
+from glora_search.search.shared.ledger import LOST_SECONDS
+from glora_search.search.shared.storage import GRACE_SECONDS, JournalFile
 
 
 def test_a_line_that_a_kill_cut_off_is_removed_and_the_search_goes_on(space, evaluator, tmp_path):
@@ -84,6 +92,85 @@ def test_every_finished_trial_is_on_the_disk_and_claims_are_not_waited_for(space
     assert finished == [True] * 6
     assert len(claims) >= 5
     assert not any(claims)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Optuna's locks wait without waiting; how long they would have is counted."""
+    passed = [0.0]
+
+    def sleep(seconds):
+        passed[0] += seconds
+
+    time = types.SimpleNamespace(monotonic=lambda: passed[0], sleep=sleep)
+    monkeypatch.setattr(sys.modules[JournalFileSymlinkLock.__module__], "time", time)
+    return passed
+
+
+@pytest.mark.parametrize("lock", [JournalFileSymlinkLock, JournalFileOpenLock])
+def test_the_lock_of_a_killed_process_is_taken_away_after_the_grace_period(tmp_path, monkeypatch, clock, lock):
+    monkeypatch.setattr(storage_module, "_LOCK", lock)
+    path = tmp_path / "journal.log"
+    ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with JournalFile(path)._locked():
+            path.write_text('{"number":0}\n{"half')
+            os.write(ready[1], b"x")
+            signal.pause()
+    os.read(ready[0], 1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    journal = JournalFile(path)
+    assert GRACE_SECONDS < clock[0] < GRACE_SECONDS + 3
+    journal.append_logs([{"number": 1}])
+    assert list(journal.read_logs(0)) == [{"number": 0}, {"number": 1}]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["journal.log"]
+
+
+def test_who_waits_for_a_killed_processs_lock_is_not_taken_for_lost_itself():
+    assert 3 <= GRACE_SECONDS <= LOST_SECONDS / 2
+
+
+def test_a_lock_that_is_in_use_is_not_taken_away(tmp_path, clock):
+    path, held = tmp_path / "journal.log", []
+    journal, other = JournalFile(path), JournalFile(path)
+    with journal._locked():
+        held.append(path.with_name("journal.log.lock").is_symlink())
+        sleep = sys.modules[JournalFileSymlinkLock.__module__].time.sleep
+
+        def release(seconds):
+            sleep(seconds)
+            if clock[0] > GRACE_SECONDS - 2:
+                journal._lock.release()
+
+        sys.modules[JournalFileSymlinkLock.__module__].time.sleep = release
+        other.append_logs([{"number": 1}])  # waits until it is released
+        assert clock[0] < GRACE_SECONDS
+    assert held == [True]  # and that the lock was gone at the end of its block is no error
+    assert list(journal.read_logs(0)) == [{"number": 1}]
+
+
+def test_a_journal_can_be_named_by_a_relative_path(tmp_path, monkeypatch, clock):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "runs" / "journal.log"
+    journal = open_storage("runs/journal.log")
+    os.symlink(path, f"{path}.lock")  # left by a killed process
+    optuna.create_study(storage=journal, study_name="found")
+    assert GRACE_SECONDS < clock[0] < GRACE_SECONDS + 3
+    assert not os.path.lexists(f"{path}.lock")
+
+
+def test_storages_are_known_without_torch_and_without_the_drivers_that_are_not_used():
+    code = (
+        "import sys\n"
+        "sys.orig_argv[1:3] = ['-m', 'glora_search']  # else the package imports its methods, for peft to know of\n"
+        "from glora_search.search import trials\nfrom glora_search.search.shared import storage\n"
+        "storage.storage_errors()\n"
+        "print('heavy:', {'torch', 'transformers', 'peft', 'grpc', 'redis', 'sqlalchemy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "heavy: set()\n"
 
 
 def test_a_journal_is_read_from_any_number_and_by_another_process_object(tmp_path):
