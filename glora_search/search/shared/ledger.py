@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,20 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from glora_search.compat import study_id, trial_id
 from glora_search.errors import invalid
 from glora_search.search.shared.storage import open_storage
+from glora_search.search.trials import PARAMS
 
+BUDGET = "max_params"
+"""The setting that is the search's budget."""
 CLAIM = "claim"
 PLACE = "place"
 BEAT = "beat"
 BEAT_SECONDS = 10.0
-"""How often a worker shows that it lives, while an evaluation takes longer."""
+"""How often a worker shows that it lives, while it evaluates."""
 LOST_SECONDS = 60.0
-"""A worker of another machine that has not shown so for this long is taken for dead."""
+"""A worker of another machine that has not shown so for this long is taken for dead: several beats must fail."""
 
 
 class Ledger:
@@ -44,7 +49,8 @@ class Ledger:
         storage: see `open_storage`; None keeps the study in this process's memory alone.
         name: of the study.
         directions: of the study's values.
-        settings: what the study belongs to; a storage with another's study of this name is refused.
+        settings: what the study belongs to; a storage with another's study of this name is refused. None is a value
+            like any other: trials without a budget are not those of a search with one.
 
     Raises:
         UserError: the storage cannot be used, or holds another search under this name.
@@ -65,18 +71,14 @@ class Ledger:
         found = self.study.directions
         if found != directions:
             raise self._other("directions", [d.name.lower() for d in found], [d.name.lower() for d in directions])
-        for key, value in settings.items():
-            before = self.study.user_attrs.get(key)
-            if before is None:
-                self.study.set_user_attr(key, value)
-            elif before != value:
-                raise self._other(key, before, value)
+        self._settle(settings)
         self._read = 0
+        self._beats = 0
         self._claims: dict[int, tuple[Any, float]] = {}
         self._worker: int | None = None
         self._workers: int | None = None
         if storage is not None:
-            self._workers = self._open(f"{name}.workers", [StudyDirection.MINIMIZE])._study_id
+            self._workers = study_id(self._open(f"{name}.workers", [StudyDirection.MINIMIZE]))
 
     def _open(self, name: str, directions: list[StudyDirection]) -> optuna.Study:
         try:
@@ -85,6 +87,30 @@ class Ledger:
             # Another worker may have made it in the meantime.
             names = [direction.name.lower() for direction in directions]
             return optuna.create_study(study_name=name, storage=self.storage, directions=names, load_if_exists=True)
+
+    def _settle(self, settings: Mapping[str, Any]) -> None:
+        """Compare the settings with those of the study, and record what it has not.
+
+        A study that an earlier version wrote has trials, and no word of some of the settings. It goes on unless its
+        trials contradict: one is over the budget. What cannot be told from them (weights, say) is believed, and holds
+        from then on.
+        """
+        recorded = self.study.user_attrs
+        for key, value in settings.items():
+            if key in recorded and recorded[key] != value:
+                raise self._other(key, recorded[key], value)
+        missing = settings.keys() - recorded.keys()
+        budget = settings.get(BUDGET) if BUDGET in missing else None
+        if budget is not None:
+            largest = max((t.user_attrs.get(PARAMS, 0) for t in self.study.get_trials(deepcopy=False)), default=0)
+            if largest > budget:
+                raise invalid(
+                    "storage",
+                    str(self.where),
+                    f"one of the same search: {BUDGET} is {budget} here, and it has a trial of {largest} parameters",
+                )
+        for key in sorted(missing):
+            self.study.set_user_attr(key, settings[key])
 
     def _other(self, key: str, before: Any, value: Any) -> Exception:
         return invalid(
@@ -101,7 +127,7 @@ class Ledger:
 
     def append(self, trial: FrozenTrial) -> None:
         """Write a finished trial."""
-        self.storage.create_new_trial(self.study._study_id, trial)
+        self.storage.create_new_trial(study_id(self.study), trial)
 
     # -- claims ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +159,7 @@ class Ledger:
         return {
             str(trial.user_attrs[CLAIM])
             for trial in running
-            if trial._trial_id != self._worker and trial.user_attrs.get(CLAIM) and self._lives(trial)
+            if trial_id(trial) != self._worker and trial.user_attrs.get(CLAIM) and self._lives(trial)
         }
 
     def holds(self) -> bool:
@@ -153,9 +179,27 @@ class Ledger:
             self._end(self._worker, TrialState.COMPLETE)
             self._worker = None
 
-    def beating(self) -> _Heart:
-        """A context in which this worker shows, from time to time, that it lives."""
-        return _Heart(self.storage, self._worker)
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """A block in which this worker shows, from time to time, that it lives."""
+        if self._worker is None:
+            yield
+            return
+        end = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(self._worker, end), daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            end.set()
+            heart.join()
+
+    def _beat(self, worker: int, end: threading.Event) -> None:
+        while not end.wait(BEAT_SECONDS):
+            self._beats += 1
+            # A beat that fails is followed by others: only a minute without any is taken for a death.
+            with contextlib.suppress(Exception):
+                self.storage.set_trial_user_attr(worker, BEAT, self._beats)
 
     def bury(self, pid: int) -> None:
         """End the claims of a worker process of this machine that is known to be dead."""
@@ -164,7 +208,7 @@ class Ledger:
         place = [*_place()[:1], pid]
         for trial in self.storage.get_all_trials(self._workers, deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get(PLACE, [])[:2] == place:
-                self._end(trial._trial_id, TrialState.FAIL)
+                self._end(trial_id(trial), TrialState.FAIL)
 
     def _lives(self, worker: FrozenTrial) -> bool:
         machine, pid, started = worker.user_attrs[PLACE]
@@ -172,46 +216,18 @@ class Ledger:
             alive = _started(pid) == started
         else:
             sign, now = (worker.user_attrs[BEAT], worker.user_attrs[CLAIM]), time.monotonic()
-            last, since = self._claims.setdefault(worker._trial_id, (sign, now))
+            last, since = self._claims.setdefault(trial_id(worker), (sign, now))
             if last != sign:
-                self._claims[worker._trial_id] = (sign, now)
+                self._claims[trial_id(worker)] = (sign, now)
             alive = last != sign or now - since < LOST_SECONDS
         if not alive:
-            self._end(worker._trial_id, TrialState.FAIL)
+            self._end(trial_id(worker), TrialState.FAIL)
         return alive
 
     def _end(self, worker: int, state: TrialState) -> None:
         values = [0.0] if state == TrialState.COMPLETE else None
         with contextlib.suppress(UpdateFinishedTrialError, RuntimeError):  # another worker was faster
             self.storage.set_trial_state_values(worker, state, values)
-
-
-class _Heart:
-    """Shows that a worker lives, as long as the block takes."""
-
-    def __init__(self, storage: BaseStorage, worker: int | None) -> None:
-        self._storage, self._worker = storage, worker
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> None:
-        if self._worker is not None:
-            self._thread = threading.Thread(target=self._beat, daemon=True)
-            self._thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _beat(self) -> None:
-        beats = 0
-        while not self._stop.wait(BEAT_SECONDS):
-            beats += 1
-            try:
-                self._storage.set_trial_user_attr(self._worker, BEAT, beats)  # type: ignore[arg-type]
-            except Exception:
-                return  # the evaluation's own write will say what is wrong with the storage
 
 
 def _place() -> list[Any]:
@@ -225,7 +241,7 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # no Linux: workers of this machine are watched like those of others
-        return f"{os.uname().nodename} {os.getpid()}"
+        return f"{platform.node()} {os.getpid()}"
 
 
 def _started(pid: int) -> str:

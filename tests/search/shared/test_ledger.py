@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import types
+from pathlib import Path
 
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from glora_search.errors import UserError
 from glora_search.search.shared import ledger as ledger_module
 from glora_search.search.shared.ledger import Ledger
 
@@ -71,6 +75,88 @@ def test_a_worker_of_another_machine_that_is_silent_for_long_is_taken_for_dead(j
     assert far.claim("b") == set()  # it was alive after all, and joins anew
     assert far.holds()
     assert near.claims() == set() or near.claims() == {"b"}
+
+
+@pytest.fixture
+def far_and_near(join, monkeypatch):
+    """A worker of another machine that claims "a", one of this machine, and a clock that is set by hand."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(ledger_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    place = ledger_module._place()
+    monkeypatch.setattr(ledger_module, "_place", lambda: ["another machine", 1, "5"])
+    far = join()
+    far.claim("a")
+    monkeypatch.setattr(ledger_module, "_place", lambda: place)
+    return far, join(), clock
+
+
+def test_a_worker_is_lost_only_after_a_minute_of_silence(far_and_near):
+    far, near, clock = far_and_near
+    for beats in range(1, 4):  # all but one of the beats in between have failed
+        far.storage.set_trial_user_attr(far._worker, ledger_module.BEAT, beats)
+        for _ in range(2):
+            assert near.claims() == {"a"}
+            clock.now += ledger_module.LOST_SECONDS - 1
+            assert near.claims() == {"a"}
+            far.storage.set_trial_user_attr(far._worker, ledger_module.BEAT, beats + 0.5)
+    assert near.claims() == {"a"}
+    clock.now += ledger_module.LOST_SECONDS
+    assert near.claims() == set()
+    assert not far.holds()
+
+
+def test_a_beat_that_fails_is_followed_by_others_as_long_as_the_evaluation_takes(join, monkeypatch):
+    monkeypatch.setattr(ledger_module, "BEAT_SECONDS", 0.001)
+    worker, tries, shown = join(), [], threading.Event()
+    worker.claim("a")
+    original = worker.storage.set_trial_user_attr
+
+    def failing(*arguments):
+        tries.append(arguments)
+        if len(tries) < 4:
+            raise OSError("the storage does not answer")
+        original(*arguments)
+        shown.set()
+
+    monkeypatch.setattr(worker.storage, "set_trial_user_attr", failing)
+    with worker.beating():
+        assert shown.wait(30)
+    assert worker.storage.get_trial(worker._worker).user_attrs[ledger_module.BEAT] >= 4
+    assert worker.holds()
+
+
+def test_beats_of_two_evaluations_are_never_the_same(join, monkeypatch):
+    monkeypatch.setattr(ledger_module, "BEAT_SECONDS", 0.001)
+    worker, beats = join(), [0]
+    for key in ("a", "b"):
+        worker.claim(key)
+        with worker.beating():
+            while beats[-1] == worker.storage.get_trial(worker._worker).user_attrs[ledger_module.BEAT]:
+                pass
+        beats.append(worker.storage.get_trial(worker._worker).user_attrs[ledger_module.BEAT])
+    assert beats == sorted(set(beats))
+
+
+def test_a_machine_without_proc_and_uname_has_a_name(monkeypatch):
+    def missing(self):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.delattr(os, "uname")
+    machine, pid, started = ledger_module._place()
+    assert machine.endswith(f" {os.getpid()}")
+    assert (pid, started) == (os.getpid(), "")
+
+
+def test_what_is_recorded_as_none_is_recorded(tmp_path):
+    def join(**settings):
+        directions = [StudyDirection.MAXIMIZE]
+        return Ledger(tmp_path / "journal.log", name="search", directions=directions, settings=settings)
+
+    join(max_params=None)
+    assert join(max_params=None, weights="one").study.user_attrs == {"max_params": None, "weights": "one"}
+    with pytest.raises(UserError, match="max_params is 3 here and was None"):
+        join(max_params=3)
 
 
 def test_a_worker_shows_that_it_lives_while_it_evaluates(join, monkeypatch):
