@@ -1,80 +1,79 @@
-"""Running a search: claim, evaluate, record; every finished trial is on disk before the next one starts."""
+"""A search: from a space, an evaluator and a sampler to an Optuna study."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import random
-import time
 import warnings
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial
+from pydantic import InstanceOf
 
-from glora_search.errors import UserError, invalid
+from glora_search.errors import invalid
+from glora_search.files.arguments import Count, Whole, checked_arguments
 from glora_search.scoring import Evaluation
-from glora_search.search.evolution.base import GenomeSampler, Proposal, distributions
+from glora_search.search.evolution.base import GenomeSampler
 from glora_search.search.history import History
 from glora_search.search.racing import Race
 from glora_search.search.samplers import OPTUNAS, OptunaProposer, OwnProposer, Proposer, make_sampler
-from glora_search.search.shared.ledger import Ledger
-from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS, STUDY_NAME
+from glora_search.search.shared.ledger import BUDGET, Ledger
+from glora_search.search.shared.storage import storage_errors
+from glora_search.search.trials import STUDY_NAME
+from glora_search.search.worker import Runner, Worker
 from glora_search.space.bound import BoundSpace
-from glora_search.space.codes import key_of
 from glora_search.space.layers import Genome
 
-PATIENCE_SECONDS = 60.0
-"""How long a storage that does not answer is tried again, before the search ends with an error."""
-UNWRITTEN = (OSError, StorageInternalError)
-"""What storages raise where they cannot be written; `RuntimeError`s of Optuna's are mistakes in their use."""
 
-
+@checked_arguments("search")
 def search(
-    space: BoundSpace,
+    space: InstanceOf[BoundSpace],
     evaluate: Callable[[Genome], Evaluation | float],
     *,
     sampler: str | BaseSampler = "evolution",
-    trials: int = 1000,
-    max_params: int | None = None,
+    trials: Count = 1000,
+    max_params: Whole | None = None,
     objective: Literal["best", "front"] = "best",
-    score: Literal["metric", "loss"] = "metric",
+    score: Literal["loss", "metric"] = "loss",
     direction: Literal["maximize", "minimize"] = "maximize",
-    seed: int = 0,
+    seed: Whole = 0,
     options: Mapping[str, Any] | None = None,
     racing: bool = False,
     storage: str | Path | BaseStorage | None = None,
     study_name: str = STUDY_NAME,
+    weights: str | None = None,
     on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
 ) -> optuna.Study:
     """Search a space for the genome with the best score under a budget, or for the front of score and parameters.
 
     No genome over the budget, and none that computes the same as an earlier one, is evaluated. Any number of
-    processes can call this with the same storage: they share the trials, and no two evaluate the same.
+    processes can call this with the same storage: they share the trials, and no two evaluate the same. The defaults are
+    those of a recipe's ``search`` section.
 
     Args:
         space: the bound space.
-        evaluate: genome -> `Evaluation`, or the metric alone. What it raises, or a figure that is not finite, fails
-            that trial alone, with its reason.
+        evaluate: genome -> `Evaluation`; with ``score="metric"`` the metric alone will do. What it raises, or a figure
+            that is not finite, fails that trial alone, with its reason.
         sampler: a name, see `make_sampler`, or an Optuna sampler.
         trials: stop when so many trials are finished, those of other workers and of earlier calls included.
-        max_params: the budget: trainable adapter parameters.
+        max_params: the budget: trainable adapter parameters; None is no budget, also where the sampler was made with
+            one.
         objective: ``best``: the best score; ``front``: every genome that no other beats in score and parameters, by
             a sampler for several objectives, ``nsga2`` say.
-        score: what is searched for: the metric, whose ties the loss breaks, or the loss, which is smoother.
+        score: what is searched for: the loss, which is smooth, or the metric, whose ties the loss breaks.
         direction: whether a higher or a lower metric is better.
         seed: of all draws.
         options: keyword arguments of a sampler given by name.
         racing: stop an evaluation that has no chance any more, see `racing.Race`; the evaluator must have ``legs``.
         storage: where the study is kept, see `storage.open_storage`; where it exists already, the search continues.
         study_name: its name there.
+        weights: a name of what the evaluator scores with, e.g. a hash of the supernet's weights; a storage that holds
+            the trials of other weights is refused.
         on_trial: called with the study and each finished trial as this process learns of it, those of other workers
             and of earlier calls included.
 
@@ -83,8 +82,9 @@ def search(
         no further subnet within the budget was found.
 
     Raises:
-        UserError: the budget is below the cheapest subnet, the storage cannot be used or belongs to another search,
-            or an option cannot be used with another.
+        UserError: an argument is wrong, the budget is below the cheapest subnet, the storage cannot be used or belongs
+            to another search (of another space, score, direction, budget, or other weights), an option cannot be used
+            with another, or the sampler proposed a genome over the budget.
     """
     space.check_budget(max_params)
     made = sampler
@@ -94,247 +94,31 @@ def search(
         raise invalid("search.sampler", sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
     if racing and objective == "front":
         raise invalid("search.racing", racing, "false with objective front")
+    if racing and not hasattr(evaluate, "legs"):
+        raise invalid("search.racing", racing, "false with an evaluator that has no legs; SubnetEvaluator has them")
     first = StudyDirection.MINIMIZE if score == "loss" or direction == "minimize" else StudyDirection.MAXIMIZE
     directions = [first, StudyDirection.MINIMIZE] if objective == "front" else [first]
-    ledger = Ledger(
-        storage, name=study_name, directions=directions, settings={"space": space.codec.fingerprint, "score": score}
-    )
+    settings = {
+        "space": space.codec.fingerprint,
+        "score": score,
+        "direction": direction,
+        BUDGET: max_params,
+        "weights": weights,
+    }
+    ledger = Ledger(storage, name=study_name, directions=directions, settings=settings)
     history = History(space, max_params=max_params, direction=first)
     proposer: Proposer = (
         OwnProposer(made)
         if isinstance(made, GenomeSampler)
         else OptunaProposer(made, space, directions=directions, seed=seed, options=options)
     )
-    race = Race() if racing and hasattr(evaluate, "legs") else None
-    runner = _Runner(space, evaluate, objective=objective, score=score, race=race)
-    worker = _Worker(ledger, history, proposer, runner, trials, on_trial)
+    runner = Runner(space, evaluate, objective=objective, score=score, race=Race() if racing else None)
+    worker = Worker(ledger, history, proposer, runner, trials, on_trial)
     try:
         worker.run()
     finally:
-        with contextlib.suppress(*UNWRITTEN):
+        with contextlib.suppress(*storage_errors()):
             ledger.leave()
     if worker.unwritten:
         warnings.warn(f"The storage took no record of {len(worker.unwritten)} failed trials.", stacklevel=2)
     return ledger.study
-
-
-class _Worker:
-    """One process of a search.
-
-    Attributes:
-        unwritten: failed trials that the storage has not taken yet.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        history: History,
-        proposer: Proposer,
-        runner: _Runner,
-        trials: int,
-        on_trial: Callable[[optuna.Study, FrozenTrial], None] | None,
-    ) -> None:
-        self.ledger, self.history, self.proposer, self.runner = ledger, history, proposer, runner
-        self.trials, self.on_trial = trials, on_trial
-        self.unwritten: list[FrozenTrial] = []
-
-    def run(self) -> None:
-        """Evaluate until the search is complete."""
-        pause, salt = _Pause(), 0
-        while True:
-            self._look(self.ledger.claims)
-            if self._finished() >= self.trials:
-                return
-            proposal = None
-            if self._finished() + len(self.history.pending) < self.trials:
-                number = self._finished() + len(self.history.pending) + salt
-                proposal = self.proposer.propose(self.history, number)
-                if proposal is None and not self.history.pending:
-                    return
-            if proposal is None:
-                pause()  # what is left is in the hands of other workers; one of them may die
-                continue
-            if not self._claim(proposal):
-                self.proposer.done(None)
-                # The same numbers would make the same two workers propose the same again.
-                salt = random.randrange(1, 1 << 30)
-                pause()
-                continue
-            salt = 0
-            pause.reset()
-            try:
-                with self.ledger.beating():
-                    trial = self.runner(proposal, self.history)
-                kept = self._holds(proposal)
-            except BaseException:
-                self.proposer.done(None)
-                raise
-            if not kept:
-                self.proposer.done(None)
-                continue
-            self.proposer.done(self._record(trial))
-
-    def _finished(self) -> int:
-        return len(self.history) + len(self.unwritten)
-
-    def _look(self, read_claims: Callable[[], set[str]]) -> None:
-        """Take in what others have finished; what they claim and have not finished is pending."""
-        claims = _patiently(read_claims)  # before the trials: a claim that has ended since is a trial by then
-        new = _patiently(self.ledger.new_trials)
-        self.history.add(new)
-        self.history.pending = claims - self.history.seen
-        if self.on_trial is not None:
-            for trial in new:
-                self.on_trial(self.ledger.study, trial)
-
-    def _claim(self, proposal: Proposal) -> bool:
-        """Claim a genome; False where another worker was faster, or the last trial was taken."""
-        key = key_of(proposal.code)
-        self._look(lambda: self.ledger.claim(key))
-        if not self.history.is_new(proposal.code) or self._finished() + len(self.history.pending) >= self.trials:
-            self.ledger.release()
-            return False
-        return True
-
-    def _holds(self, proposal: Proposal) -> bool:
-        """Whether the claim still stands; where it was lost in a long silence, claim again."""
-        return _patiently(self.ledger.holds) or self._claim(proposal)
-
-    def _record(self, trial: FrozenTrial) -> FrozenTrial:
-        """Write a trial; one that the storage does not take fails with that reason, and is written later."""
-        try:
-            while self.unwritten:
-                self.ledger.append(self.unwritten[0])
-                self.unwritten.pop(0)
-            self.ledger.append(trial)
-        except UNWRITTEN as error:
-            trial = _failed(trial, f"not stored: {_reason(error)}")
-            self.unwritten.append(trial)
-            self.history.seen.add(trial.user_attrs[KEY])
-        self._look(self.ledger.claims)
-        return trial
-
-
-class _Runner:
-    """Proposal -> finished trial."""
-
-    def __init__(self, space: BoundSpace, evaluate: Any, *, objective: str, score: str, race: Race | None) -> None:
-        self.evaluate, self.objective, self.score, self.race = evaluate, objective, score, race
-        self.genes = distributions(space)
-
-    def __call__(self, proposal: Proposal, history: History) -> FrozenTrial:
-        """Evaluate a genome; a trial that failed, or was stopped by the race, says so."""
-        genome, params = history.codec.decode(proposal.code), history.codec.params(proposal.code)
-        begun, started = datetime.now(), time.perf_counter()
-        legs: dict[int, float] = {}
-        failed, result = None, None
-        try:
-            result = self._evaluate(genome, history, legs)
-        except UserError:
-            raise
-        except Exception as error:  # out of memory, say: the next genome may be smaller
-            failed = _reason(error)
-        attributes: dict[str, Any] = {ORIGIN: proposal.origin, PARAMS: params, KEY: key_of(proposal.code)}
-        attributes["seconds"] = time.perf_counter() - started
-        if proposal.notes:
-            attributes[NOTES] = proposal.notes
-        if result is not None and not (math.isfinite(result.metric) and math.isfinite(result.loss)):
-            failed = f"metric {result.metric}, loss {result.loss}"
-        state, values = TrialState.COMPLETE, None
-        if failed is not None or result is None:
-            state, legs = TrialState.FAIL, {}
-            attributes[FAILED] = failed
-        elif result.share < 1:
-            state = TrialState.PRUNED
-            attributes["partial"] = result.share
-        else:
-            values = [self._value(result)] + ([float(params)] if self.objective == "front" else [])
-            attributes |= {METRIC: result.metric, LOSS: result.loss}
-        # Not create_trial: it checks each gene against its distribution, which takes as long as writing it.
-        return FrozenTrial(
-            number=0,
-            trial_id=-1,
-            state=state,
-            value=None,
-            values=values,
-            datetime_start=begun,
-            datetime_complete=datetime.now(),
-            params=genome,
-            distributions=self.genes,
-            user_attrs=attributes,
-            system_attrs=proposal.system,
-            intermediate_values=legs,
-        )
-
-    def _value(self, result: Evaluation) -> float:
-        return float(result.loss if self.score == "loss" else result.metric)
-
-    def _evaluate(self, genome: Genome, history: History, legs: dict[int, float]) -> Evaluation:
-        if self.race is None:
-            return _as_evaluation(self.evaluate(genome), self.score)
-        result = None
-        with contextlib.closing(self.evaluate.legs(genome)) as parts:
-            for leg, result in enumerate(parts):
-                if result.share >= 1 or not math.isfinite(self._value(result)):
-                    break
-                legs[leg] = self._value(result)
-                if self.race.hopeless(history, leg, history.sign * legs[leg]):
-                    break
-        assert result is not None
-        return result if math.isfinite(self._value(result)) else Evaluation(result.metric, result.loss)
-
-
-def _as_evaluation(result: Any, score: str) -> Evaluation:
-    if isinstance(result, Evaluation):
-        return result
-    try:
-        metric = float(result)
-    except (TypeError, ValueError):
-        raise invalid("evaluate", result, "an Evaluation, or a number") from None
-    if score == "loss":
-        raise invalid("evaluate", result, "an Evaluation, whose loss is the score")
-    return Evaluation(metric)
-
-
-def _failed(trial: FrozenTrial, reason: str) -> FrozenTrial:
-    return create_trial(
-        state=TrialState.FAIL,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={**trial.user_attrs, FAILED: reason},
-        system_attrs=trial.system_attrs,
-    )
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-class _Pause:
-    """Waits longer from time to time, and never two workers the same."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._seconds = 0.01
-
-    def __call__(self) -> None:
-        time.sleep(self._seconds * random.uniform(0.5, 1.0))
-        self._seconds = min(2 * self._seconds, 0.5)
-
-
-def _patiently(use: Callable[[], Any]) -> Any:
-    """Use the storage; where it does not answer, try again for a while.
-
-    Raises:
-        UserError: it could not be used for a minute. What was recorded stays; a continued search goes on there.
-    """
-    pause, until = _Pause(), time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return use()
-        except UNWRITTEN as error:
-            if time.monotonic() > until:
-                raise UserError(f"search: the storage cannot be used ({_reason(error)})") from error
-        pause()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from glora_search.errors import UserError
 from glora_search.search import Evaluation, best_trial, search
 from glora_search.search.racing import Race
 from glora_search.search.trials import KEY
@@ -70,6 +71,17 @@ def test_nothing_is_stopped_before_the_warm_up(space):
         space, Racer(space, spread=0.0), trials=Race().warm_up, max_params=90, score="loss", racing=True
     )  # fmt: skip
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
+def test_an_evaluator_without_legs_cannot_race(space):
+    with pytest.raises(UserError, match=r"search\.racing: got True; allowed: false with an evaluator that has no legs"):
+        search(space, Racer(space, 0.0).__call__, trials=3, racing=True)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("n_elite", 0), ("margin", -1), ("margin", "wide"), ("warm_up", True)])
+def test_a_race_of_wrong_numbers_is_refused(argument, value):
+    with pytest.raises(UserError, match=f"^{argument}: got {value!r}; allowed: a"):
+        Race(**{argument: value})
 
 
 def test_a_figure_that_is_not_finite_fails_the_trial_in_any_leg(space):

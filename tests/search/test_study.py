@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import math
+import sys
+import types
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from glora_search.errors import UserError
+from glora_search.recipe.schema import Search
 from glora_search.search import Evaluation, best_trial, front, search
-from glora_search.search import study as study_module
+from glora_search.search import worker as worker_module
+from glora_search.search.evolution.base import GenomeSampler, Proposal
 from glora_search.search.results import show_progress
 from glora_search.search.shared.ledger import Ledger
 from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
@@ -75,7 +80,7 @@ def test_a_continued_search_is_the_same_as_one_that_never_stopped(space, evaluat
 
 def test_every_finished_trial_is_on_disk_with_its_genome_and_figures(space, evaluator, tmp_path):
     journal = tmp_path / "journal.log"
-    study = search(space, evaluator(), trials=12, storage=journal)
+    study = search(space, evaluator(), trials=12, score="metric", storage=journal)
     stored = reread(journal).trials
     assert [trial.params for trial in stored] == genomes(study)
     for trial in stored:
@@ -94,10 +99,25 @@ def test_genomes_that_compute_the_same_are_evaluated_once_also_after_a_restart(e
         return 0.5
 
     for trials in (7, 100, 100):
-        study = search(small, evaluate, trials=trials, storage=tmp_path / "journal.log")
+        study = search(small, evaluate, trials=trials, score="metric", storage=tmp_path / "journal.log")
     # l: none, B r=1, B r=2, E, and E with each B; m has no bias, so no E. The rank of no B makes no difference.
     assert len(counted) == len(set(counted)) == 6 * 3
     assert len(study.trials) == 6 * 3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("kinds", "ranks", "functions"),
+    [
+        ({"B": ["none", "lora"]}, [0, 4], 2),  # the first genome of none has rank 0, and so has one of lora
+        ({"B": ["none", "lora"]}, [0], 1),
+        ({"B": ["lora"]}, [4], 1),
+    ],
+)
+def test_a_small_space_is_searched_to_its_end(sampler, kinds, ranks, functions):
+    small = BoundSpace([SpaceLayer(f"l{index}.query", 8, 8, True, kinds, ranks) for index in range(3)])
+    study = search(small, lambda genome: Evaluation(0.5, 1.0 + small.params(genome)), sampler=sampler, trials=30)
+    assert len({small.key(genome) for genome in genomes(study)}) == len(study.trials) == functions**3
 
 
 @pytest.mark.parametrize("kind", ["error", "nan"])
@@ -155,25 +175,25 @@ def test_a_full_disk_fails_that_trial_with_its_reason_and_the_search_goes_on(spa
 def test_the_best_trial_is_the_best_metric_then_the_lowest_loss(space):
     losses = iter([3.0, 1.0, 2.0, 4.0])
     metrics = iter([0.9, 0.9, 0.9, 0.8])
-    study = search(space, lambda genome: Evaluation(next(metrics), next(losses)), trials=4)
+    study = search(space, lambda genome: Evaluation(next(metrics), next(losses)), score="metric", trials=4)
     assert best_trial(study).number == 1
 
 
 def test_any_metric_can_be_searched_higher_or_lower(space):
-    high = search(space, space.params, trials=40, max_params=90)
-    low = search(space, space.params, trials=40, direction="minimize")
+    high = search(space, space.params, score="metric", trials=40, max_params=90)
+    low = search(space, space.params, score="metric", trials=40, direction="minimize")
     assert best_trial(high).value == max(trial.value for trial in high.trials)
     assert best_trial(low).value == min(trial.value for trial in low.trials)
     assert space.params(best_trial(high).params) > 80
     assert space.params(best_trial(low).params) == 0
 
 
-def test_the_loss_can_be_the_score(space):
-    study = search(space, lambda genome: Evaluation(0.5, abs(space.params(genome) - 60)), score="loss", trials=40)
+def test_the_loss_is_the_score(space):
+    study = search(space, lambda genome: Evaluation(0.5, abs(space.params(genome) - 60)), trials=40)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     assert best_trial(study).value == best_trial(study).user_attrs[LOSS] == min(t.value for t in study.trials)
-    with pytest.raises(UserError, match="whose loss is the score"):
-        search(space, lambda genome: 0.5, score="loss", trials=3)
+    with pytest.raises(UserError, match=r"evaluate: got 0\.5; .*loss is the score; score='metric' takes a number"):
+        search(space, lambda genome: 0.5, trials=3)
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
@@ -182,7 +202,14 @@ def test_the_front_holds_what_no_other_trial_beats_in_score_and_parameters(space
         return Evaluation(space.params(genome) % 23, 1.0)
 
     study = search(
-        space, evaluate, sampler=sampler, objective="front", trials=40, max_params=150, storage=tmp_path / "j.log"
+        space,
+        evaluate,
+        sampler=sampler,
+        objective="front",
+        score="metric",
+        trials=40,
+        max_params=150,
+        storage=tmp_path / "j.log",
     )
     found = front(study)
     assert {trial.number for trial in found} <= {trial.number for trial in study.best_trials}
@@ -202,6 +229,112 @@ def test_a_budget_below_the_cheapest_subnet_is_refused(evaluator):
         search(fixed, evaluator(), trials=3, max_params=20)
 
 
+class Greedy(GenomeSampler):
+    """Proposes the largest genome, whatever the budget."""
+
+    def propose(self, history, number):
+        return Proposal(history.codec.largest, "greed")
+
+
+def test_a_proposal_over_the_budget_is_neither_claimed_nor_evaluated(space, evaluator, tmp_path):
+    made, largest = evaluator(), space.params(space.largest)
+    with pytest.raises(UserError, match=rf"greed\) of {largest} parameters.*within search\.max_params, 90"):
+        search(space, made, sampler=Greedy(space), trials=5, max_params=90, storage=tmp_path / "j.log")
+    assert made.genomes == []
+    assert "claim" not in (tmp_path / "j.log").read_text()
+
+
+def test_a_sampler_that_repeats_itself_is_named_instead_of_asked_forever(space, evaluator):
+    made = evaluator()
+    with pytest.raises(UserError, match=r"search\.sampler: got .*greed.*allowed: one that was not evaluated before"):
+        search(space, made, sampler=Greedy(space), trials=5)
+    assert made.genomes == [space.codec.decode(space.codec.largest)]
+
+
+def test_the_defaults_are_those_of_a_recipe():
+    parameters = inspect.signature(search).parameters
+    shared = set(parameters) & set(Search.model_fields) - {"options"}
+    assert {"sampler", "trials", "max_params", "objective", "score", "racing"} <= shared
+    recipe = Search()
+    assert {name: parameters[name].default for name in shared} == {name: getattr(recipe, name) for name in shared}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trials": 0}, r"search\.trials: got 0; allowed: an int >= 1$"),
+        ({"trials": True}, r"search\.trials: got True; allowed: an int >= 1$"),
+        ({"max_params": "90"}, r"search\.max_params: got '90'; allowed: an int >= 0 or None$"),
+        ({"seed": -1}, r"search\.seed: got -1; allowed: an int >= 0$"),
+        ({"score": "los"}, r"search\.score: got 'los'; allowed: 'loss' or 'metric'$"),
+        ({"direction": "up"}, r"search\.direction: got 'up'; allowed: 'maximize' or 'minimize'$"),
+        ({"options": {"boldness": "high"}}, r"search\.options\.boldness: got 'high'; allowed: a number >= 0$"),
+        ({"options": {"changes": 0}}, r"search\.options\.changes: got 0; allowed: a number >= 1$"),
+        ({"racing": True}, r"search\.racing: got True; allowed: .*no legs"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_evaluated_or_written(
+    space, evaluator, tmp_path, arguments, message
+):
+    made = evaluator()
+    with pytest.raises(UserError, match=message):
+        search(space, made, storage=tmp_path / "j.log", **arguments)
+    assert made.genomes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({}, {"max_params": 90}, "max_params is 90 here and was None"),
+        ({"max_params": 90}, {}, "max_params is None here and was 90"),
+        ({"max_params": 90}, {"max_params": 200}, "max_params is 200 here and was 90"),
+        ({}, {"direction": "minimize"}, "direction is 'minimize' here and was 'maximize'"),
+        ({"weights": "one"}, {"weights": "other"}, "weights is 'other' here and was 'one'"),
+        ({}, {"weights": "other"}, "weights is 'other' here and was None"),
+    ],
+)
+def test_a_search_goes_on_with_its_own_budget_direction_and_weights_alone(
+    space, evaluator, tmp_path, first, second, words
+):
+    journal, made = tmp_path / "journal.log", evaluator()
+    search(space, made, trials=5, storage=journal, **first)
+    before = journal.read_bytes()
+    with pytest.raises(UserError, match=rf"^storage: got .*journal\.log'; allowed: one of the same search: {words}"):
+        search(space, made, trials=8, storage=journal, **second)
+    assert journal.read_bytes() == before
+    assert len(made.genomes) == 5
+    assert len(search(space, made, trials=8, storage=journal, **first).trials) == 8
+
+
+def of_an_earlier_version(space, evaluator, journal, **settings):
+    """A journal of five trials in which only the space and the score are recorded."""
+    study = search(space, evaluator(), trials=5, storage=journal, **settings)
+    lines = journal.read_text().splitlines(keepends=True)
+    new = ("max_params", "direction", "weights")
+    journal.write_text("".join(line for line in lines if not any(f'"user_attr":{{"{key}"' in line for key in new)))
+    return study
+
+
+def test_a_journal_of_an_earlier_version_goes_on_and_is_settled_from_then_on(space, evaluator, tmp_path):
+    journal = tmp_path / "journal.log"
+    of_an_earlier_version(space, evaluator, journal, max_params=90)
+    assert set(reread(journal).user_attrs) == {"space", "score"}
+    assert len(search(space, evaluator(), trials=8, storage=journal, max_params=90, weights="one").trials) == 8
+    for settings, words in (({"weights": "one"}, "was 90"), ({"max_params": 90, "weights": "other"}, "was 'one'")):
+        with pytest.raises(UserError, match=words):
+            search(space, evaluator(), trials=9, storage=journal, **settings)
+
+
+def test_a_journal_of_an_earlier_version_with_a_trial_over_the_budget_is_refused(space, evaluator, tmp_path):
+    journal = tmp_path / "journal.log"
+    largest = max(trial.user_attrs[PARAMS] for trial in of_an_earlier_version(space, evaluator, journal).trials)
+    message = rf"one of the same search: max_params is {largest - 1} here, and it has a trial of {largest} parameters"
+    with pytest.raises(UserError, match=message):
+        search(space, evaluator(), trials=8, storage=journal, max_params=largest - 1)
+    assert len(search(space, evaluator(), trials=8, storage=journal, max_params=largest).trials) == 8
+
+
 def test_a_storage_of_another_search_is_refused_and_kept(space, evaluator, tmp_path):
     journal = tmp_path / "journal.log"
     search(space, evaluator(), trials=5, storage=journal)
@@ -210,7 +343,7 @@ def test_a_storage_of_another_search_is_refused_and_kept(space, evaluator, tmp_p
     with pytest.raises(UserError, match="storage"):
         search(other, evaluator(), trials=5, storage=journal)
     with pytest.raises(UserError, match="maximize"):
-        search(space, evaluator(), trials=5, storage=journal, score="loss")
+        search(space, evaluator(), trials=5, storage=journal, score="metric")
     assert journal.read_bytes() == before
 
 
@@ -255,12 +388,34 @@ def test_a_storage_that_does_not_answer_is_tried_again_and_then_named(space, eva
     monkeypatch.setattr(Ledger, "claim", claim)
     study = search(space, evaluator(), trials=5, storage=tmp_path / "journal.log")
     assert len(genomes(study)) == 5
-    monkeypatch.setattr(study_module, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "PATIENCE_SECONDS", 0.0)
     failures.extend([OSError(errno.ENOSPC, "No space left on device")] * 99)
     with pytest.raises(UserError, match=r"storage cannot be used \(OSError.*No space left"):
         search(space, evaluator(), trials=9, storage=tmp_path / "journal.log")
     failures.clear()
     assert len(genomes(search(space, evaluator(), trials=9, storage=tmp_path / "journal.log"))) == 9
+
+
+@pytest.mark.parametrize(("module", "name"), [("grpc", "RpcError"), ("redis", "RedisError")])
+def test_errors_of_grpc_and_redis_are_those_of_a_storage(space, evaluator, tmp_path, monkeypatch, module, name):
+    class LostError(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: LostError}))
+    failures = {"claims": [LostError("connection lost")] * 3, "append": [LostError("connection lost")]}
+    for method, left in failures.items():
+        original = getattr(Ledger, method)
+
+        def failing(self, *arguments, original=original, left=left):
+            if left:
+                raise left.pop()
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Ledger, method, failing)
+    study = search(space, evaluator(), trials=5, storage=tmp_path / "journal.log")
+    assert not any(failures.values())
+    assert [trial.user_attrs.get(FAILED) for trial in study.trials].count("not stored: LostError: connection lost") == 1
+    assert len(genomes(study)) == 4
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 0.9), ("minimize", 0.2)])
