@@ -1,7 +1,8 @@
-"""What a tuned LoRA reaches under a budget, alone and with a supernet's subnets as its teacher.
+"""What a tuned LoRA reaches under a budget, alone, with a supernet's subnets as its teacher, and a run with finals.
 
     python experiments/race.py --part lora --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
     python experiments/race.py --part taught --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
+    python experiments/race.py --part finals --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
     python experiments/race.py --part report
 
 FOLDER holds a folder with train.csv, test.csv and mostly validation.csv for each data set (columns text and label);
@@ -31,7 +32,7 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import set_seed
 
-from glora_search import Recipe, SearchSpace
+from glora_search import Recipe, Run, SearchSpace
 from glora_search.adapters.load import adapter_params
 from glora_search.scoring import evaluate, length_sorted_batches
 from glora_search.supernet.teacher import draw_members, soft_labels
@@ -45,7 +46,7 @@ from glora_search.training.trainer import PathTrainer
 RESULTS = Path(__file__).parent / "results" / "race"
 BUDGET = 41_472
 """Of all-MiniLM-L6-v2's 36 linear layers: LoRA at rank 1."""
-RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "taught": (1e-3, 2e-3, 4e-3)}
+RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "taught": (1e-3, 2e-3, 4e-3), "finals": (2e-3,)}
 EPOCHS = {500: 20, 2000: 10}
 VALIDATION_ROWS = 500
 HEAD = {"head": 3.0}
@@ -61,23 +62,32 @@ SUPERNET_RATES = {
 }
 SUPERNET = {"space": "glora-ranks", "rate": 2e-3, "epochs": {500: 12, 2000: 10}, "largest": 4 * BUDGET, "members": 8}
 TEACHER_SHARE = 0.5
+TRIALS = 40
 
 
-def load(name: str, folder: Path, rows: int, seed: int) -> Any:
-    """A data set's rows, tokenized; each seed draws its own train and validation rows, the test rows stay."""
+def recipe_of(name: str, folder: Path, rows: int, seed: int) -> dict[str, Any]:
+    """A data set as a recipe; each seed draws its own train and validation rows, the test rows stay."""
     files = {split: str(folder / name / f"{split}.csv") for split in ("train", "validation", "test")}
     present = {split: path for split, path in files.items() if Path(path).is_file()}
     data: dict[str, Any] = {"source": "csv", **present, "validation_fraction": 0.19}
     if name == "bbc-headlines":
         data = {"source": "bbc-headlines", "test_fraction": 0.3, "validation_fraction": 0.35}
-    recipe = {
+    return {
         "name": "race",
         "seed": seed,
         "task": {"model": "minilm", "max_length": 64},
         "data": {**data, "max_train_rows": rows},
         "space": "glora",
     }
-    task = make_task(Recipe.model_validate(recipe))
+
+
+def load(name: str, folder: Path, rows: int, seed: int) -> Any:
+    """A data set's rows, tokenized."""
+    return fewer(make_task(Recipe.model_validate(recipe_of(name, folder, rows, seed))), seed)
+
+
+def fewer(task: Any, seed: int) -> Any:
+    """The task with at most `VALIDATION_ROWS` validation rows."""
     if len(task.validation) > VALIDATION_ROWS:
         task.validation = task.validation.shuffle(seed=seed).select(range(VALIDATION_ROWS))
     return task
@@ -154,6 +164,51 @@ def lora(task: Any, rate: float, epochs: int, seed: int, soft: Tensor | None = N
     }
 
 
+def finals(name: str, folder: Path, rows: int, seed: int, rate: float, runs: Path) -> dict[str, Any]:
+    """A whole run that ends in finals, from recipe to test; it goes on where a kill left it."""
+    training = {
+        "learning_rate": rate,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 64,
+        "train_sampling_strategy": "group_by_length",
+        "use_cpu": True,
+    }
+    recipe = {
+        **recipe_of(name, folder, rows, seed),
+        "space": SUPERNET["space"],
+        "supernet": {
+            "lr_factors": SUPERNET_RATES,
+            "training": {**training, "num_train_epochs": SUPERNET["epochs"][rows], "save_strategy": "no"},
+        },
+        "search": {"max_params": BUDGET, "trials": TRIALS},
+        "finals": {"training": {**training, "num_train_epochs": EPOCHS[rows]}},
+    }
+    run = Run.create(Recipe.model_validate(recipe), runs / f"{name}-{rows}-{seed}")
+    fewer(run.context.task, seed)
+    metrics = run.all_stages()
+    done, seconds = run.view.result("finals"), run.view.seconds()
+    (baseline,) = metrics["baselines"]
+    task = run.context.task
+    test = evaluate(run.context.load("finals"), length_sorted_batches(task.test_split(), task.collator, 64), task)
+    return {
+        "winner": done["winner"],
+        "params": done["params"],
+        "validation": done["validation"],
+        "validation_loss": done["validation_loss"],
+        "test": metrics["final"]["test"],
+        "test_loss": test.loss,
+        "baseline": baseline["name"],
+        "baseline_validation": baseline["validation"],
+        "baseline_validation_loss": baseline["validation_loss"],
+        "baseline_test": baseline["test"],
+        "teacher_validation_loss": done["teacher"]["validation_loss"],
+        "trainings": done["trainings"],
+        "supernet_seconds": seconds["train-supernet"],
+        "search_seconds": seconds["search"],
+        "finals_seconds": seconds["finals"],
+    }
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """The finished trainings."""
     if not path.is_file():
@@ -186,6 +241,11 @@ def run(args: argparse.Namespace) -> None:
             left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
             if not left:
                 continue
+            if args.part == "finals":
+                for key in left:
+                    found = finals(name, args.data, args.rows, seed, key["rate"], args.results / "runs")
+                    append(path, {**key, **found, "threads": torch.get_num_threads()})
+                continue
             task = load(name, args.data, args.rows, seed)
             soft, facts = teach(task, args.rows, seed) if args.part == "taught" else (None, {})
             for key in left:
@@ -195,21 +255,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report(results: Path) -> None:
-    """Print both parts, each at the rate with the lowest validation loss, and their difference."""
+    """Print every part, each at the rate with the lowest validation loss, and the differences to LoRA alone."""
     parts = {part: pd.read_csv(results / f"{part}.csv") for part in RATES if (results / f"{part}.csv").is_file()}
-    columns = ["rate", "best_epoch", "validation", "validation_loss", "test", "test_loss"]
+    figures = ["validation", "validation_loss", "test", "test_loss"]
     chosen = {}
     for part, frame in parts.items():
         best = frame.loc[frame.groupby(["data", "rows", "seed"])["validation_loss"].idxmin()]
-        chosen[part] = best.set_index(["data", "rows", "seed"])[columns]
+        chosen[part] = best.set_index(["data", "rows", "seed"])[["rate", *figures]]
         print(f"{part}: at the rate with the lowest validation loss\n{chosen[part].to_string()}\n")
-    if len(chosen) == 2:
-        pairs = chosen["taught"].join(chosen["lora"], rsuffix="_alone", how="inner")
-        for figure in ("validation", "validation_loss", "test", "test_loss"):
+    for part in chosen.keys() - {"lora"}:
+        pairs = chosen[part].join(chosen["lora"], rsuffix="_alone", how="inner")
+        for figure in figures:
             difference = pairs[figure] - pairs[f"{figure}_alone"]
             by_set = difference.groupby("data").mean().round(4).to_dict()
             error = difference.std() / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
-            print(f"taught - alone, {figure}: {difference.mean():+.4f} +- {error:.4f}, {by_set}")
+            print(f"{part} - lora, {figure}: {difference.mean():+.4f} +- {error:.4f}, {by_set}")
 
 
 def main() -> None:

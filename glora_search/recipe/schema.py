@@ -316,6 +316,42 @@ class BaselineTraining(Section):
     training: Training = Field(default_factory=dict)
 
 
+class Finals(Section):
+    """How the search ends: the best subnets and the uniform methods race as real trainings.
+
+    All finalists train to an eighth, a quarter, half and all of the steps; half of them are dropped each time, by the
+    lowest validation loss so far. The winner's best checkpoint is the final adapter.
+
+    Attributes:
+        subnets: the search's best subnets that compete, with the weights that they inherit.
+        rates: learning rates of LoRA, as factors of the training's.
+        teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
+            taught, uniform methods compete with and without it. For tasks with one label a row.
+        teacher_share: the teacher's share of the loss.
+        lr_factors: as in the supernet's section, whose factors are used where none are given.
+        training: any field of TrainingArguments but those that evaluate and save.
+    """
+
+    subnets: int = Field(default=2, ge=0)
+    rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1)
+    teacher: int = Field(default=8, ge=0)
+    teacher_share: float = Field(default=0.5, ge=0, le=1)
+    lr_factors: LrFactors | None = None
+    training: Training = Field(default_factory=dict)
+
+    @field_validator("rates")
+    @classmethod
+    def _check_rates(cls, value: list[float]) -> list[float]:
+        return sorted(set(value))
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        for name in (*STOPPING, "greater_is_better", "eval_steps", "save_steps", "save_total_limit"):
+            if name in self.training:
+                raise invalid(f"training.{name}", self.training[name], "nothing: the race sets it")
+        return self
+
+
 class Recipe(Section):
     """An experiment.
 
@@ -323,6 +359,7 @@ class Recipe(Section):
         name: name of the experiment; the run folder is ``runs/<name>``.
         seed: seed of the splits, of all training, and of the search.
         space: the search space: a YAML file, or the name of a shipped space.
+        finals: where it is given, the search ends in a race, in place of retraining; ``{}`` takes its defaults.
         baselines: methods to compare with. ``lora`` is peft's ``LoraConfig`` at the largest rank within the budget.
     """
 
@@ -334,6 +371,7 @@ class Recipe(Section):
     supernet: Supernet = Field(default_factory=Supernet)
     search: Search = Field(default_factory=Search)
     retrain: Retrain = Field(default_factory=Retrain)
+    finals: Finals | None = None
     baselines: list[Literal["lora"]] = Field(default_factory=list)
     baseline: BaselineTraining = Field(default_factory=BaselineTraining)
 

@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from glora_search.files.text import read_json
-from glora_search.ranking import rank_key
 from glora_search.run.folder import RunFolder
 from glora_search.run.stages import STAGES
-from glora_search.search.results import trials_frame
+from glora_search.search.results import GENE, genome_of, ranked, trials_frame
 from glora_search.space.bound import BoundSpace
 from glora_search.vocabulary import LayerPaths
 
 _LAST = list(STAGES.values())[-1].command
 """The stage that is the end of all the others; the report counts the seconds of those."""
-GENE = "params_"
-"""How the columns of genes begin in a table of trials."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class RunData:
 def read_run(run: RunFolder) -> RunData:
     """Read a run folder; neither model nor data are loaded."""
     metrics, score = run.metrics(), run.recipe["search"].get("score", "loss")
-    trials = _ranked(_trials(run), score, str(metrics.get("direction", "maximize")))
+    trials = ranked(_trials(run), score, str(metrics.get("direction", "maximize")))
     history = run.path / "supernet" / "history.json"
     return RunData(
         folder=run.path,
@@ -90,22 +86,6 @@ def _trials(run: RunFolder) -> pd.DataFrame:
     return pd.DataFrame() if study is None else trials_frame(study)
 
 
-def _ranked(trials: pd.DataFrame, score: str, direction: str) -> pd.DataFrame:
-    """The trials with a value, each with its rank: by the score, then the loss, then the earlier one."""
-    if trials.empty:
-        return trials
-    scored = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
-    if scored.empty:
-        return scored
-    loss = scored["user_attrs_loss"]
-    values, better = (loss, "minimize") if score == "loss" else (scored["value"], direction)
-    keys = [rank_key(*pair, direction=better) for pair in zip(values, loss, strict=True)]
-    rank = np.empty(len(scored), dtype=int)
-    rank[sorted(range(len(keys)), key=lambda row: (*keys[row], scored["number"][row]))] = np.arange(len(scored))
-    lower_is_better = [key[0] for key in keys]
-    return pd.concat([scored, pd.DataFrame({"score": lower_is_better, "rank": rank})], axis="columns")
-
-
 def _layers(run: RunFolder, trials: pd.DataFrame) -> dict[str, LayerPaths]:
     config, found = run.path / "supernet" / "adapter_config.json", run.done("search")
     if not config.is_file() or (found is None and trials.empty):
@@ -113,10 +93,4 @@ def _layers(run: RunFolder, trials: pd.DataFrame) -> dict[str, LayerPaths]:
     space = BoundSpace.from_dict(read_json(config)["space"])
     if found is not None:
         return space.layer_paths(found["best"]["genome"])
-    best = trials.iloc[int(trials["rank"].argmin())]
-    return space.layer_paths({gene.name: _plain(best[f"{GENE}{gene.name}"]) for gene in space.genes})
-
-
-def _plain(choice: Any) -> Any:
-    """A choice as the genome has it: a kind, or a rank that pandas made a number of numpy's."""
-    return choice if isinstance(choice, str) else int(choice)
+    return space.layer_paths(genome_of(trials.iloc[int(trials["rank"].argmin())]))

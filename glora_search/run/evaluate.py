@@ -18,11 +18,15 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     view, task, recipe = run.view, run.task, run.recipe
     merged, found, best = view.result("merged"), view.result("search"), view.result("best")
     baselines = view.done("baselines") or {"list": [], "skipped": []}
+    tuned = (view.done("finals") or {}).get("baseline")
+    compared = {f"baselines/{entry['method']}": entry for entry in baselines["list"]}
+    if tuned is not None:
+        compared["finals/baseline"] = tuned
     source = merged["source"]
     figures = view.result(source)
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
-    adapters = [*(f"baselines/{entry['method']}" for entry in baselines["list"]), *dict.fromkeys(["best", source])]
+    adapters = [*compared, *dict.fromkeys(["best", source])]
     scores: dict[str, float] = {}
     with track("evaluate", len(adapters) + 1) as bar:
         for name in adapters:
@@ -39,7 +43,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "direction": task.direction,
         "budget": recipe.search.max_params,
         "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
-        "baselines": [{**entry, "test": scores[f"baselines/{entry['method']}"]} for entry in baselines["list"]],
+        "baselines": [{**entry, "test": scores[name]} for name, entry in compared.items()],
         "notes": [*baselines["skipped"], *notes(view, task)],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
@@ -51,7 +55,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             },
         },
         "final": {
-            "source": source_name(source),
+            "source": source_name(source, figures),
             "params": figures["params"],
             "validation": figures["validation"],
             "test": scores[source],

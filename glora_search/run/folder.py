@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from glora_search.errors import UserError, invalid
 from glora_search.files.text import load_yaml, read_json
 from glora_search.ranking import rank_key
-from glora_search.run.stages import STAGES
+from glora_search.run.stages import STAGES, Stage
 from glora_search.search.shared.storage import JournalReader
 from glora_search.search.trials import STUDY_NAME
 
@@ -58,6 +58,11 @@ class RunFolder:
         found: int | None = self.recipe["search"].get("max_params")
         return found
 
+    def asks_for(self, stage: Stage) -> bool:
+        """Whether the recipe asks for a stage."""
+        wanted, replaced = (self.recipe.get(key) for key in (stage.asked, stage.unless))
+        return (not stage.asked or wanted not in (None, [])) and (not stage.unless or replaced is None)
+
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def done(self, stage: str) -> dict[str, Any] | None:
@@ -95,11 +100,14 @@ class RunFolder:
         return str((self.done("supernet") or {}).get("direction", "maximize"))
 
     def final(self) -> tuple[str, dict[str, Any]] | None:
-        """The final subnet, ``best`` or ``retrained``, whichever is better on validation, and its figures.
+        """The final adapter: who won the finals, else ``best`` or ``retrained``, whichever is better on validation.
 
         Returns:
-            None where neither is done.
+            Its folder and its figures; None where none is done.
         """
+        raced = self.done("finals")
+        if raced is not None:
+            return "finals", raced
         found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
         if not found:
             return None
@@ -129,8 +137,8 @@ class RunFolder:
             best = {**searched["best"], **{key: exported[key] for key in ("validation",) if key in exported}}
             steps = self.recipe["search"].get("calibration_steps", 0)
             metrics["search"] = {"calibration_steps": steps, "best": best}
-        if final is not None and self.done("retrained") is not None:
-            metrics["final"] = {"source": source_name(final[0]), **final[1]}
+        if final is not None and final[0] != "best":
+            metrics["final"] = {"source": source_name(*final), **final[1]}
         if merged is not None:
             metrics["merged"] = merged
         return metrics
@@ -196,6 +204,6 @@ class RunFolder:
             return False
 
 
-def source_name(stage: str) -> str:
-    """What tables call the final subnet's weights: ``inherited`` or ``retrained``."""
-    return "inherited" if stage == "best" else stage
+def source_name(stage: str, figures: dict[str, Any]) -> str:
+    """What tables call the final adapter: ``inherited``, ``retrained``, or who won the finals."""
+    return "inherited" if stage == "best" else str(figures.get("winner", stage))

@@ -22,6 +22,7 @@ class Stage:
         needs: the stages whose results it reads; they have to be done.
         uses: the stages whose results it reads where they are there.
         asked: the key of the recipe without which a run leaves it out; empty for none.
+        unless: the key of the recipe with which a run leaves it out, since another stage takes its place.
         beside: what else it stands for in the run folder; removed with its result.
         result: what is written last, relative to the run folder.
         joined_by: ``module:function`` for a process that comes while another one is at this stage; empty where there is
@@ -35,6 +36,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     asked: str = ""
+    unless: str = ""
     beside: tuple[str, ...] = ()
     result: str = ""
     joined_by: str = ""
@@ -83,6 +85,16 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.retrain:retrain",
             "Continue to train the best subnet.",
             needs=("best",),
+            unless="finals",
+            beside=("exports",),
+        ),
+        Stage(
+            "finals",
+            "finals",
+            f"{_HERE}.finals:run_finals",
+            "Race the best subnets against the uniform methods.",
+            needs=("supernet", "search"),
+            asked="finals",
             beside=("exports",),
         ),
         Stage(
@@ -91,7 +103,7 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.merge:merge_final",
             "Merge the final subnet into a plain transformers model.",
             needs=("best",),
-            uses=("retrained",),
+            uses=("retrained", "finals"),
         ),
         Stage(
             "baselines",
@@ -106,7 +118,7 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.evaluate:evaluate_on_test",
             "Read the test split, once, and write metrics.json.",
             needs=("search", "best", "merged"),
-            uses=("retrained", "baselines"),
+            uses=("retrained", "finals", "baselines"),
             beside=("report.html",),
             result="metrics.json",
         ),

@@ -51,7 +51,7 @@ def _state(run: RunFolder, stage: Stage) -> str:
         return DONE
     if not stage.result and (run.path / stage.name).is_dir():
         return INTERRUPTED
-    return LEFT_OUT if stage.asked and not run.recipe.get(stage.asked) else NOT_BEGUN
+    return NOT_BEGUN if run.asks_for(stage) else LEFT_OUT
 
 
 def _at_work(folder: Path, states: dict[str, str]) -> str | None:

@@ -11,9 +11,13 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.progress import Bar
+from glora_search.ranking import rank_key as best_first
 from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, rank_key
+from glora_search.space.layers import Genome
 
 HIDDEN = (METRIC, NOTES)
+GENE = "params_"
+"""How the columns of genes begin in a table of trials."""
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
@@ -32,6 +36,36 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
         for trial in study.get_trials(deepcopy=False)
     ]
     return pd.DataFrame(rows)
+
+
+def ranked(trials: pd.DataFrame, score: str, direction: str) -> pd.DataFrame:
+    """The trials that were scored on all rows, each with its ``rank`` (0 is the best) and its ``score``.
+
+    Args:
+        trials: as `trials_frame` makes it, or its csv.
+        score: what the search goes by: ``loss`` or ``metric``. In the result lower is better.
+        direction: of the metric.
+    """
+    if trials.empty:
+        return trials
+    scored = trials[trials["state"] == "COMPLETE"].reset_index(drop=True)
+    if scored.empty:
+        return scored
+    loss = scored["user_attrs_loss"]
+    values, better = (loss, "minimize") if score == "loss" else (scored["value"], direction)
+    keys = [best_first(*pair, direction=better) for pair in zip(values, loss, strict=True)]
+    rank = np.empty(len(scored), dtype=int)
+    rank[sorted(range(len(keys)), key=lambda row: (*keys[row], scored["number"][row]))] = np.arange(len(scored))
+    return pd.concat([scored, pd.DataFrame({"score": [key[0] for key in keys], "rank": rank})], axis="columns")
+
+
+def genome_of(trial: pd.Series) -> Genome:
+    """The genome of a row of such a table; pandas makes ranks numbers of NumPy's."""
+    genes = trial[[name for name in trial.index if name.startswith(GENE)]]
+    return {
+        str(name).removeprefix(GENE): choice if isinstance(choice, str) else int(choice)
+        for name, choice in genes.items()
+    }
 
 
 def summary(study: optuna.Study) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Task(abc.ABC):
         task_type: peft's name of the task; None where peft has none.
         auto_class: loads the base model and the merged one.
         labelled: whether the target is a label, or a list of labels, out of few.
+        one_label: whether a row has one label, and the model's logits are ``[rows, classes]``.
         prompted: whether the task reads the recipe's prompt.
         pipeline, example: transformers' pipeline of the task, and what it is called with, in Python.
         data: train and validation rows; the test rows are read by `test_split` alone.
@@ -55,6 +56,7 @@ class Task(abc.ABC):
     task_type: ClassVar[str | None]
     auto_class: ClassVar[Any]
     labelled: ClassVar[bool] = False
+    one_label: ClassVar[bool] = False
     prompted: ClassVar[bool] = False
     pipeline: ClassVar[str]
     example: ClassVar[str] = "'Your text here'"

@@ -20,6 +20,7 @@ class ImageClassification(Labelled):
     """Reads ``image_column`` and ``label_column``; images are decoded and resized as their batch is made."""
 
     task_type = None
+    one_label = True
     auto_class = AutoModelForImageClassification
     pipeline = "image-classification"
     example = "'your.png'"

@@ -15,6 +15,7 @@ class TextClassification(Labelled, TextTask):
     """Reads ``text_column`` and ``label_column``, and ``text_pair_column`` for pairs of texts."""
 
     task_type = "SEQ_CLS"
+    one_label = True
     auto_class = AutoModelForSequenceClassification
     pipeline = "text-classification"
 

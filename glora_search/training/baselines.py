@@ -10,6 +10,7 @@ from peft import LoraConfig
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
 from glora_search.space.bound import ATTENTION_QV, BoundSpace
+from glora_search.space.layers import SpaceLayer
 
 
 def lora_within(
@@ -27,18 +28,27 @@ def lora_within(
     Returns:
         The config, or None where not even rank 1 on query and value fits.
     """
+    found = fitting_lora(space, max_params)
+    if found is None:
+        return None
+    rank, layers = found
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=space.targets(layer.name for layer in layers),
+        task_type=task_type,
+        modules_to_save=list(modules_to_save) or None,
+    )
+
+
+def fitting_lora(space: BoundSpace, max_params: int | None) -> tuple[int, list[SpaceLayer]] | None:
+    """The rank and the layers of `lora_within`; each layer has rank times the sum of its sizes in parameters."""
     attention = [layer for layer in space.layers if layer.name.rpartition(".")[2] in ATTENTION_QV]
     for chosen in (space.layers, attention):
         cost = sum(layer.in_features + layer.out_features for layer in chosen)
         rank = 8 if max_params is None else max_params // cost if cost else 0
         if rank:
-            return LoraConfig(
-                r=rank,
-                lora_alpha=2 * rank,
-                target_modules=space.targets(layer.name for layer in chosen),
-                task_type=task_type,
-                modules_to_save=list(modules_to_save) or None,
-            )
+            return rank, chosen
     return None
 
 

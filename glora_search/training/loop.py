@@ -48,7 +48,7 @@ def train(
     validation: Dataset,
     args: TrainingArguments,
     *,
-    description: str,
+    description: str = "",
     resume: bool = False,
     trainer_cls: type[Trainer] = PathTrainer,
     **trainer_options: Any,
@@ -59,7 +59,7 @@ def train(
         scoring: the collator and the metric.
         rows: to learn from, with ``labels``.
         args: as in ``Trainer``. Where its bar is off (``disable_tqdm``), ours is shown.
-        description: for the progress bar.
+        description: for the progress bar; without one there is no bar.
         resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one. Checkpoints are the
             caller's to remove, once the result is safe.
         trainer_cls: `PathTrainer` or another Trainer; ``trainer_options`` are passed to it.
@@ -78,12 +78,12 @@ def train(
         **trainer_options,
     )
     last = last_checkpoint(Path(args.output_dir)) if resume else None
-    if last is not None:
+    if last is not None and description:
         say(f"{description}: resuming from {Path(last).name}", "dim")
-    if not args.disable_tqdm:
+    trainer.remove_callback(PrinterCallback)
+    if not args.disable_tqdm or not description:
         trainer.train(resume_from_checkpoint=last)
         return trainer
-    trainer.remove_callback(PrinterCallback)
     with track(description, total_steps(trainer)) as bar:
         trainer.add_callback(TrainingProgress(bar))
         trainer.train(resume_from_checkpoint=last)

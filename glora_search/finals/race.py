@@ -1,0 +1,100 @@
+"""The race: all finalists train to a rung, the better half goes on, until a few are trained to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from glora_search.finals.finalists import Finalist, baseline_of
+from glora_search.finals.rungs import SHARES, Standing, survivors
+from glora_search.search.trials import METRIC, PARAMS
+
+STUDY_NAME = "finals"
+BOTH = (False, True)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a race ended.
+
+    Attributes:
+        standings: finalist -> how far it came.
+        last: who was trained to the end, best first.
+        baseline: the tuned uniform method without a teacher, which is always among them; None where none fits.
+        steps: all optimizer steps that were trained.
+    """
+
+    standings: dict[str, Standing]
+    last: list[str]
+    baseline: str | None
+    steps: int
+
+
+def race(
+    field: Sequence[Finalist],
+    train_to: Callable[[Finalist, int], Standing],
+    steps: int,
+    *,
+    shares: Sequence[float] = SHARES,
+    study: optuna.Study | None = None,
+) -> Result:
+    """Train the field rung by rung; what is there already is not trained again.
+
+    Args:
+        train_to: trains a finalist on to a step.
+        steps: of a whole training.
+        shares: the rungs.
+        study: where each finalist becomes a trial: ``PRUNED`` at the rung that it did not pass, or ``COMPLETE``.
+    """
+    named = {one.name: one for one in field}
+    alive, standings = list(named), dict[str, Standing]()
+    for share in shares:
+        step = round(share * steps)
+        for name in alive:
+            standings[name] = train_to(named[name], step)
+        losses = {name: standings[name].loss for name in alive}
+        going_on = survivors(losses, baseline_of(field, losses))
+        if share == shares[-1]:
+            going_on = sorted(alive, key=lambda name: losses[name])
+        for name in alive:
+            if name not in going_on:
+                _record(study, named[name], standings[name], TrialState.PRUNED)
+        alive = going_on
+    for name in alive:
+        _record(study, named[name], standings[name], TrialState.COMPLETE)
+    plain = [name for name in alive if named[name].uniform and not named[name].taught]
+    return Result(standings, alive, plain[0] if plain else None, sum(one.step for one in standings.values()))
+
+
+def _record(study: optuna.Study | None, finalist: Finalist, reached: Standing, state: TrialState) -> None:
+    """Write a finalist's trial, unless an interrupted race has done so."""
+    if study is None or any(trial.user_attrs.get("name") == finalist.name for trial in study.get_trials(False)):
+        return
+    now = datetime.now()
+    study.add_trial(
+        FrozenTrial(
+            number=0,
+            trial_id=-1,
+            state=state,
+            value=reached.loss if state == TrialState.COMPLETE else None,
+            datetime_start=now,
+            datetime_complete=now,
+            params={"rate": finalist.rate, "taught": finalist.taught},
+            distributions={"rate": FloatDistribution(1e-6, 1e6, log=True), "taught": CategoricalDistribution(BOTH)},
+            user_attrs={
+                "name": finalist.name,
+                "method": finalist.method,
+                METRIC: reached.metric,
+                "loss": reached.loss,
+                PARAMS: finalist.params,
+                "best_step": reached.best_step,
+            },
+            system_attrs={},
+            intermediate_values=dict(reached.losses),
+        )
+    )

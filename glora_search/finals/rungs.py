@@ -1,0 +1,64 @@
+"""Successive halving: how long each rung trains, who goes on, and who wins.
+
+Source: arXiv 1502.07943. Optuna's own `SuccessiveHalvingPruner` is asynchronous: of few trainings that reach a rung one
+after the other, it lets the first one pass whatever it is worth. Here a rung is decided once all have reached it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""The rungs, as shares of a whole training."""
+PARTS = 16
+"""A training is evaluated so many times; every rung ends with an evaluation."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a finalist is.
+
+    Attributes:
+        step: the optimizer steps it was trained for.
+        loss: the lowest validation loss so far; ``inf`` where it has diverged.
+        metric: the validation metric at that checkpoint.
+        best_step: the step of that checkpoint.
+        losses: step -> validation loss, of all evaluations.
+    """
+
+    step: int
+    loss: float
+    metric: float
+    best_step: int
+    losses: Mapping[int, float]
+
+
+def whole(steps: int) -> int:
+    """The steps of a whole training: so many, rounded up to a multiple of `PARTS`."""
+    return max(PARTS, PARTS * math.ceil(steps / PARTS))
+
+
+def survivors(losses: Mapping[str, float], kept: Sequence[str] = ()) -> list[str]:
+    """Who goes on to the next rung: the better half, and those that are never dropped.
+
+    Args:
+        losses: finalist -> validation loss; what is not finite is last.
+        kept: finalists that go on in any case.
+
+    Returns:
+        Best first.
+    """
+    ranked = sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+    half = ranked[: math.ceil(len(ranked) / 2)]
+    return [name for name in ranked if name in half or name in kept]
+
+
+def race_cost(finalists: int, never_dropped: int = 0, shares: Sequence[float] = SHARES) -> float:
+    """The cost of a race in whole trainings, with no finalist below those that are never dropped."""
+    cost, alive, before = 0.0, finalists, 0.0
+    for share in shares:
+        cost += alive * (share - before)
+        alive, before = max(math.ceil(alive / 2), never_dropped), share
+    return cost

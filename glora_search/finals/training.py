@@ -1,0 +1,131 @@
+"""One finalist's training, rung by rung: it stops where the rung ends, and goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from glora_search.files.text import read_json
+from glora_search.finals.rungs import PARTS, Standing
+from glora_search.progress import Bar
+from glora_search.scoring import Scoring
+from glora_search.training.distillation import DistillationTrainer
+from glora_search.training.loop import last_checkpoint, train
+
+
+class StopAt(TrainerCallback):
+    """Ends a training at a step; the schedule is that of the whole training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where the rung ends."""
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+class Steps(TrainerCallback):
+    """Moves the bar of the whole race."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step is done."""
+        self.bar.advance(1)
+
+
+def finalist_args(args: TrainingArguments, folder: Path, *, rate: float, steps: int) -> TrainingArguments:
+    """The arguments of a finalist: a whole training of so many steps, evaluated `PARTS` times, the best one kept.
+
+    Args:
+        args: what all finalists share.
+        folder: of its checkpoints.
+        rate: what the learning rate is multiplied by.
+        steps: of a whole training, a multiple of `PARTS`.
+    """
+    own = copy.copy(args)
+    own.output_dir, own.max_steps, own.learning_rate = str(folder), steps, args.learning_rate * rate
+    own.eval_steps = own.save_steps = steps // PARTS
+    return own
+
+
+EVALUATED: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "save_total_limit": 2,  # the best and the last: with 1, Trainer removes the last one at the end of a rung
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
+    "eval_steps": 1,
+    "save_steps": 1,
+}
+"""What a race needs of the training arguments; the number of steps is set by `finalist_args`."""
+
+
+def train_to(
+    step: int,
+    model: nn.Module,
+    scoring: Scoring,
+    rows: Dataset,
+    validation: Dataset,
+    args: TrainingArguments,
+    *,
+    progress: Bar,
+    **options: Any,
+) -> Standing:
+    """Train a finalist on to a step.
+
+    Args:
+        step: of the whole training; one that is reached already is not trained again.
+        model: as it was at its beginning; what it has learned since is in its checkpoints.
+        rows: with soft labels where it is taught.
+        args: see `finalist_args`.
+        progress: moved by each step.
+        options: of `DistillationTrainer`.
+    """
+    folder = Path(args.output_dir)
+    reached = standing(folder, scoring)
+    if reached is None or reached.step < step:
+        train(
+            model,
+            scoring,
+            rows,
+            validation,
+            args,
+            resume=True,
+            trainer_cls=DistillationTrainer,
+            callbacks=[StopAt(step), Steps(progress)],
+            **options,
+        )
+        reached = standing(folder, scoring)
+    assert reached is not None
+    return reached
+
+
+def standing(folder: Path, scoring: Scoring) -> Standing | None:
+    """How far a finalist is, from its checkpoints; None where it has none."""
+    last = last_checkpoint(folder)
+    if last is None:
+        return None
+    state = read_json(Path(last) / "trainer_state.json")
+    scored = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    losses = {int(entry["step"]): float(entry["eval_loss"]) for entry in scored}
+    finite = [entry for entry in scored if math.isfinite(entry["eval_loss"])]
+    if not finite:
+        return Standing(int(state["global_step"]), math.inf, math.nan, 0, losses)
+    best = min(finite, key=lambda entry: float(entry["eval_loss"]))
+    metric = float(best[f"eval_{scoring.metric}"])
+    return Standing(int(state["global_step"]), float(best["eval_loss"]), metric, int(best["step"]), losses)
+
+
+def best_checkpoint(folder: Path, best_step: int) -> Path:
+    """The adapter folder of a finalist's best checkpoint."""
+    return folder / f"checkpoint-{best_step}"

@@ -1,0 +1,43 @@
+"""Successive halving: who goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glora_search.finals.rungs import PARTS, SHARES, race_cost, survivors, whole
+
+losses = st.dictionaries(st.text(min_size=1), st.floats(allow_nan=True), min_size=1)
+
+
+@given(losses)
+def test_the_better_half_goes_on_and_what_has_diverged_is_dropped_first(found):
+    alive = survivors(found)
+    assert len(alive) == math.ceil(len(found) / 2)
+    finite = [name for name in found if math.isfinite(found[name])]
+    dropped = set(found) - set(alive)
+    if dropped & set(finite):
+        assert max(found[name] for name in alive) <= min(found[name] for name in dropped & set(finite))
+    assert set(finite) <= set(alive) or set(alive) <= set(finite)
+
+
+@given(losses, st.data())
+def test_who_is_never_dropped_goes_on_in_any_case(found, data):
+    kept = data.draw(st.lists(st.sampled_from(sorted(found)), unique=True))
+    assert set(kept) <= set(survivors(found, kept))
+    assert set(survivors(found)) <= set(survivors(found, kept))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 16), (16, 16), (17, 32), (625, 640)])
+def test_a_whole_training_ends_with_an_evaluation_and_so_does_every_rung(steps, expected):
+    assert whole(steps) == expected
+    assert all((share * whole(steps)) % (whole(steps) // PARTS) == 0 for share in SHARES)
+
+
+def test_the_cost_of_a_race_is_counted_in_whole_trainings():
+    assert race_cost(1) == 1
+    assert race_cost(8) == pytest.approx(8 / 8 + 4 / 8 + 2 / 4 + 1 / 2)
+    assert race_cost(8, never_dropped=2) == pytest.approx(8 / 8 + 4 / 8 + 2 / 4 + 2 / 2)

@@ -1,0 +1,133 @@
+"""The finals of a run: what they leave, and going on after a kill."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from glora_search import Recipe, Run
+from glora_search.adapters.load import load_adapter
+from glora_search.errors import UserError
+from glora_search.run import finals
+from glora_search.training.distillation import DistillationTrainer
+
+
+@pytest.fixture(scope="session")
+def finals_recipe(tiny_recipe):
+    training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
+    section = {"subnets": 1, "rates": [0.5, 1], "teacher": 2, "training": training}
+    return Recipe.model_validate({**copy.deepcopy(tiny_recipe), "baselines": [], "finals": section})
+
+
+@pytest.fixture(scope="session")
+def raced(finals_recipe, tmp_path_factory):
+    """A run that ends in a race, and its metrics."""
+    run = Run.create(finals_recipe, tmp_path_factory.mktemp("raced") / "run")
+    return run, run.all_stages()
+
+
+def test_the_winner_is_the_final_adapter_and_what_is_merged(raced):
+    run, metrics = raced
+    done = run.view.result("finals")
+    assert run.view.final() == ("finals", done)
+    assert run.view.done("retrained") is None
+    assert metrics["final"]["source"] == done["winner"]
+    assert metrics["final"]["validation"] == done["validation"]
+    assert metrics["merged"]["test"] == metrics["final"]["test"]
+    model = load_adapter(run.context.task.model(), run.folder / "finals").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(run.folder / "merged").eval()
+    batch = {name: value for name, value in run.context.validation[0].items() if name != "labels"}
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_has_every_finalist_and_the_winner_has_the_lowest_loss_of_those_trained_to_the_end(raced):
+    run, _ = raced
+    done = run.view.result("finals")
+    names = [row["name"] for row in done["finalists"]]
+    assert len(set(names)) == len(names)
+    assert {"subnet 1 + teacher", "LoRA r=1 x0.5 on query+value"} & set(names)
+    last = [row for row in done["finalists"] if row["steps"] == 16]
+    assert min(last, key=lambda row: row["validation_loss"])["name"] == done["winner"]
+    assert all(row["params"] <= 1000 for row in done["finalists"])
+    assert done["trainings"] < len(names)
+    assert {"members", "validation", "validation_loss"} == set(done["teacher"])
+
+
+def test_a_run_has_its_own_tuned_baseline_scored_on_test(raced):
+    run, metrics = raced
+    (entry,) = metrics["baselines"]
+    assert entry["name"].endswith(", tuned")
+    assert "teacher" not in entry["name"]
+    assert 0 <= entry["test"] <= 1
+    assert (run.folder / "finals" / "baseline" / "adapter_model.safetensors").is_file()
+
+
+def test_no_checkpoints_are_left(raced):
+    run, _ = raced
+    assert not list(run.folder.rglob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 7, 20])
+def test_a_race_that_was_killed_ends_as_one_that_was_not(raced, finals_recipe, tmp_path, step):
+    folder = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        original, calls = DistillationTrainer.training_step, []
+
+        def killed(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *args, **kwargs)
+
+        DistillationTrainer.training_step = killed
+        Run.create(finals_recipe, folder).all_stages()
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    run = Run.create(finals_recipe, folder)
+    assert run.view.done("search") is not None
+    assert run.view.done("finals") is None
+    run.all_stages()
+    ours, theirs = ({k: v for k, v in one.view.result("finals").items() if k != "seconds"} for one in (run, raced[0]))
+    assert ours == theirs
+
+
+def test_what_a_rung_has_trained_is_not_trained_again(raced, finals_recipe, tmp_path, monkeypatch):
+    run = Run.create(finals_recipe, tmp_path / "run")
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    monkeypatch.setattr(finals, "write_card", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.do("finals")
+    monkeypatch.undo()
+    monkeypatch.setattr(DistillationTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert run.do("finals")["winner"] == raced[0].view.result("finals")["winner"]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"rates": []}, ["finals.rates"]),
+        ({"rates": [0]}, ["finals.rates"]),
+        ({"teacher": -1}, ["finals.teacher", "-1"]),
+        ({"teacher_share": 2}, ["finals.teacher_share", "2"]),
+        ({"training": {"save_steps": 5}}, ["finals.training.save_steps", "the race sets it"]),
+        ({"subnet": 3}, ["finals.subnet", "subnets"]),
+    ],
+)
+def test_a_wrong_section_is_refused(tiny_recipe, tmp_path, section, words):
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**tiny_recipe, "finals": section}))
+    with pytest.raises(UserError) as error:
+        Recipe.load(path)
+    for word in words:
+        assert word in str(error.value)
