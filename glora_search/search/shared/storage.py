@@ -49,8 +49,9 @@ def storage_errors() -> tuple[type[Exception], ...]:
     """
     found: list[type[Exception]] = [OSError, StorageInternalError]
     for module, name in (("grpc", "RpcError"), ("redis", "RedisError")):
-        if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
+        error = getattr(sys.modules.get(module), name, None)
+        if error is not None:
+            found.append(error)
     return tuple(found)
 
 
