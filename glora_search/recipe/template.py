@@ -64,6 +64,14 @@ retrain:                        # trains the best subnet; used only if it is bet
     per_device_train_batch_size: 32
   #lr_factors: null             # null uses the supernet's
 
+#finals:                        # in place of retrain: the best subnets and uniform methods race; best one wins
+#  subnets: 2                   # the search's best subnets that compete
+#  rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
+#  teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
+#  teacher_share: 0.5           # the teacher's share of the loss
+#  training: {{num_train_epochs: 20, learning_rate: 2.0e-3, per_device_train_batch_size: 16}}
+#  lr_factors: null             # null uses the supernet's
+
 baselines: [lora]               # peft's LoRA at the largest rank within the budget; [] trains no baseline
 baseline:
   training: {{}}                # as the supernet's, with the epochs of supernet and retraining together

@@ -139,6 +139,9 @@ class BoundSpace:
     ) -> Genome:
         """Change random genes, one after the other, until the genome meets a number of parameters.
 
+        Genes get the choices of the smallest or the largest subnet. The supernet's sampling draws with this; for the
+        small steps of the evolution see `search.evolution.variation.resized`.
+
         Args:
             genome: where to start.
             max_params: the result has at most so many.

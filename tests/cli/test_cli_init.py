@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from glora_search.recipe.schema import BaselineTraining, Recipe, Retrain, Search, Supernet
+from glora_search.recipe.schema import BaselineTraining, Finals, Recipe, Retrain, Search, Supernet
 from glora_search.recipe.template import recipe_template
 
 
@@ -80,9 +80,10 @@ def test_every_key_that_is_commented_out_stands_with_its_default():
     assert Recipe.model_validate(yaml.safe_load(everything)) == plain
 
 
-@pytest.mark.parametrize("section", [Recipe, Supernet, Search, Retrain, BaselineTraining])
+@pytest.mark.parametrize("section", [Recipe, Supernet, Search, Retrain, Finals, BaselineTraining])
 def test_every_key_of_a_section_is_in_it(section):
     keys = {field.alias or name for name, field in section.model_fields.items()}
-    text = yaml.safe_load(re.sub(r"^(\s*)#(\w+:)", r"\1\2", recipe_template("x", {}), flags=re.MULTILINE))
-    part = {Supernet: "supernet", Search: "search", Retrain: "retrain", BaselineTraining: "baseline"}.get(section)
+    text = yaml.safe_load(re.sub(r"^(\s*)#( *\w+:)", r"\1\2", recipe_template("x", {}), flags=re.MULTILINE))
+    parts = {Supernet: "supernet", Search: "search", Retrain: "retrain", Finals: "finals", BaselineTraining: "baseline"}
+    part = parts.get(section)
     assert set(text if part is None else text[part]) == keys

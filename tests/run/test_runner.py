@@ -19,7 +19,7 @@ from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import status
 from glora_search.tasks.text_classification import TextClassification
 
-ALL_BUT_TEST = [name for name in STAGES if name != "test"]
+ALL_BUT_TEST = [name for name in STAGES if name not in ("test", "finals")]
 
 
 def test_a_finished_run_is_not_done_again(finished_run, recipe, monkeypatch):
@@ -202,7 +202,8 @@ def test_a_stage_that_another_process_works_at_is_refused(finished_run, added_st
 @pytest.mark.parametrize(
     ("stage", "stale"),
     [
-        ("supernet", ["search", "best", "retrained", "merged", "test"]),
+        ("supernet", ["search", "best", "retrained", "finals", "merged", "test"]),
+        ("finals", ["merged", "test"]),
         ("best", ["retrained", "merged", "test"]),
         ("retrained", ["merged", "test"]),
         ("baselines", ["test"]),
