@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from glora_search.ranking import rank_key
 from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate
 from glora_search.search.calibration import calibration_args, subnet_evaluator
-from glora_search.search.study import search
+from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.search.study import check_search, search
 from glora_search.search.trials import best_trial
 from glora_search.space import BoundSpace, Genome, SearchSpace
 from glora_search.supernet import make_sampling
@@ -70,6 +72,7 @@ def find_adapter(
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
     lr_factors: Mapping[str, float] | None = None,
+    patience: int | None = None,
     direction: Literal["maximize", "minimize"] = "maximize",
     **search_options: Any,
 ) -> FoundAdapter:
@@ -98,6 +101,8 @@ def find_adapter(
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
         lr_factors: learning rates by kind of path, see `PathTrainer`.
+        patience: stop the supernet's training after so many evaluations that did not better it, see `train_supernet`;
+            the arguments must evaluate and load the best model at the end.
         direction: whether a higher or a lower metric is better.
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
@@ -107,7 +112,11 @@ def find_adapter(
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
-    bound.check_budget(max_params)
+    inspect.signature(search).bind_partial(**search_options)
+    early = {
+        name: value for name, value in search_options.items() if name in inspect.signature(check_search).parameters
+    }
+    check_search(bound, max_params=max_params, seed=args.seed, **early)
     if calibration_steps != 0:
         calibration_args(args, calibration_steps)  # refused before the training, not after it
     make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
@@ -126,6 +135,7 @@ def find_adapter(
         sampling=sampling,
         sampling_options=sampling_options,
         lr_factors=lr_factors,
+        patience=patience,
         max_params=max_params,
     )
     bound = supernet.space
@@ -139,7 +149,10 @@ def find_adapter(
         lr_factors=lr_factors,
         batch_size=batch_size,
     )
-    options = {"score": score, "seed": args.seed, "direction": direction, "weights": _digest(supernet)}
+    scored = (
+        f"{_digest(supernet, evaluator)}-{calibration_steps}" if calibration_steps else _digest(supernet, evaluator)
+    )
+    options = {"score": score, "seed": args.seed, "direction": direction, "weights": scored}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params
     inherited = evaluator.inherit(genome)
@@ -160,10 +173,11 @@ def find_adapter(
     )
 
 
-def _digest(supernet: nn.Module) -> str:
-    """A short name of what was trained: a storage that holds the search of another supernet is refused."""
+def _digest(supernet: nn.Module, evaluator: SubnetEvaluator) -> str:
+    """A short name of what scores are made from: a storage that holds those of another supernet, or of other
+    validation rows, is refused."""
     digest = hashlib.sha256()
-    for parameter in supernet.parameters():
-        if parameter.requires_grad:
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
+    for tensor in (*trained, *(value for batch in evaluator.batches for value in batch.values())):
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]

@@ -42,11 +42,15 @@ class Scoring(Protocol):
 
     Attributes:
         metric: the metric's name.
+        direction: whether a higher or a lower metric is better, ``maximize`` or ``minimize``.
         collator: list of rows -> batch with ``labels``.
     """
 
     metric: str
     collator: Any
+
+    @property
+    def direction(self) -> str: ...
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What each row adds to the metric: ``[rows, k]``."""

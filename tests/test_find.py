@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from glora_search import GLoraConfig, Recipe, SearchSpace, SupernetTrainer, find_adapter, search
+from glora_search import GLoraConfig, SearchSpace, SupernetTrainer, find_adapter
 from glora_search.errors import UserError
 from glora_search.scoring import RowMetric, evaluate
 from glora_search.search import best_trial
@@ -47,7 +45,7 @@ def find(make_model, tmp_path):
         return find_adapter(
             make_model(model),
             rows(64, 0),
-            rows(40, 1),
+            options.pop("validation", rows(40, 1)),
             task_type="SEQ_CLS",
             args=training(num_train_epochs=epochs),
             retrain_args=None if retrain is None else training(**retrain),
@@ -143,23 +141,38 @@ def test_a_wrong_number_of_calibration_steps_is_refused_before_the_training(find
         find(calibration_steps=-1)
 
 
-def test_a_recipe_find_adapter_and_search_have_the_same_defaults():
-    recipe = Recipe.model_validate(
-        {"name": "made-up", "task": {"model": "none"}, "data": {"source": "csv", "train": "none.csv"}, "space": "glora"}
-    )
-    shared = recipe.search.model_dump() | recipe.supernet.model_dump()
-    for function in (find_adapter, search):
-        own = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-        both = {name for name in own if name in shared and name not in ("options", "sampling_options")}
-        assert {"trials", "score", "max_params"} <= both
-        assert {name: own[name] for name in both if name != "lr_factors"} == {
-            name: shared[name] for name in both if name != "lr_factors"
-        }
-
-
 def test_trials_of_another_supernet_in_the_same_storage_are_refused(find, tmp_path):
     journal = tmp_path / "journal.log"
     first = find(storage=journal)
     assert find(storage=journal).genome == first.genome  # the same supernet again
     with pytest.raises(UserError, match="weights"):
         find(storage=journal, epochs=3)
+
+
+def test_trials_that_were_scored_otherwise_are_refused(find, tmp_path):
+    journal = tmp_path / "journal.log"
+    find(storage=journal)
+    with pytest.raises(UserError, match="weights"):
+        find(storage=journal, calibration_steps=2)
+    with pytest.raises(UserError, match="weights"):
+        find(storage=journal, validation=rows(40, 7))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "evolutoin"}, "search.sampler"),
+        ({"options": {"populaton": 3}}, "search.options"),
+        ({"sampling": "best"}, "supernet.sampling"),
+        ({"objective": "front"}, "objective front"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_the_training(find, monkeypatch, options, words):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(UserError, match=words):
+        find(**options)
+
+
+def test_a_subnet_with_nothing_to_train_is_returned_as_it_is(find):
+    found = find(retrain={"num_train_epochs": 1}, max_params=0)
+    assert found.params == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from glora_search.adapters.card import write_card
@@ -51,24 +52,33 @@ STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
 """What peft loads without this package: its own GLoRA, and LoRA."""
 
 
-def export_stock(model: Any, form: str, folder: Path, *, base_model: str, facts: Mapping[str, Any]) -> None:
+def export_stock(
+    model: Any, form: str, folder: Path, *, base_model: str, facts: Mapping[str, Any], processor: Any
+) -> None:
     """Write a model's adapter in one of `STOCK_FORMATS`, which plain peft loads.
 
     A folder of an earlier export is replaced once the new one is whole.
 
     Args:
         model: a ``PeftModel`` with a `GLoraConfig` adapter.
-        form: ``peft`` or ``lora``.
+        form: ``peft`` or ``lora``; one that is a LoRA already, as who wins the finals can be, is written as it is.
+        processor: the tokenizer or image processor, saved beside it.
 
     Raises:
         UserError: the format cannot express the adapter; nothing was written.
     """
-    config, weights = STOCK_FORMATS[form](model)
+    config = model.peft_config[model.active_adapters[0]]
+    if form == "lora" and isinstance(config, LoraConfig):
+        config, weights = copy.copy(config), get_peft_model_state_dict(model)
+        config.inference_mode = True
+    else:
+        config, weights = STOCK_FORMATS[form](model)
     config.base_model_name_or_path = base_model
     _note_model_class(config, model)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part, config, weights)
     write_card(part, base_model, facts, folder)
+    processor.save_pretrained(str(part))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -54,7 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-RunFolder = Annotated[
+RunPath = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.", autocompletion=complete.run_folders),
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunFolder, SharedStorage, app, silence_libraries
+from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, silence_libraries
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.progress import say
@@ -99,7 +99,7 @@ def _finish(run: Any, stage: str, as_json: bool, **options: Any) -> None:
 def _stage_command(stage: Stage) -> None:
     """The command of a stage without options of its own."""
 
-    def do(run: RunFolder, again: Again = False, quiet: Quiet = False, as_json: Json = False) -> None:
+    def do(run: RunPath, again: Again = False, quiet: Quiet = False, as_json: Json = False) -> None:
         _do(run, stage.name, again, quiet, as_json)
 
     do.__doc__ = stage.help
@@ -107,7 +107,7 @@ def _stage_command(stage: Stage) -> None:
 
 
 def search_(
-    run: RunFolder,
+    run: RunPath,
     again: Again = False,
     workers: Annotated[int, typer.Option(help="Worker processes on this machine.")] = 1,
     storage: SharedStorage = None,
@@ -132,7 +132,7 @@ def search_(
 
 
 def export(
-    run: RunFolder,
+    run: RunPath,
     again: Again = False,
     form: Annotated[
         str,
@@ -157,7 +157,7 @@ def export(
     begin(quiet, as_json)
     current = _open(run)
     from glora_search.adapters.export import STOCK_FORMATS
-    from glora_search.run.exports import export_as
+    from glora_search.run.formats import export_as
 
     if form not in STOCK_FORMATS:
         raise invalid("--format", form, ["glora", *STOCK_FORMATS, "merged"])

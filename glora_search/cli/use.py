@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import USE, Json, RunFolder, app, silence_libraries
+from glora_search.cli.app import USE, Json, RunPath, app, silence_libraries
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
 
 
 @app.command(rich_help_panel=USE)
-def report(run: RunFolder, as_json: Json = False) -> None:
+def report(run: RunPath, as_json: Json = False) -> None:
     """Write report.html from what is done so far: one page that works offline.
 
     Example: glora-search report runs/reviews
@@ -44,9 +44,9 @@ def compare(
     """
     begin(as_json=as_json)
     from glora_search.run.compare import compare as read
-    from glora_search.run.folder import RunFolder as View
+    from glora_search.run.folder import RunFolder
 
-    rows, notes = read([View(folder) for folder in runs])
+    rows, notes = read([RunFolder(folder) for folder in runs])
     if as_json:
         emit({"runs": rows, "notes": notes})
         return
@@ -70,7 +70,7 @@ def _cell(key: str, value: Any) -> str:
 
 @app.command(rich_help_panel=USE)
 def predict(
-    run: RunFolder,
+    run: RunPath,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Inputs to predict.")] = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="A text file with one input per line.")
@@ -85,12 +85,12 @@ def predict(
     inputs = [*(texts or []), *([] if file is None else _lines(file))]
     if not inputs:
         raise invalid("TEXT", inputs, "at least one text, as an argument or a line of --file")
-    from glora_search.run.folder import RunFolder as View
+    from glora_search.run.folder import RunFolder
     from glora_search.run.predict import predict as use
     from glora_search.run.predict import prediction_rows
 
     silence_libraries()
-    outputs = use(View(run), inputs)
+    outputs = use(RunFolder(run), inputs)
     if as_json:
         emit([{"input": text, "output": output} for text, output in zip(inputs, outputs, strict=True)])
         return

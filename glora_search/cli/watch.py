@@ -7,23 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from glora_search.cli.app import RUN, Json, RunFolder, SharedStorage, app
+from glora_search.cli.app import RUN, Json, RunPath, SharedStorage, app
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.progress import say
 
 
 @app.command(rich_help_panel=RUN)
-def status(run: RunFolder, storage: SharedStorage = None, as_json: Json = False) -> None:
+def status(run: RunPath, storage: SharedStorage = None, as_json: Json = False) -> None:
     """Show a run's progress: its stages, and the best subnet so far. Works while it runs.
 
     Example: watch glora-search status runs/reviews
     """
     begin(as_json=as_json)
-    from glora_search.run.folder import RunFolder as View
+    from glora_search.run.folder import RunFolder
     from glora_search.run.status import status as read
 
-    view = View(run)
+    view = RunFolder(run)
     found = read(view, None if storage is None else _shared_study(view, storage))
     if as_json:
         emit(found)
@@ -56,7 +56,7 @@ def _shared_study(run: Any, storage: str) -> Any:
 
 @app.command(rich_help_panel=RUN)
 def dashboard(
-    run: RunFolder,
+    run: RunPath,
     storage: SharedStorage = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
@@ -66,9 +66,9 @@ def dashboard(
     Example: glora-search dashboard runs/reviews --port 8081
     """
     begin()
-    from glora_search.run.folder import RunFolder as View
+    from glora_search.run.folder import RunFolder
 
-    view = View(run)
+    view = RunFolder(run)
     if storage is None:
         opened = view.journal()
     else:

@@ -15,9 +15,6 @@ from glora_search.search.results import GENE, genome_of, ranked, trials_frame
 from glora_search.space.bound import BoundSpace
 from glora_search.vocabulary import LayerPaths
 
-_LAST = list(STAGES.values())[-1].command
-"""The stage that is the end of all the others; the report counts the seconds of those."""
-
 
 @dataclass(frozen=True)
 class RunData:
@@ -27,7 +24,7 @@ class RunData:
         folder: the run folder.
         metrics: as in metrics.json, as far as the stages that are done tell.
         score: what the search goes by: ``metric`` or ``loss``.
-        trials: the trials that were scored on all rows, in their order, as `search.report.trials_frame` has them; of
+        trials: the trials that were scored on all rows, in their order, as `search.results.trials_frame` has them; of
             a search that is still going on, those of the run folder's journal. ``score`` is what the search goes by,
             so that lower is better; ``rank`` is a trial's place, 0 is the best.
         layers: layer -> paths of the best subnet so far.
@@ -64,7 +61,7 @@ def read_run(run: RunFolder) -> RunData:
         trials=trials,
         layers=_layers(run, trials),
         history=pd.DataFrame(read_json(history) if history.is_file() else []),
-        seconds={command: seconds for command, seconds in run.seconds().items() if command != _LAST},
+        seconds={command: seconds for command, seconds in run.seconds().items() if command != STAGES["test"].command},
         files={
             name: path.read_text(encoding="utf-8")
             for name in ("recipe.yaml", "space.yaml", "environment.json")

@@ -79,9 +79,6 @@ class Context:
 
     def arguments(self, settings: dict[str, Any], folder: Path) -> TrainingArguments:
         """A section's training arguments, its checkpoints below a stage's folder."""
-        task = self.task
-        if str(settings.get("metric_for_best_model")).endswith(task.metric):
-            settings = {"greater_is_better": task.direction == "maximize", **settings}
         return training_arguments(settings, folder / "checkpoints", self.recipe.seed)
 
     def facts(self, params: int, validation: float) -> dict[str, Any]:

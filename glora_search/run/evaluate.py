@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from glora_search.tasks import Task
 
 def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     """Read the test split, this once, and score what was made; leaves ``metrics.json``."""
+    started = time.perf_counter()
     view, task, recipe = run.view, run.task, run.recipe
     merged, found, best = view.result("merged"), view.result("search"), view.result("best")
     baselines = view.done("baselines") or {"list": [], "skipped": []}
@@ -65,6 +67,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "validation": merged["validation"],
             "test": scores["merged"],
         },
+        "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)},
     }
 
 

@@ -16,7 +16,7 @@ def export_best(run: Context, folder: Path) -> dict[str, Any]:
     It is scored once more: with other threads or hardware than the search's, figures differ in their last bits.
     """
     best = run.view.result("search")["best"]
-    evaluator = evaluator_of(run)
+    evaluator = evaluator_of(run, folder)
     found = evaluator.inherit(best["genome"])
     scored = found.evaluation
     facts = run.facts(best["params"], scored.metric)
@@ -24,4 +24,9 @@ def export_best(run: Context, folder: Path) -> dict[str, Any]:
         folder, found.config, found.weights, model=evaluator.supernet, base_model=run.task.model_path, facts=facts
     )
     run.task.processor.save_pretrained(str(folder))
-    return {"params": best["params"], "validation": scored.metric, "validation_loss": scored.loss}
+    return {
+        "params": best["params"],
+        "validation": scored.metric,
+        "validation_loss": scored.loss,
+        "direction": run.task.direction,
+    }

@@ -30,7 +30,7 @@ from glora_search.space.layers import Genome
 from glora_search.supernet.teacher import draw_members, soft_labels
 from glora_search.training.baselines import fitting_lora, lora_within
 from glora_search.training.distillation import with_soft_labels
-from glora_search.training.loop import steps_of
+from glora_search.training.loop import steps_for
 from glora_search.tuners.glora import save_adapter
 
 
@@ -51,8 +51,7 @@ class _Finals:
         self.context, self.folder, self.settings = run, folder, settings
         self.task, self.space = run.task, run.space
         self.args = run.arguments({**settings.training, **EVALUATED}, folder)
-        batches = -(-len(self.task.train) // self.args.per_device_train_batch_size)
-        self.steps = whole(steps_of(self.args, batches))
+        self.steps = whole(steps_for(self.args, len(self.task.train)))
         self.factors = settings.lr_factors if settings.lr_factors is not None else run.recipe.supernet.lr_factors
 
     def run(self) -> dict[str, Any]:
@@ -97,6 +96,7 @@ class _Finals:
         ]
         return {
             "winner": winner.name,
+            "direction": self.task.direction,
             **figures,
             "baseline": baseline,
             "finalists": sorted(table, key=lambda row: (-row["steps"], row["validation_loss"])),
@@ -127,7 +127,7 @@ class _Finals:
         missing = [one for one in field if one.inherits and not (self._home(one) / "start" / "done").is_file()]
         if not missing:
             return
-        evaluator = evaluator_of(self.context)
+        evaluator = evaluator_of(self.context, self.folder)
         for one in missing:
             start, found = self._home(one) / "start", evaluator.inherit(one.genome or {})
             save_adapter(start, found.config, found.weights)

@@ -88,16 +88,18 @@ class RunFolder:
         found: dict[str, float] = {}
         for stage in STAGES.values():
             seconds = (self.done(stage.name) or {}).get("seconds")
-            if isinstance(seconds, dict):  # metrics.json has those of all stages
-                seconds = seconds.get(stage.command)
-            if seconds is not None:
+            if isinstance(seconds, dict):  # metrics.json has those of all stages, also of what was removed since
+                found = {**found, **seconds}
+            elif seconds is not None:
                 found[stage.command] = seconds
         return found
 
     @property
-    def direction(self) -> str:
-        """Whether a higher or a lower metric is better; known once the supernet is trained."""
-        return str((self.done("supernet") or {}).get("direction", "maximize"))
+    def direction(self) -> str | None:
+        """Whether a higher or a lower metric is better; None as long as no stage has noted it."""
+        noted = (done for name in STAGES if (done := self.done(name)) is not None)
+        found = next((done["direction"] for done in noted if "direction" in done), None)
+        return None if found is None else str(found)
 
     def final(self) -> tuple[str, dict[str, Any]] | None:
         """The final adapter: who won the finals, else ``best`` or ``retrained``, whichever is better on validation.
@@ -111,7 +113,8 @@ class RunFolder:
         found = {name: done for name in ("retrained", "best") if (done := self.done(name)) is not None}
         if not found:
             return None
-        direction = self.direction
+        # Older folders have it in supernet/ alone: without it the choice would be a guess.
+        direction = self.direction or str(self.result("supernet").get("direction", "maximize"))
 
         def key(name: str) -> tuple[float, float]:
             return rank_key(found[name]["validation"], found[name]["validation_loss"], direction=direction)
@@ -127,7 +130,7 @@ class RunFolder:
         metrics: dict[str, Any] = {
             "name": self.name,
             "metric": (self.done("supernet") or {}).get("metric", "metric"),
-            "direction": self.direction,
+            "direction": self.direction or "maximize",
             "budget": self.budget,
             "baselines": (self.done("baselines") or {"list": []})["list"],
         }

@@ -13,10 +13,9 @@ from glora_search.scoring import evaluate, logits_of
 
 def merge_final(run: Context, folder: Path) -> dict[str, Any]:
     """Fold the final subnet into the base weights; leaves ``merged/``, a plain transformers folder."""
-    final = run.view.final()
-    assert final is not None
+    source, _ = run.view.final() or ("best", run.view.result("best"))
     with track("merge", 3) as bar:
-        model = run.load(final[0])
+        model = run.load(source)
         before = logits_of(model, run.validation)
         bar.advance()
         plain = merge(model)
@@ -27,7 +26,7 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
         run.task.processor.save_pretrained(str(folder))
         bar.advance()
     return {
-        "source": final[0],
+        "source": source,
         "validation": scored.metric,
         "max_abs_logit_difference": max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
     }

@@ -20,12 +20,15 @@ def retrain(run: Context, folder: Path) -> dict[str, Any]:
     settings = recipe.retrain
     set_seed(recipe.seed)
     model = subnet_to_train(task.model(), run.folder / "best", start=settings.start)
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        args = run.arguments(settings.training, folder)
-        factors = recipe.lr_factors(settings)
-        train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
+    args, factors = run.arguments(settings.training, folder), recipe.lr_factors(settings)
+    train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
     model.save_pretrained(str(folder))
     task.processor.save_pretrained(str(folder))
     write_card(folder, task.model_path, run.facts(params, scored.metric))
-    return {"params": params, "validation": scored.metric, "validation_loss": scored.loss}
+    return {
+        "params": params,
+        "validation": scored.metric,
+        "validation_loss": scored.loss,
+        "direction": run.task.direction,
+    }

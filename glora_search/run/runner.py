@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,14 +13,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ImportString, TypeAdapter
 
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.files.text import write_json
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.making import is_made_from, make
 from glora_search.run.stages import STAGES, Stage, made_from
-from glora_search.search.samplers import make_sampler
+from glora_search.run.status import at_work
+from glora_search.search.study import check_search
 from glora_search.space import SearchSpace
 from glora_search.supernet import make_sampling
 from glora_search.tasks import Task, make_task
@@ -88,41 +90,51 @@ class Run:
             What the stage has left, with the ``seconds`` that the call that finished it took.
 
         Raises:
-            UserError: a stage that it needs is not done, or another process works in the run folder.
+            UserError: a stage that it needs is not done, the recipe has no section for it, or another process works in
+                the run folder.
         """
         stage = STAGES[name]
+        if stage.asked and self.view.recipe.get(stage.asked) is None:
+            raise UserError(f"{stage.command}: {self.folder / 'recipe.yaml'} has no section {stage.asked}")
         done = self.view.done(name)
         if done is None:
-            for needed in stage.needs:
-                self.view.result(needed)
-            if stage.joined_by:
+            self._check_needs(stage)
+            if stage.joined_by and at_work(self.view) == name:
                 self._join(stage, options)
+                done = self.view.done(name)
+        if done is None:
             with self.working():
                 done = self.view.done(name) or self._work(stage, options)
-        else:
-            say(f"{stage.command}: already done, in {self.folder / stage.shown}", "dim")
-        for checkpoints in list((self.folder / name).rglob("checkpoints")):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+                self._remove_checkpoints(stage)
+            return done
+        say(f"{stage.command}: already done, in {self.folder / stage.shown}", "dim")
+        if any((self.folder / name).rglob("checkpoints")):  # killed in the moment after it was done
+            with contextlib.suppress(UserError), self.working():
+                self._remove_checkpoints(stage)
         return done
 
+    def _check_needs(self, stage: Stage) -> None:
+        for needed in stage.needs:
+            self.view.result(needed)
+
     def _work(self, stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
+        self._check_needs(stage)  # again, under the lock
+        for left in self.folder.glob(".removed-*"):  # by a kill
+            shutil.rmtree(left)
         folder = self.folder / stage.name
-        if not stage.result:
+        if stage.has_folder:
             folder.mkdir(exist_ok=True)
         started = time.perf_counter()
         done: dict[str, Any] = _function(stage.function)(self.context, folder, **options)
-        seconds = round(time.perf_counter() - started, 1)
-        done["seconds"] = {**self.view.seconds(), stage.command: seconds} if stage.result else seconds
+        done.setdefault("seconds", round(time.perf_counter() - started, 1))
         # A later stage may have been done without this one, as merging is without retraining.
         self._remove(*stage.beside)
-        self._remove_made_from(stage)
+        self._remove_made_from(stage, "made without this result")
         write_json(self.folder / stage.written_last, done)
         return done
 
     def _join(self, stage: Stage, options: dict[str, Any]) -> None:
-        """Where another process is at this stage already, help it until it has noted the result."""
-        if not self.view.is_busy():
-            return
+        """Help the process that is at this stage, until it has noted the result."""
         say(f"{stage.command}: joining the search that is running in this folder")
         _function(stage.joined_by)(self.folder, **options)
         while self.view.done(stage.name) is None and self.view.is_busy():
@@ -136,12 +148,12 @@ class Run:
                 removed.
         """
         stage = STAGES[name]
-        for needed in stage.needs:
-            self.view.result(needed)
+        self._check_needs(stage)
         _ = self.context.space
         with self.working():
+            self._check_needs(stage)
             self._remove(stage.result or name, *stage.beside)
-            self._remove_made_from(stage)
+            self._remove_made_from(stage, "made from the old result")
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -160,20 +172,28 @@ class Run:
         finally:
             lock.release()
 
-    def _remove_made_from(self, stage: Stage) -> None:
+    def _remove_made_from(self, stage: Stage, why: str) -> None:
         for made in made_from(stage.name):
             if self.view.done(made.name) is not None:
-                what = " and ".join([made.shown, *(f"{name}" for name in made.beside if made.result)])
-                say(f"{stage.command}: removing {what}, made without this result")
+                what = " and ".join([made.shown, *(made.beside if made.result else ())])
+                say(f"{stage.command}: removing {what}, {why}")
             self._remove(made.result or made.name, *made.beside)
 
     def _remove(self, *names: str) -> None:
+        """Remove results: each is gone at once, so that a kill leaves none that looks done and is not whole."""
         for name in names:
-            path = self.folder / name
+            path, going = self.folder / name, self.folder / f".removed-{name}"
+            if going.exists():
+                shutil.rmtree(going)
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                path.rename(going)
+                shutil.rmtree(going)
             else:
                 path.unlink(missing_ok=True)
+
+    def _remove_checkpoints(self, stage: Stage) -> None:
+        for checkpoints in list((self.folder / stage.name).rglob("checkpoints")):
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _function(path: str) -> Any:
@@ -186,8 +206,15 @@ def _check(recipe: Recipe) -> Task:
     task = make_task(recipe)
     supernet, search = recipe.supernet, recipe.search
     space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
-    space.check_budget(search.max_params)
+    check_search(
+        space,
+        sampler=search.sampler,
+        max_params=search.max_params,
+        objective=search.objective,
+        seed=recipe.seed,
+        options=search.options,
+        racing=search.racing,
+    )
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": search.max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    make_sampler(search.sampler, space, max_params=search.max_params, options=search.options)
     return task

@@ -45,7 +45,7 @@ def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> Non
 
 def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
     settings = run.recipe.search
-    evaluator = evaluator_of(run)
+    evaluator = evaluator_of(run, run.folder / "search")
     helper = functools.partial(assist, run.folder, storage=storage)
     with helped_by(workers - 1, helper), track("search", settings.trials) as bar:
         return search(
@@ -67,8 +67,12 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
         )
 
 
-def evaluator_of(run: Context) -> SubnetEvaluator:
-    """What scores the supernet's subnets, each trained a little before where the recipe says so."""
+def evaluator_of(run: Context, folder: Path) -> SubnetEvaluator:
+    """What scores the supernet's subnets, each trained a little before where the recipe says so.
+
+    Args:
+        folder: of the stage that asks, for what a Trainer writes.
+    """
     recipe, task = run.recipe, run.task
     steps = recipe.search.calibration_steps
     return subnet_evaluator(
@@ -76,7 +80,7 @@ def evaluator_of(run: Context) -> SubnetEvaluator:
         task,
         task.train,
         task.validation,
-        run.arguments(recipe.supernet.training, run.folder / "supernet"),
+        run.arguments(recipe.supernet.training, folder),
         calibration_steps=steps,
         lr_factors=recipe.supernet.lr_factors,
         batch_size=recipe.search.batch_size,

@@ -47,6 +47,11 @@ class Stage:
         return self.result or f"{self.name}/stage.json"
 
     @property
+    def has_folder(self) -> bool:
+        """Whether its result is in a folder of its own."""
+        return not self.result
+
+    @property
     def shown(self) -> str:
         """What a message calls the result."""
         return self.result or f"{self.name}/"
@@ -116,7 +121,7 @@ STAGES: dict[str, Stage] = {
             "test",
             "evaluate",
             f"{_HERE}.evaluate:evaluate_on_test",
-            "Read the test split, once, and write metrics.json.",
+            "Read the test split, once; write metrics.json and report.html.",
             needs=("search", "best", "merged"),
             uses=("retrained", "finals", "baselines"),
             beside=("report.html",),

@@ -28,10 +28,9 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
     """
     busy, seconds = run.is_busy(), run.seconds()
     states = {name: _state(run, stage) for name, stage in STAGES.items()}
-    if busy:
-        now = _at_work(run.path, states)
-        if now is not None:
-            states[now] = RUNNING
+    now = at_work(run) if busy else None
+    if now is not None:
+        states[now] = RUNNING
     stages = [
         {"stage": name, "command": stage.command, "state": states[name], "seconds": seconds.get(stage.command)}
         for name, stage in STAGES.items()
@@ -49,23 +48,26 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
 def _state(run: RunFolder, stage: Stage) -> str:
     if run.done(stage.name) is not None:
         return DONE
-    if not stage.result and (run.path / stage.name).is_dir():
+    if stage.has_folder and (run.path / stage.name).is_dir():
         return INTERRUPTED
     return NOT_BEGUN if run.asks_for(stage) else LEFT_OUT
 
 
-def _at_work(folder: Path, states: dict[str, str]) -> str | None:
-    """The stage that the process in the folder is at: of those that have begun, the one written to last."""
+def at_work(run: RunFolder) -> str | None:
+    """The stage that another process is at: of those that have begun, the one written to last; None where none is."""
+    if not run.is_busy():
+        return None
+    states = {name: _state(run, stage) for name, stage in STAGES.items()}
     begun = [stage for stage, state in states.items() if state == INTERRUPTED]
     if begun:
-        return max(begun, key=lambda stage: _last_change(folder / stage))
+        return max(begun, key=lambda stage: _last_change(run.path / stage))
     # The last stage leaves no folder by which one could see that it has begun.
     ready = [
         name
         for name, stage in STAGES.items()
         if states[name] == NOT_BEGUN and all(states[needed] == DONE for needed in stage.needs)
     ]
-    return ready[0] if len(ready) == 1 and STAGES[ready[0]].result else None
+    return ready[0] if len(ready) == 1 and not STAGES[ready[0]].has_folder else None
 
 
 def _last_change(folder: Path) -> float:

@@ -61,7 +61,11 @@ class SubnetEvaluator:
         self._dataset, self._batch_size = dataset, batch_size
 
     def __call__(self, genome: Genome) -> Evaluation:
-        with self.calibrated(genome), self.supernet.folded(genome):
+        with self.calibrated(genome):
+            return self._score(genome)
+
+    def _score(self, genome: Genome) -> Evaluation:
+        with self.supernet.folded(genome):
             return evaluate(self.supernet, self.batches, self.scoring)
 
     def inherit(self, genome: Genome, **config: Any) -> Inherited:
@@ -71,11 +75,8 @@ class SubnetEvaluator:
             config: further fields of the `GLoraConfig`.
         """
         with self.calibrated(genome):
-            with self.supernet.folded(genome):
-                evaluation = evaluate(self.supernet, self.batches, self.scoring)
-            return Inherited(
-                self.supernet.subnet_config(genome, **config), self.supernet.subnet_state_dict(genome), evaluation
-            )
+            evaluation, weights = self._score(genome), self.supernet.subnet_state_dict(genome)
+            return Inherited(self.supernet.subnet_config(genome, **config), weights, evaluation)
 
     def legs(self, genome: Genome) -> Iterator[Evaluation]:
         """The evaluation in parts: after an eighth, a quarter and half of the rows, and after all of them.

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import invalid
-from glora_search.search.trials import NOTES, rank_key
+from glora_search.search.trials import NOTES, trial_key
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code, key_of
 
@@ -67,7 +67,7 @@ class History:
                 allowed = f"trials of the space {space.name!r} with its {len(space.genes)} genes"
                 raise invalid("storage", f"trial {trial.number} without a fitting {error}", allowed) from None
             if trial.state == TrialState.COMPLETE:
-                score, loss, _ = rank_key(trial, self.direction)
+                score, loss, _ = trial_key(trial, self.direction)
                 self.whole.append(len(self.trials))
                 self.scores.append(score)
                 self._losses.append(loss)

@@ -11,8 +11,8 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.progress import Bar
-from glora_search.ranking import rank_key as best_first
-from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, rank_key
+from glora_search.ranking import rank_key
+from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, trial_key
 from glora_search.space.layers import Genome
 
 HIDDEN = (METRIC, NOTES)
@@ -53,7 +53,7 @@ def ranked(trials: pd.DataFrame, score: str, direction: str) -> pd.DataFrame:
         return scored
     loss = scored["user_attrs_loss"]
     values, better = (loss, "minimize") if score == "loss" else (scored["value"], direction)
-    keys = [best_first(*pair, direction=better) for pair in zip(values, loss, strict=True)]
+    keys = [rank_key(*pair, direction=better) for pair in zip(values, loss, strict=True)]
     rank = np.empty(len(scored), dtype=int)
     rank[sorted(range(len(keys)), key=lambda row: (*keys[row], scored["number"][row]))] = np.arange(len(scored))
     return pd.concat([scored, pd.DataFrame({"score": [key[0] for key in keys], "rank": rank})], axis="columns")
@@ -108,7 +108,7 @@ def show_progress(bar: Bar) -> Callable[[optuna.Study, FrozenTrial], None]:
         nonlocal best
         if trial.state == TrialState.COMPLETE:
             known = [trial] if best is None else [best, trial]
-            best = min(known, key=lambda one: rank_key(one, study.directions[0]))
+            best = min(known, key=lambda one: trial_key(one, study.directions[0]))
         bar.advance(1, "" if best is None else f"best {best.user_attrs[METRIC]:.4f}")
 
     return show

@@ -86,14 +86,9 @@ def search(
             to another search (of another space, score, direction, budget, or other weights), an option cannot be used
             with another, or the sampler proposed a genome over the budget.
     """
-    space.check_budget(max_params)
-    made = sampler
-    if isinstance(sampler, str) and sampler not in OPTUNAS:
-        made = make_sampler(sampler, space, max_params=max_params, seed=seed, options=options)
-    if objective == "front" and isinstance(made, GenomeSampler):
-        raise invalid("search.sampler", sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
-    if racing and objective == "front":
-        raise invalid("search.racing", racing, "false with objective front")
+    made = check_search(
+        space, sampler=sampler, max_params=max_params, objective=objective, seed=seed, options=options, racing=racing
+    )
     if racing and not hasattr(evaluate, "legs"):
         raise invalid("search.racing", racing, "false with an evaluator that has no legs; SubnetEvaluator has them")
     first = StudyDirection.MINIMIZE if score == "loss" or direction == "minimize" else StudyDirection.MAXIMIZE
@@ -122,3 +117,33 @@ def search(
     if worker.unwritten:
         warnings.warn(f"The storage took no record of {len(worker.unwritten)} failed trials.", stacklevel=2)
     return ledger.study
+
+
+def check_search(
+    space: BoundSpace,
+    *,
+    sampler: str | BaseSampler = "evolution",
+    max_params: int | None = None,
+    objective: str = "best",
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    racing: bool = False,
+) -> str | BaseSampler:
+    """What can be wrong with a search before it has anything to score; the arguments are those of `search`.
+
+    Returns:
+        The sampler; one of Optuna's that was given by its name is made anew for each trial.
+
+    Raises:
+        UserError: the budget is below the cheapest subnet, the sampler or an option of it is unknown, or arguments
+            exclude each other.
+    """
+    space.check_budget(max_params)
+    made = sampler
+    if isinstance(sampler, str):
+        made = make_sampler(sampler, space, max_params=max_params, seed=seed, options=options)
+    if objective == "front" and isinstance(made, GenomeSampler):
+        raise invalid("search.sampler", sampler, "with objective front, a sampler for several objectives: nsga2, tpe")
+    if racing and objective == "front":
+        raise invalid("search.racing", racing, "false with objective front")
+    return sampler if sampler in OPTUNAS else made

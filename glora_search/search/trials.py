@@ -28,7 +28,7 @@ NOTES = "notes"
 """Trial attribute: what the sampler wants to find again at its trials."""
 
 
-def rank_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:
+def trial_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:
     """Sorts finished trials, best first: the score, then the loss, then the earlier one."""
     sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
     return sign * float(trial.values[0]), float(trial.user_attrs.get(LOSS, 0.0)), trial.number
@@ -45,16 +45,16 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     if not finished:
         reason = trials[-1].user_attrs.get(FAILED) if trials else "no trial at all"
         raise UserError(f"search: no trial has finished with a finite metric and loss ({reason})")
-    return min(finished, key=lambda trial: rank_key(trial, study.directions[0]))
+    return min(finished, key=lambda trial: trial_key(trial, study.directions[0]))
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
     """The finished trials that no other one beats in score and parameters, the fewest parameters first."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(finished, key=lambda t: (t.user_attrs[PARAMS], rank_key(t, study.directions[0])))
+    ranked = sorted(finished, key=lambda t: (t.user_attrs[PARAMS], trial_key(t, study.directions[0])))
     found: list[FrozenTrial] = []
     for trial in ranked:
-        best = rank_key(found[-1], study.directions[0])[0] if found else math.inf
-        if rank_key(trial, study.directions[0])[0] < best:
+        best = trial_key(found[-1], study.directions[0])[0] if found else math.inf
+        if trial_key(trial, study.directions[0])[0] < best:
             found.append(trial)
     return found

@@ -20,6 +20,9 @@ from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.layer import base_linear, linear_features
 from glora_search.tuners.targets import namesakes
 
+QUESTION_ANS_HEAD = "qa_outputs"
+"""What peft trains and saves in a question answering model."""
+
 
 class Layer(NamedTuple):
     """A linear layer that can be adapted: its full module name, its size, and whether it has a bias."""
@@ -67,6 +70,8 @@ def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
     A classifier is always among them.
     """
     saved = [*modules_to_save, *(SEQ_CLS_HEAD_NAMES if _task_type(model) == "SEQ_CLS" else ())]
+    if "ForQuestionAnswering" in type(model).__name__:
+        saved.append(QUESTION_ANS_HEAD)
     names = [name for name, _ in model.named_modules() if name]
     # Two ways of peft to read one name: the end of a module's name is trained, a part of it is never adapted.
     heads = tuple(f"{name}." for name in names if name.endswith(tuple(saved)))

@@ -76,4 +76,5 @@ def train_supernet(
         lr_factors=lr_factors,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
     )
+    assert trainer is not None  # a supernet has something to train
     return supernet, trainer

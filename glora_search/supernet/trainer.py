@@ -80,7 +80,7 @@ class SupernetTrainer(PathTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             if self.sampling.distill and self._teacher is not None:
-                loss = distillation(outputs.logits, self._teacher, labels)
+                loss = divergence_from_teacher(outputs.logits, self._teacher, labels)
                 if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
                     loss = loss / self.current_gradient_accumulation_steps  # the Trainer takes it as scaled already
             elif self.sampling.distill:
@@ -107,7 +107,7 @@ class SupernetTrainer(PathTrainer):
         return first._replace(metrics=metrics)
 
 
-def distillation(logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+def divergence_from_teacher(logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
     """The mean Kullback-Leibler divergence of a subnet's outputs from the teacher's.
 
     Args:

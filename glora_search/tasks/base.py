@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
-from glora_search.recipe.schema import Columns, Recipe
+from glora_search.recipe.data import Columns
+from glora_search.recipe.schema import Recipe
 from glora_search.tasks.models import (
     check_vocabulary,
     load_pretrained,

@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.recipe.schema import BbcHeadlines, Files, Hub, Named, Saved
+from glora_search.recipe.data import BbcHeadlines, Files, Hub, Named, Saved
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from glora_search.errors import invalid
-from glora_search.recipe.schema import BbcHeadlines, Files, Hub, Saved
+from glora_search.recipe.data import BbcHeadlines, Files, Hub, Saved
 from glora_search.tasks.labels import Labels, check_labels, labels_of, named_labels
 from glora_search.tasks.rows import Column
 from glora_search.tasks.sources import Source, open_source

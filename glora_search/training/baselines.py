@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -11,6 +12,7 @@ from glora_search.recipe.arguments import TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
 from glora_search.space.bound import ATTENTION_QV, BoundSpace
 from glora_search.space.layers import SpaceLayer
+from glora_search.training.loop import steps_for, training_arguments
 
 
 def lora_within(
@@ -62,18 +64,10 @@ def baseline_settings(recipe: Recipe, rows: int) -> dict[str, Any]:
     parts = [TRAINING_DEFAULTS | section.training for section in (recipe.supernet, recipe.retrain)]
     own = recipe.baseline.training
     if any(part.get("max_steps", -1) > 0 for part in parts):
-        length: dict[str, Any] = {"max_steps": sum(_steps(part, rows) for part in parts)}
+        arguments = (training_arguments(part, Path("unused"), recipe.seed) for part in parts)
+        length: dict[str, Any] = {"max_steps": sum(steps_for(part, rows) for part in arguments)}
         if "num_train_epochs" in own:
             length = {"max_steps": -1}
     else:
         length = {"num_train_epochs": sum(part["num_train_epochs"] for part in parts)}
     return {**recipe.supernet.training, **length, **own}
-
-
-def _steps(settings: dict[str, Any], rows: int) -> int:
-    """The optimizer steps that these settings ask for, on one device."""
-    if settings.get("max_steps", -1) > 0:
-        return int(settings["max_steps"])
-    batches = -(-rows // settings["per_device_train_batch_size"])
-    per_epoch = max(1, -(-batches // settings.get("gradient_accumulation_steps", 1)))
-    return round(per_epoch * settings["num_train_epochs"])

@@ -6,6 +6,7 @@ a supernet.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ class DistillationTrainer(PathTrainer):
             raise invalid("teacher_share", teacher_share, "a number from 0 to 1")
         self.teacher_share = teacher_share
         super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False  # no model takes soft labels
+        own: Any = self
+        own.args = copy.copy(own.args)
+        own.args.remove_unused_columns = False  # no model takes soft labels
         inner: Any = self.data_collator
         self.data_collator: Any = SoftCollator(inner)
 
@@ -57,6 +60,10 @@ class DistillationTrainer(PathTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if soft is not None and model.training:
             logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+            if logits.shape != soft.shape:
+                raise invalid(
+                    "soft_labels", tuple(soft.shape), f"one distribution a row of logits {tuple(logits.shape)}"
+                )
             own = F.log_softmax(logits.float(), dim=-1)
             divergence = F.kl_div(own, soft.to(own), reduction="batchmean")
             loss = (1 - self.teacher_share) * loss + self.teacher_share * divergence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,27 @@ def train(
     resume: bool = False,
     trainer_cls: type[Trainer] = PathTrainer,
     **trainer_options: Any,
-) -> Trainer:
+) -> Trainer | None:
     """Train a model; what the arguments evaluate is evaluated on the validation rows, by the metric too.
 
     Args:
         scoring: the collator and the metric.
         rows: to learn from, with ``labels``.
-        args: as in ``Trainer``. Where its bar is off (``disable_tqdm``), ours is shown.
+        args: as in ``Trainer``. Where its bar is off (``disable_tqdm``), ours is shown. Which of two values of the
+            metric is better is known from the scoring.
         description: for the progress bar; without one there is no bar.
         resume: go on from the last whole checkpoint in ``args.output_dir``, if there is one. Checkpoints are the
             caller's to remove, once the result is safe.
         trainer_cls: `PathTrainer` or another Trainer; ``trainer_options`` are passed to it.
 
     Returns:
-        The trainer, after training.
+        The trainer, after training; None where the model has nothing to train.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    if str(args.metric_for_best_model).removeprefix("eval_").endswith(scoring.metric):
+        args = copy.copy(args)
+        args.greater_is_better = scoring.direction == "maximize"
     trainer = trainer_cls(
         model=model,
         args=args,
@@ -104,6 +111,12 @@ def training_arguments(settings: Mapping[str, Any], folder: Path, seed: int) -> 
 def total_steps(trainer: Trainer) -> int:
     """The optimizer steps of a whole training."""
     return steps_of(trainer.args, len(trainer.get_train_dataloader()))
+
+
+def steps_for(args: TrainingArguments, rows: int) -> int:
+    """The optimizer steps of a training on so many rows, on one device."""
+    size = args.per_device_train_batch_size
+    return steps_of(args, rows // size if args.dataloader_drop_last else -(-rows // size))
 
 
 def steps_of(args: TrainingArguments, batches: int) -> int:

@@ -32,8 +32,11 @@ def states(call):
 
 def test_a_finished_run_is_done_with_its_seconds_and_its_best(states, call, finished):
     found, everything = states(finished)
+    assert found.pop("finals") == "left out"
     assert set(found.values()) == {"done"}
-    assert all(isinstance(stage["seconds"], float) for stage in everything["stages"])
+    seconds = {stage["stage"]: stage["seconds"] for stage in everything["stages"]}
+    assert seconds.pop("finals") is None
+    assert all(isinstance(value, float) for value in seconds.values())
     stage = json.loads((finished / "search" / "stage.json").read_text())
     assert everything["search"]["trials"] == everything["search"]["of"] == 12
     assert everything["search"]["best"]["validation"] == stage["best"]["validation"]
@@ -82,7 +85,7 @@ def test_a_run_that_was_only_prepared_has_not_begun(states, call, tiny_recipe, t
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**tiny_recipe, "baselines": []}))
     assert call("prepare", tmp_path / "r.yaml", "--run-dir", tmp_path / "run", "--quiet") == (0, "", "")
     found, everything = states(tmp_path / "run")
-    assert found.pop("baselines") == "left out"
+    assert found.pop("baselines") == found.pop("finals") == "left out"
     assert set(found.values()) == {"not begun"}
     assert everything["search"] is None
     assert not (tmp_path / "run" / "search").exists()

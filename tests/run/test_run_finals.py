@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 
 import pytest
 import torch
+from peft import LoraConfig, PeftConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from glora_search import Recipe, Run
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
 from glora_search.run import finals
+from glora_search.run.formats import export_as
 from glora_search.training.distillation import DistillationTrainer
 
 
@@ -66,6 +70,21 @@ def test_a_run_has_its_own_tuned_baseline_scored_on_test(raced):
     assert "teacher" not in entry["name"]
     assert 0 <= entry["test"] <= 1
     assert (run.folder / "finals" / "baseline" / "adapter_model.safetensors").is_file()
+
+
+def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path):
+    copied = Run(shutil.copytree(raced[0].folder, tmp_path / "copied"))
+    for path in (copied.folder / "finals").glob("*.*"):
+        if path.name != "stage.json" and (copied.folder / "finals" / "baseline" / path.name).is_file():
+            shutil.copy(copied.folder / "finals" / "baseline" / path.name, path)
+    if PeftConfig.from_pretrained(copied.folder / "finals").peft_type != "LORA":
+        pytest.skip("another uniform method was the best")
+    folder = export_as(copied, "lora")
+    assert isinstance(PeftConfig.from_pretrained(folder), LoraConfig)
+    assert (folder / "tokenizer_config.json").is_file()
+    ours, theirs = (load_file(where / "adapter_model.safetensors") for where in (folder, copied.folder / "finals"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_no_checkpoints_are_left(raced):

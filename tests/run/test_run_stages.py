@@ -241,14 +241,6 @@ def test_a_search_is_compared_with_the_best_constant_answer_by_the_tasks_directi
     assert bool(notes(view, task)) is noted
 
 
-@pytest.mark.parametrize("name", ["perplexity", "eval_perplexity", "eval_lora_perplexity"])
-def test_the_metric_of_the_best_checkpoint_has_the_tasks_direction(recipe, tmp_path, name):
-    run = Run.create(recipe, tmp_path / "run").context
-    run.task = SimpleNamespace(metric="perplexity", direction="minimize")
-    settings = {"metric_for_best_model": name, "load_best_model_at_end": True, "eval_strategy": "epoch"}
-    assert run.arguments(settings, tmp_path).greater_is_better is False
-
-
 def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_named(tiny_recipe, tmp_path):
     other = copy.deepcopy(tiny_recipe)
     other["search"]["max_params"] = 0

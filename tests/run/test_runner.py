@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import types
@@ -13,6 +14,8 @@ from pydantic import ImportString, TypeAdapter
 from transformers import Trainer
 
 from glora_search import Run, SubnetEvaluator, SupernetTrainer
+from glora_search.cli.app import app
+from glora_search.cli.run import _stage_command
 from glora_search.errors import UserError
 from glora_search.run import baselines, evaluate, export, merge, retrain, supernet
 from glora_search.run.stages import STAGES, Stage, made_from
@@ -174,8 +177,14 @@ def test_a_stage_is_added_by_one_file_and_one_row(finished_run, added_stage, rec
     assert run.do("note", words=3)["words"] == 3
 
 
-def test_whether_a_stage_is_done_is_asked_again_under_the_lock(finished_run, added_stage, monkeypatch):
-    run, _ = finished_run
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    """A copy of the finished run."""
+    return Run(shutil.copytree(finished_run[0].folder, tmp_path / "copied"))
+
+
+def test_whether_a_stage_is_done_is_asked_again_under_the_lock(copied, added_stage, monkeypatch):
+    run = copied
     acquire = FileLock.acquire
 
     def beaten(self, *args, **kwargs):
@@ -192,11 +201,64 @@ def test_whether_a_stage_is_done_is_asked_again_under_the_lock(finished_run, add
     assert run.view.done("test") is not None  # what was made from it is not removed a second time
 
 
-def test_a_stage_that_another_process_works_at_is_refused(finished_run, added_stage, monkeypatch):
-    run, _ = finished_run
-    (run.folder / "note" / "stage.json").unlink(missing_ok=True)
-    with FileLock(run.view.lock), pytest.raises(UserError, match="no other process works in"):
-        run.do("note")
+def test_a_stage_that_another_process_works_at_is_refused(copied, added_stage):
+    with FileLock(copied.view.lock), pytest.raises(UserError, match="no other process works in"):
+        copied.do("note")
+
+
+def test_a_process_at_another_stage_is_no_search_to_join(copied, monkeypatch):
+    copied.forget("search")
+    (copied.folder / "search").mkdir()  # of a search that was killed
+    (copied.folder / "baselines" / "stage.json").unlink()
+    os.utime(copied.folder / "search", (0, 0))
+    monkeypatch.setattr("glora_search.run.search.assist", lambda *args, **options: pytest.fail("joined"))
+    with FileLock(copied.view.lock), pytest.raises(UserError, match="no other process works in"):
+        copied.do("search")
+
+
+def test_what_a_stage_needs_is_asked_again_under_the_lock(copied, monkeypatch):
+    copied.forget("merged")
+    acquire = FileLock.acquire
+
+    def late(self, *args, **kwargs):
+        held = acquire(self, *args, **kwargs)
+        (copied.folder / "best" / "stage.json").unlink(missing_ok=True)
+        return held
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with pytest.raises(UserError, match="glora-search export"):
+        copied.do("merged")
+
+
+@pytest.mark.parametrize("stage", ["supernet", "search", "best", "retrained", "merged"])
+def test_a_kill_while_results_are_removed_leaves_none_that_looks_done(copied, stage):
+    child = os.fork()
+    if child == 0:
+        kill_in(shutil, "rmtree", 1)
+        copied.forget(stage)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert copied.view.done(stage) is None
+    assert not (copied.folder / stage).exists()
+    copied.all_stages()
+    assert copied.view.done("test") is not None
+    assert not list(copied.folder.glob(".removed-*"))
+
+
+def test_a_stage_that_the_recipe_has_no_section_for_is_refused(copied):
+    with pytest.raises(UserError, match="has no section finals"):
+        copied.do("finals")
+
+
+def test_a_new_stage_has_its_command(added_stage, copied, call):
+    before = list(app.registered_commands)
+    _stage_command(STAGES["note"])
+    try:
+        code, out, err = call("note", copied.folder)
+    finally:
+        app.registered_commands[:] = before
+    assert (code, err) == (0, "")
+    assert "note: words 2" in out
 
 
 @pytest.mark.parametrize(

@@ -221,10 +221,12 @@ def test_a_wrong_number_of_steps_is_refused(parts, steps):
         calibration_args(calibration.args, steps)
 
 
+@pytest.mark.slow
 def test_what_a_run_exports_is_what_it_scored(tiny_recipe, tmp_path):
     search = {**tiny_recipe["search"], "calibration_steps": 4, "trials": 5}
     run = Run.create(Recipe.model_validate({**tiny_recipe, "search": search}), tmp_path / "run")
     metrics = run.all_stages()
+    assert not list(run.folder.rglob("checkpoints"))
     model = load_adapter(run.context.task.model(), run.folder / "best")
     scored = evaluate(model, run.context.validation, run.context.task)
     assert scored.metric == metrics["search"]["best"]["validation"]

@@ -7,7 +7,7 @@ import pytest
 
 from glora_search.search import PaperSampler, search
 from glora_search.search.evolution.base import distributions
-from glora_search.search.trials import LOSS, NOTES, ORIGIN, rank_key
+from glora_search.search.trials import LOSS, NOTES, ORIGIN, trial_key
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import SpaceLayer
 
@@ -75,7 +75,7 @@ def test_mutants_differ_from_a_parent_in_about_the_share_of_genes_that_is_set(sp
 def test_every_gene_of_a_crossover_comes_from_one_of_the_parents(space):
     sampler = PaperSampler(space, population_size=6, n_parents=2, n_mutants=0, n_crossovers=6, seed=3)
     study = run(space, sampler, 12, value=space.params)
-    parents = sorted(study.trials[:6], key=rank_key)[:2]
+    parents = sorted(study.trials[:6], key=trial_key)[:2]
     crossed = [trial for trial in study.trials[6:] if trial.user_attrs[ORIGIN] == "crossover"]
     assert crossed
     for trial in crossed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import math
 import sys
 import types
@@ -13,10 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from glora_search.errors import UserError
-from glora_search.recipe.schema import Search
 from glora_search.search import Evaluation, best_trial, front, search
 from glora_search.search import worker as worker_module
-from glora_search.search.evolution.base import GenomeSampler, Proposal
 from glora_search.search.results import show_progress
 from glora_search.search.shared.ledger import Ledger
 from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, ORIGIN, PARAMS
@@ -28,6 +25,8 @@ OPTIONS = {
     "paper": {"population_size": 8, "n_parents": 3, "n_mutants": 4, "n_crossovers": 4},
     "nsga2": {"population_size": 8},
 }
+
+
 SAMPLERS = ["evolution", "paper", "nsga2", "tpe", "random"]
 
 
@@ -216,135 +215,6 @@ def test_the_front_holds_what_no_other_trial_beats_in_score_and_parameters(space
     assert {tuple(trial.values) for trial in found} == {tuple(trial.values) for trial in study.best_trials}
     assert all(trial.values[1] == space.params(trial.params) <= 150 for trial in study.trials)
     assert best_trial(study).values[0] == max(trial.values[0] for trial in study.trials)
-
-
-def test_a_front_needs_a_sampler_for_several_objectives(space, evaluator):
-    with pytest.raises(UserError, match=r"search\.sampler: got 'evolution'.*nsga2"):
-        search(space, evaluator(), objective="front")
-
-
-def test_a_budget_below_the_cheapest_subnet_is_refused(evaluator):
-    fixed = BoundSpace([SpaceLayer("l", 8, 8, True, {"B": ["lora"], "E": ["vector", "constant"]}, [2])])
-    with pytest.raises(UserError, match=r"search\.max_params: got 20; allowed: at least 33"):
-        search(fixed, evaluator(), trials=3, max_params=20)
-
-
-class Greedy(GenomeSampler):
-    """Proposes the largest genome, whatever the budget."""
-
-    def propose(self, history, number):
-        return Proposal(history.codec.largest, "greed")
-
-
-def test_a_proposal_over_the_budget_is_neither_claimed_nor_evaluated(space, evaluator, tmp_path):
-    made, largest = evaluator(), space.params(space.largest)
-    with pytest.raises(UserError, match=rf"greed\) of {largest} parameters.*within search\.max_params, 90"):
-        search(space, made, sampler=Greedy(space), trials=5, max_params=90, storage=tmp_path / "j.log")
-    assert made.genomes == []
-    assert "claim" not in (tmp_path / "j.log").read_text()
-
-
-def test_a_sampler_that_repeats_itself_is_named_instead_of_asked_forever(space, evaluator):
-    made = evaluator()
-    with pytest.raises(UserError, match=r"search\.sampler: got .*greed.*allowed: one that was not evaluated before"):
-        search(space, made, sampler=Greedy(space), trials=5)
-    assert made.genomes == [space.codec.decode(space.codec.largest)]
-
-
-def test_the_defaults_are_those_of_a_recipe():
-    parameters = inspect.signature(search).parameters
-    shared = set(parameters) & set(Search.model_fields) - {"options"}
-    assert {"sampler", "trials", "max_params", "objective", "score", "racing"} <= shared
-    recipe = Search()
-    assert {name: parameters[name].default for name in shared} == {name: getattr(recipe, name) for name in shared}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"trials": 0}, r"search\.trials: got 0; allowed: an int >= 1$"),
-        ({"trials": True}, r"search\.trials: got True; allowed: an int >= 1$"),
-        ({"max_params": "90"}, r"search\.max_params: got '90'; allowed: an int >= 0 or None$"),
-        ({"seed": -1}, r"search\.seed: got -1; allowed: an int >= 0$"),
-        ({"score": "los"}, r"search\.score: got 'los'; allowed: 'loss' or 'metric'$"),
-        ({"direction": "up"}, r"search\.direction: got 'up'; allowed: 'maximize' or 'minimize'$"),
-        ({"options": {"boldness": "high"}}, r"search\.options\.boldness: got 'high'; allowed: a number >= 0$"),
-        ({"options": {"changes": 0}}, r"search\.options\.changes: got 0; allowed: a number >= 1$"),
-        ({"racing": True}, r"search\.racing: got True; allowed: .*no legs"),
-    ],
-)
-def test_a_wrong_argument_is_refused_before_anything_is_evaluated_or_written(
-    space, evaluator, tmp_path, arguments, message
-):
-    made = evaluator()
-    with pytest.raises(UserError, match=message):
-        search(space, made, storage=tmp_path / "j.log", **arguments)
-    assert made.genomes == []
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [
-        ({}, {"max_params": 90}, "max_params is 90 here and was None"),
-        ({"max_params": 90}, {}, "max_params is None here and was 90"),
-        ({"max_params": 90}, {"max_params": 200}, "max_params is 200 here and was 90"),
-        ({}, {"direction": "minimize"}, "direction is 'minimize' here and was 'maximize'"),
-        ({"weights": "one"}, {"weights": "other"}, "weights is 'other' here and was 'one'"),
-        ({}, {"weights": "other"}, "weights is 'other' here and was None"),
-    ],
-)
-def test_a_search_goes_on_with_its_own_budget_direction_and_weights_alone(
-    space, evaluator, tmp_path, first, second, words
-):
-    journal, made = tmp_path / "journal.log", evaluator()
-    search(space, made, trials=5, storage=journal, **first)
-    before = journal.read_bytes()
-    with pytest.raises(UserError, match=rf"^storage: got .*journal\.log'; allowed: one of the same search: {words}"):
-        search(space, made, trials=8, storage=journal, **second)
-    assert journal.read_bytes() == before
-    assert len(made.genomes) == 5
-    assert len(search(space, made, trials=8, storage=journal, **first).trials) == 8
-
-
-def of_an_earlier_version(space, evaluator, journal, **settings):
-    """A journal of five trials in which only the space and the score are recorded."""
-    study = search(space, evaluator(), trials=5, storage=journal, **settings)
-    lines = journal.read_text().splitlines(keepends=True)
-    new = ("max_params", "direction", "weights")
-    journal.write_text("".join(line for line in lines if not any(f'"user_attr":{{"{key}"' in line for key in new)))
-    return study
-
-
-def test_a_journal_of_an_earlier_version_goes_on_and_is_settled_from_then_on(space, evaluator, tmp_path):
-    journal = tmp_path / "journal.log"
-    of_an_earlier_version(space, evaluator, journal, max_params=90)
-    assert set(reread(journal).user_attrs) == {"space", "score"}
-    assert len(search(space, evaluator(), trials=8, storage=journal, max_params=90, weights="one").trials) == 8
-    for settings, words in (({"weights": "one"}, "was 90"), ({"max_params": 90, "weights": "other"}, "was 'one'")):
-        with pytest.raises(UserError, match=words):
-            search(space, evaluator(), trials=9, storage=journal, **settings)
-
-
-def test_a_journal_of_an_earlier_version_with_a_trial_over_the_budget_is_refused(space, evaluator, tmp_path):
-    journal = tmp_path / "journal.log"
-    largest = max(trial.user_attrs[PARAMS] for trial in of_an_earlier_version(space, evaluator, journal).trials)
-    message = rf"one of the same search: max_params is {largest - 1} here, and it has a trial of {largest} parameters"
-    with pytest.raises(UserError, match=message):
-        search(space, evaluator(), trials=8, storage=journal, max_params=largest - 1)
-    assert len(search(space, evaluator(), trials=8, storage=journal, max_params=largest).trials) == 8
-
-
-def test_a_storage_of_another_search_is_refused_and_kept(space, evaluator, tmp_path):
-    journal = tmp_path / "journal.log"
-    search(space, evaluator(), trials=5, storage=journal)
-    before = journal.read_bytes()
-    other = BoundSpace([SpaceLayer("x", 8, 8, True, {"B": ["lora", "none"]}, [1])])
-    with pytest.raises(UserError, match="storage"):
-        search(other, evaluator(), trials=5, storage=journal)
-    with pytest.raises(UserError, match="maximize"):
-        search(space, evaluator(), trials=5, storage=journal, score="metric")
-    assert journal.read_bytes() == before
 
 
 def test_every_trial_is_told_once_those_of_earlier_calls_too(space, evaluator, tmp_path):

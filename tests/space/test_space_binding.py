@@ -8,6 +8,8 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
@@ -127,3 +129,10 @@ def test_a_space_counts_no_layer_that_peft_takes_for_a_module_to_save():
     assert [layer.name for layer in space.bind(model, ["a.q"]).layers] == ["b"]
     supernet = get_peft_model(model, SupernetConfig(space=space, modules_to_save=["a.q"]))
     assert set(supernet.layers()) == {"b"}
+
+
+def test_the_head_of_a_question_answering_model_is_trained_as_it_is():
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    model = get_peft_model(BertForQuestionAnswering(config), SupernetConfig(space="glora", task_type="QUESTION_ANS"))
+    assert not any("qa_outputs" in layer.name for layer in model.space.layers)
+    assert any("qa_outputs.modules_to_save" in name for name, value in model.named_parameters() if value.requires_grad)

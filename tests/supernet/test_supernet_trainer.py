@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome
 from glora_search.supernet import Sampling, SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
-from glora_search.supernet.trainer import distillation
+from glora_search.supernet.trainer import divergence_from_teacher
 
 STEPS = 4
 
@@ -296,10 +296,10 @@ def test_distillation_is_the_divergence_from_the_teacher_over_the_rows_that_are_
     own, teacher = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
     p, q = teacher.softmax(-1), own.softmax(-1)
     rows = (p * (p / q).log()).sum(-1)
-    torch.testing.assert_close(distillation(own, teacher, None), rows.mean())
+    torch.testing.assert_close(divergence_from_teacher(own, teacher, None), rows.mean())
     labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
-    torch.testing.assert_close(distillation(own, teacher, labels), rows[labels != -100].mean())
-    assert distillation(own, own, labels).abs() < 1e-6
+    torch.testing.assert_close(divergence_from_teacher(own, teacher, labels), rows[labels != -100].mean())
+    assert divergence_from_teacher(own, own, labels).abs() < 1e-6
 
 
 def test_a_distributed_run_that_may_leave_no_parameter_out_is_refused(make_trainer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glora_search.errors import UserError
-from glora_search.recipe.schema import Files
+from glora_search.recipe.data import Files
 from glora_search.tasks.splits import load_data
 
 

@@ -9,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from glora_search.errors import UserError
-from glora_search.recipe.schema import Files, Hub, Saved
+from glora_search.recipe.data import Files, Hub, Saved
 from glora_search.tasks.sources import DatasetFiles
 from glora_search.tasks.splits import load_data
 

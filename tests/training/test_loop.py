@@ -1,0 +1,51 @@
+"""A training: which metric is better, and what has nothing to train."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+from peft import get_peft_model
+
+from glora_search import GLoraConfig, RowMetric
+from glora_search.training.loop import steps_for, train, training_arguments
+
+
+@pytest.fixture
+def rows():
+    return Dataset.from_dict({"input_ids": [[5, 6]] * 4, "attention_mask": [[1, 1]] * 4, "labels": [0, 1, 2, 0]})
+
+
+def settings(**more):
+    return {"use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 2, "save_strategy": "no", **more}
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("name", ["metric", "eval_metric"])
+def test_the_best_checkpoint_is_that_of_the_metrics_direction(make_model, rows, tmp_path, direction, name):
+    config = GLoraConfig(target_modules=["query"], task_type="SEQ_CLS")
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best |= {"load_best_model_at_end": True, "metric_for_best_model": name}
+    args = training_arguments(settings(**best), tmp_path, 0)
+    scoring = RowMetric(lambda logits, labels: logits.argmax(-1) == labels, direction=direction)
+    trainer = train(get_peft_model(make_model("bert"), config), scoring, rows, rows, args)
+    assert trainer.args.greater_is_better is (direction == "maximize")
+    assert args.greater_is_better is True  # the caller's own arguments stay
+
+
+def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_path):
+    model = make_model("bert").requires_grad_(False)
+    args = training_arguments(settings(), tmp_path, 0)
+    assert train(model, RowMetric(lambda logits, labels: labels), rows, rows, args) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"max_steps": 7}, 7),
+        ({"max_steps": -1, "num_train_epochs": 3}, 18),
+        ({"max_steps": -1, "num_train_epochs": 3, "dataloader_drop_last": True}, 15),
+        ({"max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 4}, 6),
+    ],
+)
+def test_the_steps_of_a_training_are_known_before_it(tmp_path, more, expected):
+    assert steps_for(training_arguments(settings(**more), tmp_path, 0), 11) == expected
