@@ -18,6 +18,8 @@ from glora_search.recipe.schema import Recipe
 from glora_search.run.folder import RunFolder
 from glora_search.run.runner import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_run_ends_with_the_table_and_the_command_that_uses_the_model(call, recipe_file, tmp_path):
     code, out, _ = call("run", recipe_file, "--run-dir", tmp_path / "run", "--set", "search.trials=10")

@@ -15,6 +15,9 @@ import pytest
 
 from glora_search.report import write_report
 
+pytestmark = pytest.mark.slow
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

@@ -20,6 +20,8 @@ from glora_search.run import finals
 from glora_search.run.formats import export_as
 from glora_search.training.distillation import DistillationTrainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def finals_recipe(tiny_recipe):
@@ -92,7 +94,6 @@ def test_no_checkpoints_are_left(raced):
     assert not list(run.folder.rglob("checkpoint-*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, 20])
 def test_a_race_that_was_killed_ends_as_one_that_was_not(raced, finals_recipe, tmp_path, step):
     folder = tmp_path / "run"

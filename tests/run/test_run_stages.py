@@ -24,6 +24,8 @@ from glora_search.scoring import evaluate
 from glora_search.supernet import train as supernet_train
 from glora_search.training import loop
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_run_folder_has_what_the_design_names(finished_run):
     run, _ = finished_run
@@ -94,7 +96,6 @@ def fresh(code):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_merged_folder_and_the_adapter_load_in_fresh_processes(finished_run):
     run, _ = finished_run
     ids = "torch.tensor([[2, 5, 9, 3]])"
@@ -128,7 +129,6 @@ def test_merging_after_a_later_retraining_merges_the_retrained_subnet(recipe, tm
     assert run.do("merged")["source"] == "retrained"
 
 
-@pytest.mark.slow
 def test_every_stage_takes_arguments_that_evaluate_while_training(tiny_recipe, tmp_path):
     other = copy.deepcopy(tiny_recipe)
     extra = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
@@ -139,7 +139,6 @@ def test_every_stage_takes_arguments_that_evaluate_while_training(tiny_recipe, t
     assert 0 <= metrics["final"]["test"] <= 1
 
 
-@pytest.mark.slow
 def test_a_supernet_of_several_subnets_a_step_that_shares_nested_stops_early_and_leaves_its_curves(
     tiny_recipe, tmp_path, monkeypatch
 ):

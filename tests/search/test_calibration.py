@@ -20,6 +20,8 @@ from glora_search.run.runner import Run
 from glora_search.scoring import RowMetric, evaluate
 from glora_search.search import Calibration, SubnetEvaluator, calibration_args
 
+pytestmark = pytest.mark.slow
+
 
 def accuracy(logits, labels):
     return logits.argmax(-1) == labels
@@ -221,7 +223,6 @@ def test_a_wrong_number_of_steps_is_refused(parts, steps):
         calibration_args(calibration.args, steps)
 
 
-@pytest.mark.slow
 def test_what_a_run_exports_is_what_it_scored(tiny_recipe, tmp_path):
     search = {**tiny_recipe["search"], "calibration_steps": 4, "trials": 5}
     run = Run.create(Recipe.model_validate({**tiny_recipe, "search": search}), tmp_path / "run")
