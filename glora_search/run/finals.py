@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainingArguments, set_seed
 
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
+from glora_search.errors import invalid
 from glora_search.files.text import read_json, write_json
 from glora_search.finals.finalists import Finalist, finalists
 from glora_search.finals.race import STUDY_NAME, race
@@ -65,6 +67,11 @@ class _Finals:
             max_params=self.context.recipe.search.max_params,
             teacher=teacher is not None,
         )
+        if not field:
+            budget = self.context.recipe.search.max_params
+            raise invalid(
+                "search.max_params", budget, "with finals, a budget within which a subnet or a method can train"
+            )
         self._write_starts(field)
         self.taught = None if teacher is None else with_soft_labels(self.task.train, teacher)
         storage = JournalStorage(JournalFile(self.folder / "journal.log"))
@@ -76,9 +83,12 @@ class _Finals:
             result = race(field, self._train_to, self.steps, study=finals)
         named = {one.name: one for one in field}
         winner = named[result.last[0]]
+        if not math.isfinite(result.standings[winner.name].loss):
+            rate = self.args.learning_rate
+            raise invalid("finals.training.learning_rate", rate, "a lower one: every finalist has diverged")
         figures = self._keep(winner, result.standings[winner.name], self.folder)
         baseline = None
-        if result.baseline is not None:
+        if result.baseline is not None and math.isfinite(result.standings[result.baseline].loss):
             own, where = named[result.baseline], self.folder / "baseline"
             scored = self._keep(own, result.standings[own.name], where)
             baseline = {"name": f"{own.name}, tuned", "method": own.method, **scored}

@@ -131,6 +131,27 @@ def test_what_a_rung_has_trained_is_not_trained_again(raced, finals_recipe, tmp_
     assert run.do("finals")["winner"] == raced[0].view.result("finals")["winner"]
 
 
+def test_where_every_finalist_diverges_the_key_to_lower_is_named(finals_recipe, tmp_path):
+    data = finals_recipe.model_dump(by_alias=True)
+    data["finals"]["training"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_steps": 0}
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    with pytest.raises(UserError, match=r"finals\.training\.learning_rate.*diverged"):
+        run.do("finals")
+    assert run.view.done("finals") is None
+
+
+def test_where_nothing_fits_the_budget_there_is_nothing_to_race(finals_recipe, tmp_path):
+    data = finals_recipe.model_dump(by_alias=True)
+    data["search"]["max_params"] = 0
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    with pytest.raises(UserError, match=r"search\.max_params"):
+        run.do("finals")
+
+
 @pytest.mark.parametrize(
     ("section", "words"),
     [
