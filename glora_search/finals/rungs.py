@@ -41,24 +41,27 @@ def whole(steps: int) -> int:
 
 
 def survivors(losses: Mapping[str, float], kept: Sequence[str] = ()) -> list[str]:
-    """Who goes on to the next rung: the better half, and those that are never dropped.
+    """Who goes on to the next rung: half of them, with the best and those that are never dropped.
 
     Args:
         losses: finalist -> validation loss; what is not finite is last.
-        kept: finalists that go on in any case.
+        kept: finalists that go on in any case, in the places of others.
 
     Returns:
         Best first.
     """
     ranked = sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
-    half = ranked[: math.ceil(len(ranked) / 2)]
-    return [name for name in ranked if name in half or name in kept]
+    certain = {ranked[0], *kept}
+    places = max(math.ceil(len(ranked) / 2) - len(certain), 0)
+    others = [name for name in ranked if name not in certain][:places]
+    return [name for name in ranked if name in certain or name in others]
 
 
 def race_cost(finalists: int, never_dropped: int = 0, shares: Sequence[float] = SHARES) -> float:
-    """The cost of a race in whole trainings, with no finalist below those that are never dropped."""
+    """The cost of a race in whole trainings: half go on, and no fewer than the best and those never dropped."""
     cost, alive, before = 0.0, finalists, 0.0
+    fewest = min(finalists, never_dropped + 1)
     for share in shares:
         cost += alive * (share - before)
-        alive, before = max(math.ceil(alive / 2), never_dropped), share
+        alive, before = max(math.ceil(alive / 2), fewest), share
     return cost

@@ -90,19 +90,26 @@ def render(data: RunData) -> str:
 
 def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """The final table: model, parameters, validation, test; of an unfinished run, what there is."""
-    models = [(f"baseline: {entry['name']} (peft)", entry) for entry in metrics["baselines"]]
+    models = [(f"baseline: {entry['name']}{_by_peft(entry)}", entry) for entry in metrics["baselines"]]
     if "search" in metrics:
         steps = metrics["search"].get("calibration_steps")
         trained = f" and {steps} steps" if steps else ""
         models.append((f"best subnet, inherited weights{trained}", metrics["search"]["best"]))
     if "final" in metrics:
-        models.append((f"final subnet ({metrics['final']['source']})", metrics["final"]))
+        source = metrics["final"]["source"]
+        label = "final subnet" if source in ("inherited", "retrained") else "final"
+        models.append((f"{label} ({source})", metrics["final"]))
     if "merged" in metrics:
         models.append(("final, merged into the base model", {"params": "0 more", **metrics["merged"]}))
     return [
         (name, _number(entry.get("params")), _number(entry.get("validation")), _number(entry.get("test")))
         for name, entry in models
     ]
+
+
+def _by_peft(entry: dict[str, Any]) -> str:
+    """LoRA is peft's own; the other uniform methods are subnets."""
+    return " (peft)" if str(entry.get("method", "lora")).lower().startswith("lora") else ""
 
 
 def _number(value: Any) -> str:
