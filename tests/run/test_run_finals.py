@@ -9,11 +9,11 @@ import signal
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from glora_search import Recipe, Run
+from glora_search import Recipe, Run, lora_within
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
 from glora_search.run import finals
@@ -75,16 +75,14 @@ def test_a_run_has_its_own_tuned_baseline_scored_on_test(raced):
 
 
 def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path):
-    copied = Run(shutil.copytree(raced[0].folder, tmp_path / "copied"))
-    for path in (copied.folder / "finals").glob("*.*"):
-        if path.name != "stage.json" and (copied.folder / "finals" / "baseline" / path.name).is_file():
-            shutil.copy(copied.folder / "finals" / "baseline" / path.name, path)
-    if PeftConfig.from_pretrained(copied.folder / "finals").peft_type != "LORA":
-        pytest.skip("another uniform method was the best")
-    folder = export_as(copied, "lora")
+    run = Run(shutil.copytree(raced[0].folder, tmp_path / "copied"))
+    context = run.context
+    config = lora_within(context.space, 1000, context.task.task_type, context.task.modules_to_save)
+    get_peft_model(context.task.model(), config).save_pretrained(str(run.folder / "finals"))
+    folder = export_as(run, "lora")
     assert isinstance(PeftConfig.from_pretrained(folder), LoraConfig)
     assert (folder / "tokenizer_config.json").is_file()
-    ours, theirs = (load_file(where / "adapter_model.safetensors") for where in (folder, copied.folder / "finals"))
+    ours, theirs = (load_file(where / "adapter_model.safetensors") for where in (folder, run.folder / "finals"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
