@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from glora_search.errors import invalid
 
+SPLITS = ("train", "validation", "test", "unlabelled")
+
 
 class Section(BaseModel):
     """A section of a recipe; unknown keys are errors."""
@@ -60,17 +62,19 @@ class Files(Columns):
     Attributes:
         train: path of the train split.
         validation, test: path of this split; None cuts it from the train split.
+        unlabelled: path of further rows, whose labels are not needed and not read: the teacher of the finals labels
+            them, and the finalists that it teaches learn from them too.
     """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
     train: str
     validation: str | None = None
     test: str | None = None
+    unlabelled: str | None = None
 
     @model_validator(mode="after")
     def _check_splits(self) -> Self:
-        names = ("train", "validation", "test")
-        paths = {name: Path(path).resolve() for name in names if (path := getattr(self, name)) is not None}
+        paths = {name: Path(path).resolve() for name in SPLITS if (path := getattr(self, name)) is not None}
         _refuse_equal(paths, {name: getattr(self, name) for name in paths})
         return self
 
@@ -81,15 +85,18 @@ class Named(Columns):
     Attributes:
         train: name of the train split.
         validation, test: name of this split; None cuts it from the train split.
+        unlabelled: name of a split of further rows, whose labels are not needed and not read: the teacher of the
+            finals labels them, and the finalists that it teaches learn from them too.
     """
 
     train: str = "train"
     validation: str | None = None
     test: str | None = None
+    unlabelled: str | None = None
 
     @model_validator(mode="after")
     def _check_splits(self) -> Self:
-        names = {n: getattr(self, n) for n in ("train", "validation", "test") if getattr(self, n) is not None}
+        names = {n: getattr(self, n) for n in SPLITS if getattr(self, n) is not None}
         _refuse_equal(names, names)
         return self
 

@@ -24,6 +24,9 @@ from glora_search.recipe.data import Data, Section
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
 TASKS = ("text-classification", "token-classification", "causal-lm", "seq2seq-lm", "image-classification")
 
+TEACHER_SIZE = 4
+"""The largest subnet of a supernet that teaches, in budgets."""
+
 
 class Task(Section):
     """The task and the base model.
@@ -96,6 +99,8 @@ class Supernet(Section):
         sampling_options: keyword arguments of the strategy, such as ``{anchor_share: 0.5}``.
         sharing: ``separate`` gives each kind of a path its own tensors; ``nested`` takes all kinds of a path from the
             tensors of its largest kind, as in the paper's code.
+        max_params: parameters of the largest subnet that it trains. None is the search's budget, or four times that
+            where finals have a teacher: larger subnets teach better.
         lr_factors: multipliers of the learning rate by kind of path and for the ``head``.
         patience: stop after this many evaluations in a row without a better mean metric of the probe subnets, and
             keep the best supernet; None trains to the end.
@@ -105,6 +110,7 @@ class Supernet(Section):
     sampling: str = "sizes"
     sampling_options: dict[str, Any] = Field(default_factory=dict)
     sharing: Literal["separate", "nested"] = "separate"
+    max_params: int | None = Field(default=None, ge=0)
     lr_factors: LrFactors = Field(default_factory=dict)
     patience: int | None = Field(default=None, ge=1)
     training: Training = Field(default_factory=dict)
@@ -254,9 +260,31 @@ class Recipe(Section):
     baselines: list[Literal["lora"]] = Field(default_factory=list)
     baseline: BaselineTraining = Field(default_factory=BaselineTraining)
 
+    @property
+    def supernet_max_params(self) -> int | None:
+        """Parameters of the largest subnet that the supernet trains; None is the space's largest."""
+        budget, teaches = self.search.max_params, self.finals is not None and self.finals.teacher > 0
+        if self.supernet.max_params is not None or budget is None:
+            return self.supernet.max_params
+        return TEACHER_SIZE * budget if teaches else budget
+
     def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
         """The learning-rate factors of a section; those of the supernet if it has none."""
         return self.supernet.lr_factors if section.lr_factors is None else section.lr_factors
+
+    @model_validator(mode="after")
+    def _check_unlabelled(self) -> Self:
+        rows = getattr(self.data, "unlabelled", None)
+        if rows is not None and (self.finals is None or not self.finals.teacher):
+            raise invalid("data.unlabelled", rows, "null without finals.teacher, which labels these rows")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        largest, budget = self.supernet.max_params, self.search.max_params
+        if largest is not None and (budget is None or largest < budget):
+            raise invalid("supernet.max_params", largest, f"null, or at least search.max_params ({budget})")
+        return self
 
     @field_validator("baselines")
     @classmethod

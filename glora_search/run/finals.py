@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import torch
+from datasets import Dataset
 from optuna.storages import JournalStorage
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
@@ -31,7 +32,7 @@ from glora_search.search.shared.storage import JournalFile
 from glora_search.space.layers import Genome
 from glora_search.supernet.teacher import draw_members, soft_labels
 from glora_search.training.baselines import fitting_lora, lora_within
-from glora_search.training.distillation import with_soft_labels
+from glora_search.training.distillation import with_soft_labels, with_unlabelled
 from glora_search.training.loop import steps_for
 from glora_search.tuners.glora import save_adapter
 
@@ -58,14 +59,14 @@ class _Finals:
 
     def run(self) -> dict[str, Any]:
         """See `run_finals`."""
-        teacher = self._teacher()
+        self.taught = self._teach()
         field = finalists(
             self.space,
             self._best_subnets(),
             rates=self.settings.rates,
             lora=self._lora(),
             max_params=self.context.recipe.search.max_params,
-            teacher=teacher is not None,
+            teacher=self.taught is not None,
         )
         if not field:
             budget = self.context.recipe.search.max_params
@@ -73,10 +74,9 @@ class _Finals:
                 "search.max_params", budget, "with finals, a budget within which a subnet or a method can train"
             )
         self._write_starts(field)
-        self.taught = None if teacher is None else with_soft_labels(self.task.train, teacher)
         storage = JournalStorage(JournalFile(self.folder / "journal.log"))
         finals = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
-        twins = 2 if teacher is not None else 1
+        twins = 2 if self.taught is not None else 1
         planned = race_cost(len(field), twins)
         say(f"finals: {len(field)} finalists, about {planned:.1f} whole trainings of {self.steps} steps", "dim")
         with track("finals", round(planned * self.steps)) as self.bar:
@@ -111,7 +111,7 @@ class _Finals:
             "baseline": baseline,
             "finalists": sorted(table, key=lambda row: (-row["steps"], row["validation_loss"])),
             "trainings": round(result.steps / self.steps, 2),
-            **({"teacher": read_json(self.folder / "teacher.json")} if teacher is not None else {}),
+            **({"teacher": read_json(self.folder / "teacher.json")} if self.taught is not None else {}),
         }
 
     def _best_subnets(self) -> list[tuple[Genome, int]]:
@@ -164,24 +164,30 @@ class _Finals:
 
     # -- the teacher -----------------------------------------------------------------------------------------------
 
-    def _teacher(self) -> torch.Tensor | None:
-        """The mean distribution of some of the supernet's subnets on the train rows; None where there is no teacher."""
-        members = self.settings.teacher
-        if not members or not self.task.one_label:
+    def _teach(self) -> Dataset | None:
+        """What taught finalists learn from: the train rows, and unlabelled ones, with the teacher's distributions.
+
+        The teacher is the mean of some of the supernet's subnets. None where there is no teacher.
+        """
+        members, recipe, task = self.settings.teacher, self.context.recipe, self.task
+        if not members or not task.one_label:
             return None
-        path = self.folder / "teacher.json"
-        budget = self.context.recipe.search.max_params
         supernet = self.context.load("supernet")
-        chosen = draw_members(self.space, count=members, max_params=budget, seed=self.context.recipe.seed)
-        found = {
-            split: soft_labels(supernet, chosen, rows, self.task)
-            for split, rows in (("train", self.task.train), ("validation", self.task.validation))
-        }
-        truth = torch.tensor(self.task.validation["labels"])
-        own = found["validation"][torch.arange(len(truth)), truth]
-        right = (found["validation"].argmax(-1) == truth).float().mean()
-        write_json(path, {"members": members, "validation": float(right), "validation_loss": float(-own.log().mean())})
-        return found["train"]
+        chosen = draw_members(self.space, count=members, max_params=recipe.supernet_max_params, seed=recipe.seed)
+        facts: dict[str, float] = {"members": members}
+        found = soft_labels(supernet, chosen, task.validation, task)
+        truth = torch.tensor(task.validation["labels"])
+        own = found[torch.arange(len(truth)), truth]
+        facts["validation"] = float((found.argmax(-1) == truth).float().mean())
+        facts["validation_loss"] = float(-own.log().mean())
+        taught = with_soft_labels(task.train, soft_labels(supernet, chosen, task.train, task))
+        unlabelled = task.unlabelled()
+        if unlabelled is not None:
+            facts["unlabelled"] = len(unlabelled)
+            soft = soft_labels(supernet, chosen, unlabelled, task)
+            taught = with_unlabelled(taught, with_soft_labels(unlabelled, soft))
+        write_json(self.folder / "teacher.json", facts)
+        return taught
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -215,6 +215,6 @@ def _check(recipe: Recipe) -> Task:
         options=search.options,
         racing=search.racing,
     )
-    options: dict[str, Any] = {"seed": recipe.seed, "max_params": search.max_params}
+    options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
     return task

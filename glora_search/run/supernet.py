@@ -31,7 +31,7 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         sampling_options=settings.sampling_options,
         lr_factors=settings.lr_factors,
         patience=settings.patience,
-        max_params=recipe.search.max_params,
+        max_params=recipe.supernet_max_params,
         resume=True,
     )
     write_json(folder / "history.json", trainer.state.log_history)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 from glora_search.errors import invalid
 from glora_search.recipe.data import Columns
 from glora_search.recipe.schema import Recipe
+from glora_search.scoring import IGNORED
 from glora_search.tasks.models import (
     check_vocabulary,
     load_pretrained,
@@ -22,7 +23,7 @@ from glora_search.tasks.models import (
     modules_to_save,
     resolve_model,
 )
-from glora_search.tasks.rows import Column
+from glora_search.tasks.rows import Column, with_column
 from glora_search.tasks.splits import load_data
 
 
@@ -147,6 +148,15 @@ class Task(abc.ABC):
         """Read and encode the test split; call it once, at the end."""
         return self._encoded(self.data.read_test(), "data.test")
 
+    def unlabelled(self) -> Dataset | None:
+        """The encoded unlabelled rows, their ``labels`` -100; None where the recipe names none."""
+        rows = self.data.unlabelled
+        if rows is None:
+            return None
+        any_label = [self.data.labels[0]] * len(rows)
+        encoded = self._encoded(with_column(rows, self.column("label_column"), any_label), "data.unlabelled")
+        return with_column(encoded, "labels", [IGNORED] * len(encoded))
+
     @classmethod
     def usage(cls, folder: str) -> str:
         """A line of Python, without double quotes, that uses the merged model."""
@@ -166,6 +176,9 @@ class Task(abc.ABC):
             value = getattr(self.recipe.data, key, field.default)
             if key.endswith("_column") and value != field.default and f"data.{key}" not in names:
                 raise invalid(f"data.{key}", value, f"nothing: this {task.type} reads {names}")
+        rows = getattr(self.recipe.data, "unlabelled", None)
+        if rows is not None and not self.one_label:
+            raise invalid("data.unlabelled", rows, f"nothing: a {task.type} has no teacher that could label rows")
         if task.prompts and not self.prompted:
             raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
         seen: dict[str, str] = {}

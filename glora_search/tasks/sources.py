@@ -11,11 +11,11 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.recipe.data import BbcHeadlines, Files, Hub, Named, Saved
+from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 
 
 class Source(Protocol):
-    """A recipe's data; a split is ``train``, ``validation`` or ``test``."""
+    """A recipe's data; a split is one of `recipe.data.SPLITS`."""
 
     def columns(self, split: str) -> list[str]:
         """The names of a split's columns; its rows are not looked at.
@@ -155,7 +155,7 @@ class Splits:
 
     def __init__(self, data: Hub | Saved, splits: DatasetDict) -> None:
         self.data, self.splits = data, splits
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             name = getattr(data, split)
             if name is not None and name not in splits:
                 raise invalid(f"data.{split}", name, f"a split of {_name(data)}: {', '.join(splits)}")

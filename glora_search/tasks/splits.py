@@ -29,12 +29,14 @@ class Data:
     Attributes:
         train, validation: the rows to learn from and to search on, with the columns that the task reads.
         labels: label names, sorted; a label's class is its index. Empty where the task has none.
+        unlabelled: further rows, with the columns of the inputs alone; None where the recipe names none.
     """
 
     train: Dataset
     validation: Dataset
     labels: list[str]
     _test: Callable[[], Dataset] = field(repr=False)
+    unlabelled: Dataset | None = None
 
     def read_test(self) -> Dataset:
         """Read the test split; call it once, at the end."""
@@ -85,7 +87,10 @@ def load_data(
         rows = reader.some(rows, data.max_train_rows, rng)
     if labelled and len(labels) < 2:
         raise invalid(targets[0][0], labels, "a column with at least 2 different labels")
-    return Data(rows, validation, labels, test)
+    unlabelled = None
+    if getattr(data, "unlabelled", None) is not None:
+        unlabelled = reader.unlabelled([rows, validation])
+    return Data(rows, validation, labels, test, unlabelled)
 
 
 class _Reader:
@@ -96,11 +101,11 @@ class _Reader:
         self.inputs = [column for _, column in inputs]
         self.label = targets[0][1] if labelled else None
 
-    def check(self, split: str) -> None:
+    def check(self, split: str, inputs_only: bool = False) -> None:
         """Raise a UserError where a split cannot be read or lacks a column."""
         found = self.source.columns(split)
         for key, name in self.used:
-            if name not in found:
+            if name not in found and not (inputs_only and name not in self.inputs):
                 raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(str, found))}")
 
     def read(self, split: str, labels_only: bool = False) -> Dataset:
@@ -111,6 +116,16 @@ class _Reader:
         if len(rows) == 0:
             raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.label else ""))
         return named_labels(rows, self.label, f"data.{split}") if self.label else rows
+
+    def unlabelled(self, known: Sequence[Dataset]) -> Dataset:
+        """The unlabelled rows, without those whose inputs are known with a label."""
+        self.check("unlabelled", inputs_only=True)
+        rows = self.source.read("unlabelled", self.inputs)
+        seen = {key for split in known for key in _keys(split, self.inputs)}
+        new = [number for number, key in enumerate(_keys(rows, self.inputs)) if key not in seen]
+        if not new:
+            raise invalid("data.unlabelled", f"{len(rows)} rows", "rows that are in no other split")
+        return rows.select(new)
 
     def labels(self, rows: Dataset) -> Labels:
         """The labels of each row."""

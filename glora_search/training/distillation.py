@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from glora_search.errors import invalid
-from glora_search.scoring import Batch, Batches
+from glora_search.scoring import IGNORED, Batch, Batches
+from glora_search.tasks.rows import with_column
 from glora_search.training.trainer import PathTrainer
 
 SOFT_LABELS = "soft_labels"
@@ -26,8 +27,8 @@ SOFT_LABELS = "soft_labels"
 class DistillationTrainer(PathTrainer):
     """A `PathTrainer` whose train rows may have soft labels, see `with_soft_labels`.
 
-    The loss is ``(1 - share) * loss + share * KL(teacher || student)``, a mean over the batch's rows. Rows of an
-    evaluation have no soft labels and are scored as always.
+    The loss of a row is ``(1 - share) * loss + share * KL(teacher || student)``, and the second term alone, at share 1,
+    where its label is -100: an unlabelled row. Rows of an evaluation have no soft labels and are scored as always.
 
     Args:
         teacher_share: the teacher's share of the loss, 0 to 1.
@@ -57,16 +58,18 @@ class DistillationTrainer(PathTrainer):
     ) -> Any:
         """The loss of the labels and of the teacher while training, the plain loss otherwise."""
         soft = inputs.pop(SOFT_LABELS, None)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if soft is not None and model.training:
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-            if logits.shape != soft.shape:
-                raise invalid(
-                    "soft_labels", tuple(soft.shape), f"one distribution a row of logits {tuple(logits.shape)}"
-                )
-            own = F.log_softmax(logits.float(), dim=-1)
-            divergence = F.kl_div(own, soft.to(own), reduction="batchmean")
-            loss = (1 - self.teacher_share) * loss + self.teacher_share * divergence
+        if soft is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits = outputs["logits"].float()
+        if logits.shape != soft.shape:
+            raise invalid("soft_labels", tuple(soft.shape), f"one distribution a row of logits {tuple(logits.shape)}")
+        smoothing = self.args.label_smoothing_factor
+        plain = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=IGNORED, reduction="none")
+        divergence = F.kl_div(F.log_softmax(logits, dim=-1), soft.to(logits), reduction="none").sum(-1)
+        share = torch.where(labels == IGNORED, 1.0, self.teacher_share)
+        loss = ((1 - share) * plain + share * divergence).mean()
         return (loss, outputs) if return_outputs else loss
 
 
@@ -95,7 +98,17 @@ def with_soft_labels(rows: Dataset, soft: Tensor) -> Dataset:
     Args:
         soft: ``[rows, classes]``, each row adds up to 1.
     """
-    return rows.add_column(SOFT_LABELS, soft.tolist())
+    return with_column(rows, SOFT_LABELS, soft.tolist())
+
+
+def with_unlabelled(labelled: Dataset, unlabelled: Dataset) -> Dataset:
+    """Both kinds of rows, about as many of each: the labelled ones are repeated where they are fewer.
+
+    Args:
+        labelled, unlabelled: with the columns that `with_soft_labels` makes.
+    """
+    times = max(1, round(len(unlabelled) / len(labelled)))
+    return concatenate_datasets([*[labelled] * times, unlabelled])
 
 
 @torch.inference_mode()

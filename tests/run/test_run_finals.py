@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -85,6 +86,35 @@ def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path)
     ours, theirs = (load_file(where / "adapter_model.safetensors") for where in (folder, run.folder / "finals"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_teacher_labels_rows_that_have_no_labels(finals_recipe, tmp_path):
+    rows = tmp_path / "more.csv"
+    rows.write_text("text\n" + "".join(f"good film {n}\n" for n in range(40)))
+    data = finals_recipe.model_dump(by_alias=True)
+    data["data"]["unlabelled"] = str(rows)
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    run.all_stages()
+    assert run.view.result("finals")["teacher"]["unlabelled"] == 40
+
+
+@pytest.mark.parametrize("section", [None, {"teacher": 0}])
+def test_unlabelled_rows_without_a_teacher_are_refused(finals_recipe, section):
+    data = finals_recipe.model_dump(by_alias=True)
+    data["data"]["unlabelled"], data["finals"] = "more.csv", section
+    with pytest.raises(ValidationError, match=r"data\.unlabelled.*finals\.teacher"):
+        Recipe.model_validate(data)
+
+
+def test_a_supernet_that_teaches_trains_larger_subnets_than_the_search_looks_at(finals_recipe):
+    data = finals_recipe.model_dump(by_alias=True)
+    assert Recipe.model_validate(data).supernet_max_params == 4000
+    assert Recipe.model_validate({**data, "finals": {"teacher": 0}}).supernet_max_params == 1000
+    data["supernet"]["max_params"] = 2000
+    assert Recipe.model_validate(data).supernet_max_params == 2000
+    data["supernet"]["max_params"] = 999
+    with pytest.raises(ValidationError, match=r"supernet\.max_params.*at least search\.max_params"):
+        Recipe.model_validate(data)
 
 
 def test_no_checkpoints_are_left(raced):

@@ -142,3 +142,32 @@ def test_commas_and_lines_within_quotes_are_text(tmp_path):
     train = csv(tmp_path / "a.csv", [*rows(20), '"one, two\n\nand ""three""",x'])
     data = load_texts(Files(source="csv", train=train), seed=0)
     assert 'one, two\n\nand "three"' in texts(data.train) | texts(data.validation) | texts(data.read_test())
+
+
+def unlabelled(tmp_path, texts, **more):
+    train, rows = tmp_path / "train.csv", tmp_path / "more.csv"
+    pd.DataFrame({"text": [f"row {n}" for n in range(40)], "label": ["a", "b"] * 20}).to_csv(train, index=False)
+    pd.DataFrame({"text": texts, **more}).to_csv(rows, index=False)
+    return Files(source="csv", train=str(train), unlabelled=str(rows))
+
+
+def test_unlabelled_rows_need_no_labels_and_none_that_is_there_is_read(tmp_path):
+    for more in ({}, {"label": ["unknown", "x"]}):
+        found = load_texts(unlabelled(tmp_path, ["new", "newer"], **more), 0)
+        assert found.unlabelled.column_names == ["text"]
+        assert list(found.unlabelled["text"]) == ["new", "newer"]
+
+
+def test_unlabelled_rows_that_are_known_with_a_label_are_left_out(tmp_path):
+    data = unlabelled(tmp_path, ["new", *(f"row {n}" for n in range(40))])
+    found = load_texts(data, 0)
+    assert {"new"} < set(found.unlabelled["text"]) <= {"new", *found.read_test()["text"]}
+    with pytest.raises(UserError, match=r"data\.unlabelled.*rows that are in no other split"):
+        load_texts(unlabelled(tmp_path, list(found.train["text"])), 0)
+
+
+def test_unlabelled_rows_without_the_column_are_refused(tmp_path):
+    data = unlabelled(tmp_path, ["x"]).model_copy(update={"unlabelled": str(tmp_path / "other.csv")})
+    (tmp_path / "other.csv").write_text("words\nx\n")
+    with pytest.raises(UserError, match=r"data\.text_column"):
+        load_texts(data, 0)

@@ -11,13 +11,14 @@ from transformers import DataCollatorWithPadding, TrainingArguments
 
 from glora_search import GLoraConfig
 from glora_search.errors import UserError
-from glora_search.scoring import Batches
+from glora_search.scoring import IGNORED, Batches
 from glora_search.training.distillation import (
     DistillationTrainer,
     SoftCollator,
     distributions,
     in_order,
     with_soft_labels,
+    with_unlabelled,
 )
 
 SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
@@ -71,6 +72,39 @@ def test_the_loss_is_that_of_the_labels_and_of_the_teacher(trainer, rows, collat
     plain = dict(collator([rows[row] for row in range(4)]))
     found = made.compute_loss(model, dict(batch))
     torch.testing.assert_close(found.double(), reference(model, plain, share), rtol=1e-5, atol=1e-6)
+
+
+def test_an_unlabelled_row_learns_from_the_teacher_alone(trainer, rows, collator):
+    hidden = rows.remove_columns("labels").add_column("labels", [0, IGNORED, IGNORED, 0])
+    made = trainer(with_soft_labels(hidden, SOFT), teacher_share=0.3)
+    model = made.model.train()
+    batch = dict(made.data_collator([made.train_dataset[row] for row in range(4)]))
+    plain = {name: value for name, value in batch.items() if name not in ("labels", "soft_labels")}
+    torch.manual_seed(0)
+    own = F.log_softmax(model(**plain).logits.double(), -1)
+    soft = SOFT.double()
+    divergence = (soft * (torch.where(soft > 0, soft, 1.0).log() - own)).sum(-1)
+    share = torch.tensor([0.3, 1.0, 1.0, 0.3], dtype=torch.float64)
+    wanted = ((1 - share) * -own[torch.arange(4), [0, 0, 0, 0]] + share * divergence).mean()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(made.compute_loss(model, batch).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_unlabelled_rows_alone_has_a_finite_loss(trainer, rows):
+    hidden = rows.remove_columns("labels").add_column("labels", [IGNORED] * 4)
+    made = trainer(with_soft_labels(hidden, SOFT))
+    loss = made.compute_loss(made.model.train(), made.data_collator([made.train_dataset[row] for row in range(4)]))
+    assert torch.isfinite(loss)
+    assert loss > 0
+
+
+def test_labelled_rows_are_repeated_to_be_as_many_as_the_unlabelled_ones(rows):
+    few = with_soft_labels(rows.select([0]), SOFT[:1])
+    hidden = rows.remove_columns("labels").add_column("labels", [IGNORED] * 4)
+    mixed = with_unlabelled(few, with_soft_labels(hidden, SOFT))
+    assert list(mixed["labels"]) == [0] * 4 + [IGNORED] * 4
+    assert len(with_unlabelled(with_soft_labels(rows, SOFT), with_soft_labels(hidden, SOFT).select([0]))) == 5
 
 
 def test_rows_without_soft_labels_have_the_plain_loss_and_so_has_an_evaluation(trainer, rows, collator):
