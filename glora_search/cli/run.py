@@ -57,6 +57,10 @@ def prepare(
     """Check a recipe and create its run folder, for the single-stage commands."""
     begin(quiet, as_json)
     current = _create(recipe, overrides, run_dir)
+    if not as_json:
+        from glora_search.run.cost import estimate
+
+        say(f"cost: {estimate(current.context)}", "dim")
     following = f"glora-search train-supernet {current.folder}"
     if as_json:
         emit({"folder": str(current.folder), "next": following})
@@ -207,8 +211,9 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     for note in metrics["notes"]:
         result(f"Note: {note}.")
     difference = metrics["merged"]["max_abs_logit_difference"]
-    minutes = sum(metrics["seconds"].values()) / 60
-    say(f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min.")
+    minutes, cost = sum(metrics["seconds"].values()) / 60, metrics.get("lora_trainings")
+    cost = "" if cost is None else f", as long as {cost:.1f} LoRA trainings"
+    say(f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min{cost}.")
     say(f"Report: {page}")
     say(f'Try it: glora-search predict {run.folder} "Your text here"')
     say("Use the merged model with transformers alone:")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glora_search.recipe.schema import Finals
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
+from glora_search.training.baselines import fitting_lora
 
 SIMPLE = ("(IA)3", "BitFit")
 """Uniform methods beside LoRA that need no rank."""
@@ -77,6 +79,14 @@ def finalists(
             if name in SIMPLE and (max_params is None or params <= max_params):
                 found.append(_named(name, genome, False, 1.0, taught, params))
     return found
+
+
+def field_size(space: BoundSpace, settings: Finals, max_params: int | None, *, teacher: bool) -> int:
+    """How many compete, where the search finds as many subnets as are asked for."""
+    fits = fitting_lora(space, max_params)
+    lora = None if fits is None else ("", 0)
+    uniform = finalists(space, [], rates=settings.rates, lora=lora, max_params=max_params, teacher=teacher)
+    return len(uniform) + settings.subnets
 
 
 def _named(method: str, genome: Genome | None, inherits: bool, rate: float, taught: bool, params: int) -> Finalist:

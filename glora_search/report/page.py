@@ -131,6 +131,8 @@ def _result_notes(data: RunData) -> list[str]:
     times = [f"{command} {_duration(seconds)}" for command, seconds in data.seconds.items()]
     if times:
         notes.append(f"Done: {', '.join(times)}.")
+    if "lora_trainings" in metrics:
+        notes.append(f"Cost: as long as {metrics['lora_trainings']:.1f} LoRA trainings.")
     missing = [stage.command for stage in STAGES.values() if stage.command not in data.seconds]
     if "rows" not in metrics:
         notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")

@@ -9,6 +9,7 @@ from typing import Any
 from glora_search.progress import track
 from glora_search.ranking import rank_key
 from glora_search.run.context import Context
+from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import Task
@@ -38,7 +39,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
         scores["merged"] = evaluate(plain, batches, task).metric
         bar.advance()
-    steps = recipe.search.calibration_steps
+    steps, cost = recipe.search.calibration_steps, spent(view)
     return {
         "name": recipe.name,
         "metric": task.metric,
@@ -67,6 +68,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "validation": merged["validation"],
             "test": scores["merged"],
         },
+        **({} if cost is None else {"lora_trainings": round(cost, 2)}),
         "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)},
     }
 

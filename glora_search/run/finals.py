@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from glora_search.files.text import read_json, write_json
 from glora_search.finals.finalists import Finalist, finalists
 from glora_search.finals.race import STUDY_NAME, race
 from glora_search.finals.rungs import Standing, race_cost, whole
-from glora_search.finals.training import EVALUATED, best_checkpoint, finalist_args, train_to
+from glora_search.finals.training import EVALUATED, best_checkpoint, finalist_args, standing, train_to
 from glora_search.progress import say, track
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
@@ -55,6 +56,8 @@ class _Finals:
         self.task, self.space = run.task, run.space
         self.args = run.arguments({**settings.training, **EVALUATED}, folder)
         self.steps = whole(steps_for(self.args, len(self.task.train)))
+        self.trained = 0  # steps, by this process, in so many seconds
+        self.seconds = 0.0
         self.factors = settings.lr_factors if settings.lr_factors is not None else run.recipe.supernet.lr_factors
 
     def run(self) -> dict[str, Any]:
@@ -111,6 +114,7 @@ class _Finals:
             "baseline": baseline,
             "finalists": sorted(table, key=lambda row: (-row["steps"], row["validation_loss"])),
             "trainings": round(result.steps / self.steps, 2),
+            "seconds_per_training": round(self.seconds / self.trained * self.steps, 1) if self.trained else None,
             **({"teacher": read_json(self.folder / "teacher.json")} if self.taught is not None else {}),
         }
 
@@ -196,17 +200,22 @@ class _Finals:
 
     def _train_to(self, one: Finalist, step: int) -> Standing:
         rows = self.taught if one.taught and self.taught is not None else self.task.train
-        return train_to(
+        args, started = self._args(one), time.perf_counter()
+        before = standing(Path(args.output_dir), self.task)
+        reached = train_to(
             step,
             self._fresh(one),
             self.task,
             rows,
             self.task.validation,
-            self._args(one),
+            args,
             progress=self.bar,
             lr_factors=self.factors,
             teacher_share=self.settings.teacher_share,
         )
+        self.trained += reached.step - (before.step if before else 0)
+        self.seconds += time.perf_counter() - started
+        return reached
 
     def _keep(self, one: Finalist, reached: Standing, where: Path) -> dict[str, Any]:
         """Write a finalist's best checkpoint as an adapter folder, and score it."""

@@ -18,6 +18,7 @@ from glora_search.files.text import write_json
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
+from glora_search.run.cost import estimate
 from glora_search.run.making import is_made_from, make
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import at_work
@@ -74,6 +75,8 @@ class Run:
         Returns:
             The content of ``metrics.json``.
         """
+        if self.view.done("supernet") is None and not self.view.is_busy():
+            say(f"cost: {estimate(self.context)}", "dim")
         for stage in STAGES.values():
             if self.view.asks_for(stage):
                 self.do(stage.name)

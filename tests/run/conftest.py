@@ -24,7 +24,7 @@ def without_seconds():
     """``without_seconds(metrics)``: what two runs of one recipe have in common."""
 
     def strip(metrics):
-        kept = {key: value for key, value in metrics.items() if key != "seconds"}
+        kept = {key: value for key, value in metrics.items() if key not in ("seconds", "lora_trainings")}
         kept["search"] = {key: value for key, value in kept["search"].items() if key != "seconds_per_evaluation"}
         return kept
 

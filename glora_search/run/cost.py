@@ -1,0 +1,172 @@
+"""What a run costs, in units of one LoRA training: an estimate before it starts, and the sum at its end.
+
+The unit is the training of the LoRA that a run is compared with: a finalist's, else the baseline's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import TrainingArguments
+
+from glora_search.finals.finalists import field_size
+from glora_search.finals.rungs import PARTS, race_cost, whole
+from glora_search.recipe.schema import Recipe
+from glora_search.run.context import Context
+from glora_search.run.folder import RunFolder
+from glora_search.run.stages import STAGES
+from glora_search.scoring import Batch, Batches
+from glora_search.supernet import make_sampling
+from glora_search.training.baselines import baseline_settings, lora_within
+from glora_search.training.loop import steps_for, training_arguments
+
+SUPERNET_STEP = 1.3
+"""A subnet's step in a supernet, or alone, in steps of LoRA: measured on all-MiniLM-L6-v2, see docs/race.md."""
+TIMED = 3
+"""How often a step is timed, after one that is not."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the stages of a run take.
+
+    Attributes:
+        seconds: command -> about how long it takes, on this machine.
+        unit: seconds of one LoRA training.
+    """
+
+    seconds: dict[str, float]
+    unit: float
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values())
+        parts = ", ".join(f"{name} {seconds / self.unit:.1f}" for name, seconds in self.seconds.items())
+        return f"about {total / self.unit:.1f} LoRA trainings, {max(1, round(total / 60))} min in all: {parts}"
+
+
+def estimate(run: Context) -> Estimate:
+    """Time a few steps of LoRA and a few batches of an evaluation, and count what the recipe asks for.
+
+    Conversion of the data and what the libraries take to start are not counted.
+    """
+    step, forward = _timed(run)
+    return count(run, step, forward)
+
+
+def count(run: Context, step: float, forward: float) -> Estimate:
+    """The estimate.
+
+    Args:
+        step: seconds of an optimizer step of LoRA, at the supernet's batch size.
+        forward: seconds of scoring a row.
+    """
+    recipe, task, space = run.recipe, run.task, run.space
+    rows, scored = len(task.train), forward * len(task.validation)
+    supernet = _args(recipe.supernet.settings(task.metric), recipe)
+    per_row = step / _batch(supernet)
+    sampling = make_sampling(
+        recipe.supernet.sampling,
+        space,
+        seed=recipe.seed,
+        max_params=recipe.supernet_max_params,
+        options=recipe.supernet.sampling_options,
+    )
+
+    def training(settings: dict[str, Any], steps: int | None = None) -> float:
+        args = _args(settings, recipe)
+        return per_row * _batch(args) * (steps_for(args, rows) if steps is None else steps)
+
+    found = {
+        "train-supernet": training(recipe.supernet.training) * len(sampling(0)) * SUPERNET_STEP,
+        "search": recipe.search.trials * (scored + recipe.search.calibration_steps * step * SUPERNET_STEP),
+    }
+    if recipe.finals is not None:
+        steps = whole(steps_for(_args(recipe.finals.training, recipe), rows))
+        unit = training(recipe.finals.training, steps) + PARTS * scored
+        taught = recipe.finals.teacher if task.one_label else 0
+        others = rows + len(task.data.unlabelled or ())
+        field = field_size(space, recipe.finals, recipe.search.max_params, teacher=taught > 0)
+        found["finals"] = race_cost(field, 2 if taught else 1) * unit + taught * (scored + forward * others)
+    else:
+        found["retrain"] = training(recipe.retrain.training) * SUPERNET_STEP
+        unit = training(baseline_settings(recipe, rows))
+        if recipe.baselines:
+            found["baselines"] = unit
+    return Estimate(found, unit)
+
+
+def _timed(run: Context) -> tuple[float, float]:
+    """Seconds of an optimizer step of LoRA at the supernet's batch size, and of scoring a row."""
+    recipe, task = run.recipe, run.task
+    args = _args(recipe.supernet.training, recipe)
+    config = lora_within(run.space, None, task.task_type, task.modules_to_save)
+    base = task.model()
+    model = (base if config is None else get_peft_model(base, config)).to(run.device)
+    size = args.per_device_train_batch_size
+    batches = list(Batches(_some(task.train, size), task.collator, size))
+    scored = list(Batches(_some(task.validation, recipe.search.batch_size), task.collator, recipe.search.batch_size))
+
+    def train() -> None:
+        for batch in batches[:1]:
+            model.train()
+            model(**_on(batch, run.device))["loss"].backward()
+
+    @torch.inference_mode()
+    def score() -> None:
+        for batch in scored[:1]:
+            model.eval()
+            model(**_on(batch, run.device))
+
+    return (
+        _median(train, run.device) * args.gradient_accumulation_steps,
+        _median(score, run.device) / len(scored[0]["labels"]),
+    )
+
+
+def _args(settings: dict[str, Any], recipe: Recipe) -> TrainingArguments:
+    return training_arguments(settings, Path("unused"), recipe.seed)
+
+
+def _batch(args: TrainingArguments) -> int:
+    """Rows of an optimizer step."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
+
+
+def _some(rows: Dataset, count: int) -> Dataset:
+    """A batch of rows, of all lengths that the split has."""
+    return rows.select(range(0, len(rows), max(1, len(rows) // count)))
+
+
+def _median(work: Callable[[], None], device: torch.device) -> float:
+    taken = []
+    for _ in range(1 + TIMED):
+        started = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
+
+
+def _on(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def spent(view: RunFolder) -> float | None:
+    """What a run has cost but for the test, in LoRA trainings; None where it has trained no LoRA."""
+    seconds = {name: taken for name, taken in view.seconds().items() if name != STAGES["test"].command}
+    finals, baselines = view.done("finals"), view.done("baselines")
+    unit = None
+    if finals is not None:
+        unit = finals.get("seconds_per_training")
+    elif baselines is not None and baselines["list"]:
+        unit = seconds["baselines"] / len(baselines["list"])
+    return sum(seconds.values()) / unit if unit else None

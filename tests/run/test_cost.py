@@ -1,0 +1,71 @@
+"""What a run costs: the estimate before it, and the sum after it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from glora_search import Recipe, Run
+from glora_search.run import runner
+from glora_search.run.cost import SUPERNET_STEP, count, estimate, spent
+
+STEP, ROW = 1.0, 0.01
+
+
+@pytest.fixture
+def made(tiny_recipe, tmp_path):
+    def make(**sections):
+        data = {**copy.deepcopy(tiny_recipe), **sections}
+        return Run.create(Recipe.model_validate(data), tmp_path / f"run{len(list(tmp_path.iterdir()))}").context
+
+    return make
+
+
+def test_supernet_search_retraining_and_baseline_are_counted_in_steps_and_scored_rows(made):
+    context = made()
+    epoch, scored = -(-len(context.task.train) // 16), ROW * len(context.task.validation)
+    found = count(context, STEP, ROW)
+    assert found.unit == pytest.approx(3 * epoch * STEP)  # the baseline trains as supernet and retraining together
+    assert found.seconds == pytest.approx(
+        {
+            "train-supernet": 2 * epoch * SUPERNET_STEP,
+            "search": 12 * scored,
+            "retrain": epoch * SUPERNET_STEP,
+            "baselines": 3 * epoch,
+        }
+    )
+
+
+def test_a_step_of_several_subnets_costs_several_steps(made, tiny_recipe):
+    one = count(made(), STEP, ROW).seconds["train-supernet"]
+    context = made(supernet={**tiny_recipe["supernet"], "sampling": "sandwich"})
+    assert count(context, STEP, ROW).seconds["train-supernet"] == pytest.approx(4 * one)
+
+
+def test_finals_are_counted_with_their_teacher(made, tiny_recipe):
+    training = {"num_train_epochs": 4, "per_device_train_batch_size": 16, "use_cpu": True}
+    plain = count(made(finals={"teacher": 0, "training": training}, baselines=[]), STEP, ROW)
+    assert "retrain" not in plain.seconds
+    assert plain.seconds["finals"] > plain.unit
+    assert plain.seconds["finals"] < 10 * plain.unit
+
+
+def test_the_estimate_is_said_before_the_first_stage_and_the_sum_is_in_the_metrics(made, monkeypatch):
+    run, said = Run(made().folder), []
+    monkeypatch.setattr(runner, "say", lambda text, style=None: said.append(text))
+    metrics = run.all_stages()
+    assert "LoRA trainings" in said[0]
+    assert metrics["lora_trainings"] == pytest.approx(spent(run.view), abs=0.01)
+    assert metrics["lora_trainings"] > 1
+    said.clear()
+    run.all_stages()
+    assert not any("LoRA trainings" in text for text in said)
+
+
+def test_timing_leaves_nothing_behind(made):
+    context = made()
+    before = sorted(path.name for path in context.folder.iterdir())
+    found = estimate(context)
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert sorted(path.name for path in context.folder.iterdir()) == before
