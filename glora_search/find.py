@@ -68,6 +68,7 @@ def find_adapter(
     trials: int = 1000,
     score: Literal["loss", "metric"] = "loss",
     calibration_steps: int = 0,
+    fold: bool | None = None,
     batch_size: int = 64,
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
@@ -97,6 +98,7 @@ def find_adapter(
         trials: subnets to evaluate.
         score: what is searched for on the validation rows: the loss, which is smooth, or the metric.
         calibration_steps: train each subnet for so many steps before it is scored, see `Calibration`.
+        fold: score subnets folded into the base weights; None does so where memory allows, see `SubnetEvaluator`.
         batch_size: rows of an evaluation batch.
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
@@ -148,6 +150,7 @@ def find_adapter(
         calibration_steps=calibration_steps,
         lr_factors=lr_factors,
         batch_size=batch_size,
+        fold=fold,
     )
     scored = (
         f"{_digest(supernet, evaluator)}-{calibration_steps}" if calibration_steps else _digest(supernet, evaluator)

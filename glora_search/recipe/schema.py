@@ -143,6 +143,8 @@ class Search(Section):
         racing: stop evaluating a subnet once it can no longer become one of the best.
         calibration_steps: train each subnet for this many steps before scoring it, with the supernet's settings and
             half its learning rate. Scores rank subnets better, and an evaluation takes several times as long.
+        fold: score subnets folded into the base weights, which is faster and keeps a second copy of the adapted
+            weights; ``false`` takes no more memory than training. None folds where the device has the memory.
     """
 
     sampler: str = "evolution"
@@ -154,6 +156,7 @@ class Search(Section):
     batch_size: int = Field(default=64, ge=1)
     racing: bool = False
     calibration_steps: int = Field(default=0, ge=0)
+    fold: bool | None = None
 
     @field_validator("sampler")
     @classmethod

@@ -84,6 +84,7 @@ def evaluator_of(run: Context, folder: Path) -> SubnetEvaluator:
         calibration_steps=steps,
         lr_factors=recipe.supernet.lr_factors,
         batch_size=recipe.search.batch_size,
+        fold=recipe.search.fold,
     )
 
 

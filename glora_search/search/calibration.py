@@ -54,6 +54,7 @@ def subnet_evaluator(
     calibration_steps: int = 0,
     lr_factors: Mapping[str, float] | None = None,
     batch_size: int = 64,
+    fold: bool | None = None,
 ) -> SubnetEvaluator:
     """What a search scores subnets with: on the validation rows, each trained a little before where that is asked.
 
@@ -62,6 +63,7 @@ def subnet_evaluator(
         scoring: the collator and the metric.
         rows, args, lr_factors: how the supernet was trained, for the calibration.
         calibration_steps: see `Calibration`; 0 scores what a subnet inherits.
+        fold: see `SubnetEvaluator`.
 
     Raises:
         UserError: the number of steps is not a whole number, at least 0.
@@ -71,7 +73,7 @@ def subnet_evaluator(
         few_steps = calibration_args(args, calibration_steps)
         options: dict[str, Any] = {"data_collator": scoring.collator, "lr_factors": lr_factors}
         calibration = Calibration(supernet, rows, few_steps, **options)
-    return SubnetEvaluator(supernet, validation, scoring, batch_size, calibration=calibration)
+    return SubnetEvaluator(supernet, validation, scoring, batch_size, calibration=calibration, fold=fold)
 
 
 class Calibration:

@@ -1,4 +1,4 @@
-"""Genome -> metrics: scoring a supernet's subnets at the bare model's speed."""
+"""Genome -> metrics: scoring a supernet's subnets, at the bare model's speed where memory allows."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class SubnetEvaluator:
         scoring: the collator and the metric.
         batch_size: rows a batch.
         calibration: trains each subnet a little before it is scored, see `Calibration`; None scores what it inherits.
+        fold: fold a subnet into the base weights, which is faster and takes a second copy of the adapted weights; None
+            folds where the device has the memory.
     """
 
     def __init__(
@@ -54,18 +56,24 @@ class SubnetEvaluator:
         batch_size: int = 64,
         *,
         calibration: Callable[[Genome], AbstractContextManager[None]] | None = None,
+        fold: bool | None = None,
     ) -> None:
         self.supernet, self.scoring = supernet, scoring
         self.calibrated = calibration or (lambda genome: nullcontext())
         self.batches = length_sorted_batches(dataset, scoring.collator, batch_size)
-        self._dataset, self._batch_size = dataset, batch_size
+        self._dataset, self._batch_size, self._fold = dataset, batch_size, fold
+
+    @functools.cached_property
+    def folds(self) -> bool:
+        """Whether subnets are folded: as was asked, else by the memory that is free at the first one."""
+        return bool(self.supernet.folding_fits()) if self._fold is None else self._fold
 
     def __call__(self, genome: Genome) -> Evaluation:
         with self.calibrated(genome):
             return self._score(genome)
 
     def _score(self, genome: Genome) -> Evaluation:
-        with self.supernet.folded(genome):
+        with self.supernet.scored(genome, self.folds):
             return evaluate(self.supernet, self.batches, self.scoring)
 
     def inherit(self, genome: Genome, **config: Any) -> Inherited:
@@ -84,7 +92,7 @@ class SubnetEvaluator:
         The first rows are a random part of all, the same for each genome. Close the iterator where it is left early:
         up to then the subnet is folded into the model.
         """
-        with self.calibrated(genome), self.supernet.folded(genome):
+        with self.calibrated(genome), self.supernet.scored(genome, self.folds):
             sums = Sums()
             for batches in self._legs:
                 sums.add(self.supernet, batches, self.scoring)

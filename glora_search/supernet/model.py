@@ -15,6 +15,7 @@ from glora_search.space.layers import Choice, Genome
 from glora_search.space.schema import SearchSpace
 from glora_search.supernet.config import SupernetConfig
 from glora_search.supernet.layer import SupernetLayer, SupernetLinear
+from glora_search.supernet.memory import folding_fits as fits_folded
 from glora_search.tuners.glora import GLoraConfig
 from glora_search.tuners.heads import AnyHead
 
@@ -91,6 +92,24 @@ class SupernetModel(AnyHead):
             yield
         finally:
             self.unmerge_adapter()
+
+    @contextmanager
+    def scored(self, genome: Mapping[str, Choice], fold: bool = True) -> Iterator[None]:
+        """Run a subnet for this block: folded, or as it is trained, in less memory and more time.
+
+        Unfolded, a layer's paths are added to its output, or to one layer's weight at a time.
+        """
+        if fold:
+            with self.folded(genome):
+                yield
+        else:
+            self.activate(genome)
+            yield
+
+    def folding_fits(self) -> bool:
+        """Whether the device has the memory for a second copy of the adapted weights, which folding needs."""
+        layers: dict[str, Any] = dict(self.layers())
+        return fits_folded(layer.get_base_layer().weight for layer in layers.values())
 
     def subnet_config(self, genome: Mapping[str, Choice], **kwargs: Any) -> GLoraConfig:
         """The fixed configuration of a subnet, see `BoundSpace.to_config`."""

@@ -45,8 +45,9 @@ def soft_labels(
     """
     batches = Batches(rows, scoring.collator, batch_size)
     total: Tensor | None = None
+    fold = supernet.folding_fits()
     for genome in members:
-        with supernet.folded(genome):
+        with supernet.scored(genome, fold):
             found = distributions(supernet, batches)
         total = found if total is None else total + found
     assert total is not None

@@ -93,8 +93,9 @@ class SupernetTrainer(PathTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate always the same subnets, so that the figures of different steps compare."""
         found: dict[str, EvalLoopOutput] = {}
+        fold = bool(self._supernet.folding_fits()) if self.probes else True
         for name, genome in self.probes.items():
-            with self._supernet.folded(genome):
+            with self._supernet.scored(genome, fold):
                 found[name] = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         first = next(iter(found.values()))
         metrics: dict[str, float] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -52,6 +55,33 @@ def test_a_subnet_scores_as_its_unfolded_forward_does(parts):
     assert found.loss == pytest.approx(sum(losses) / 50, abs=1e-5)
     assert found.metric == pytest.approx(hits / 50)
     assert found.share == 1
+
+
+def test_a_subnet_scores_the_same_folded_and_unfolded(parts, weights):
+    space, supernet, evaluator = parts
+    unfolded = SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring, 4, fold=False)
+    for seed in range(4):
+        genome = space.sample(np.random.default_rng(seed))
+        ours, theirs = evaluator(genome), unfolded(genome)
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert ours.metric == theirs.metric
+        assert [leg.share for leg in unfolded.legs(genome)][-1] == 1.0
+
+
+def test_no_base_weight_is_copied_where_subnets_are_scored_unfolded(parts):
+    space, supernet, evaluator = parts
+    unfolded = SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring, 4, fold=False)
+    with unfolded.calibrated(space.largest), supernet.scored(space.largest, unfolded.folds):
+        assert not any(layer.merged for layer in supernet.layers().values())
+    assert all(layer._spare is None for layer in supernet.layers().values())
+
+
+@pytest.mark.parametrize(("free", "folds"), [(10**12, True), (1000, False)])
+def test_subnets_are_folded_where_the_memory_is_there(parts, monkeypatch, free, folds):
+    _, supernet, evaluator = parts
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring, 4).folds is folds
+    assert SubnetEvaluator(supernet, evaluator._dataset, evaluator.scoring, 4, fold=not folds).folds is not folds
 
 
 def test_the_legs_end_with_the_whole_evaluation_and_grow_over_random_rows(parts):
