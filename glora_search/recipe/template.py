@@ -31,6 +31,7 @@ data:                           # or from the hub: {{source: hub, name: stanford
   #validation_fraction: 0.15    # fraction of train to use for a split that is null
   #test_fraction: 0.2
   #max_train_rows: null         # train on a random subset of this size
+  #unlabelled: null             # a csv file with further rows, which the teacher of the finals labels
 
 space: {space}                  # a search space; glora-search spaces list shows the shipped ones
 
@@ -42,6 +43,7 @@ supernet:                       # holds all choices of every layer, with shared 
   #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
   #sharing: separate            # or nested: the kinds of a path share tensors, as in the paper's code
+  #max_params: null             # of the largest subnet that trains; null is the budget, or 4 times it with a teacher
   #lr_factors: {{}}             # multipliers of the learning rate: {{vector: 2, head: 5}}
   #patience: null               # stop after this many evaluations without improvement
 
@@ -55,6 +57,7 @@ search:                         # finds the best subnet on the validation split
   #batch_size: 64               # rows per evaluation batch
   #racing: false                # stop evaluating a subnet once it can no longer become one of the best
   #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
+  #fold: null                   # fold subnets to score them, in more memory; null does so where memory allows
 
 retrain:                        # trains the best subnet; used only if it is better on validation
   from: inherited               # start from the supernet's weights, or from scratch
