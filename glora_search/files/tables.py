@@ -55,7 +55,7 @@ def not_text(path: Path) -> str:
 
 
 def wrong_line(path: Path, separator: str) -> int | None:
-    """The line of the first row that has more fields than the first one, or a quote that nothing ends; 1 without rows."""
+    """The line of the first row with more fields than the first one, or a quote that nothing ends; 1 without rows."""
     first, begins = 0, 1
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)

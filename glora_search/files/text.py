@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,16 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    write_text(path, json.dumps(plain_json(data), indent=2, allow_nan=False) + "\n")
+
+
+def plain_json(data: Any) -> Any:
+    """The same data with null for each number that is not finite: JSON has no such numbers."""
+    if isinstance(data, dict):
+        return {key: plain_json(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain_json(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_text(path: Path, text: str) -> None:
