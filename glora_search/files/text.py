@@ -48,8 +48,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, see `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which
+        raise
 
 
 def read_json(path: Path) -> Any:
