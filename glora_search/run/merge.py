@@ -72,7 +72,7 @@ def _differences(
     wrong = []
     if not difference <= allowed * scale:  # NaN is no rounding
         wrong.append(f"logits of up to {scale:.3g} differ by {difference:.3g}")
-    steps = {"metric": max(allowed * abs(expected.metric), 2 / rows), "loss": allowed * max(1.0, abs(expected.loss))}
+    steps = {"metric": max(allowed * abs(expected.metric), 2 / rows + 1e-9), "loss": allowed * max(1.0, abs(expected.loss))}
     for name, step in steps.items():
         was, now = getattr(expected, name), getattr(scored, name)
         if not abs(now - was) <= step:
