@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -172,6 +173,8 @@ def find_adapter(
         description = "retrain"
         train_on(found, scoring, train, validation, retrain_args, description=description, lr_factors=lr_factors)
         final = evaluate(found, evaluator.batches, scoring)
+        if has_diverged(found):
+            final = Evaluation(math.nan, math.nan)
         if not is_finite(final.metric, final.loss):
             rate = retrain_args.learning_rate
             warnings.warn(

@@ -30,7 +30,7 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
         args = run.arguments(baseline_settings(recipe, len(task.train)), where)
         factors = recipe.lr_factors(recipe.baseline)
         train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
-        figures = run.figures(adapter_params(model), evaluate(model, run.validation, task))
+        figures = run.figures(adapter_params(model), evaluate(model, run.validation, task), model)
         if "diverged" in figures:
             say(f"baselines: {baseline_diverged(run, name)}")
         else:

@@ -16,7 +16,7 @@ from glora_search.ranking import is_finite
 from glora_search.recipe.arguments import OTHER_MACHINE, TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
 from glora_search.run.folder import RunFolder
-from glora_search.scoring import Batch, Evaluation, length_sorted_batches
+from glora_search.scoring import Batch, Evaluation, has_diverged, length_sorted_batches
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.tasks import Task, make_task
 from glora_search.training.loop import training_arguments
@@ -82,10 +82,14 @@ class Context:
         """A section's training arguments, its checkpoints below a stage's folder."""
         return training_arguments(settings, folder / "checkpoints", self.recipe.seed)
 
-    def figures(self, params: int, scored: Evaluation) -> dict[str, Any]:
-        """What a stage notes of an adapter; one that has diverged has no figures."""
+    def figures(self, params: int, scored: Evaluation, trained: PeftModel | None = None) -> dict[str, Any]:
+        """What a stage notes of an adapter; one that has diverged has no figures.
+
+        Args:
+            trained: the model that has it; None where it was not trained by the stage.
+        """
         found: dict[str, Any] = {"params": params, "direction": self.task.direction}
-        if not is_finite(scored.metric, scored.loss):
+        if not is_finite(scored.metric, scored.loss) or (trained is not None and has_diverged(trained)):
             return {**found, "validation": None, "validation_loss": None, "diverged": True}
         return {**found, "validation": scored.metric, "validation_loss": scored.loss}
 

@@ -72,8 +72,8 @@ def _differences(
     wrong = []
     if not difference <= allowed * scale:  # NaN is no rounding
         wrong.append(f"logits of up to {scale:.3g} differ by {difference:.3g}")
-    steps = {"metric": max(allowed * abs(expected.metric), 2 / rows + 1e-9), "loss": allowed * max(1.0, abs(expected.loss))}
-    for name, step in steps.items():
+    metric, loss = max(allowed * abs(expected.metric), 2 / rows + 1e-9), allowed * max(1.0, abs(expected.loss))
+    for name, step in (("metric", metric), ("loss", loss)):
         was, now = getattr(expected, name), getattr(scored, name)
         if not abs(now - was) <= step:
             wrong.append(f"the validation {name} was {was:.4f} and is {now:.4f}")

@@ -24,7 +24,7 @@ def retrain(run: Context, folder: Path) -> dict[str, Any]:
     args, factors = run.arguments(settings.training, folder), recipe.lr_factors(settings)
     train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
-    figures = run.figures(params, scored)
+    figures = run.figures(params, scored, model)
     if "diverged" in figures:  # nobody can use such weights
         say(f"retrain: {retraining_diverged(run)}")
         return figures

@@ -66,17 +66,17 @@ class Run:
                 cannot be run, or another process works in the folder.
         """
         folder = Path(folder) if folder is not None else Path("runs") / recipe.name
-        recipe = resolved(recipe)
+        noted = resolved(recipe)
         if is_run_folder(folder, recipe):
             run = cls(folder)
-            found = changes(run.view, recipe)
+            found = changes(run.view, noted)
             check_changes(run.view, found)
-            return run._changed(recipe, _check(recipe)) if found else run
-        task = _check(recipe)
+            return run._changed(noted, _check(recipe)) if found else run
+        task = _check(recipe)  # messages have the paths that the user wrote
         with writing_in(folder):
             if not is_run_folder(folder, recipe):
-                make(folder, recipe)
-            elif changes(RunFolder(folder), recipe):
+                make(folder, noted)
+            elif changes(RunFolder(folder), noted):
                 raise invalid("run-dir", str(folder), "a folder that no other process makes a run in")
         return cls(folder)._with(task)
 

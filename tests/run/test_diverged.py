@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from glora_search import Recipe, Run
+from glora_search import Evaluation, Recipe, Run
 from glora_search.errors import UserError
 from glora_search.report import result_rows, write_report
+from glora_search.run import retrain
 
 DIVERGING = {"learning_rate": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
 
@@ -62,4 +63,18 @@ def test_figures_of_a_version_that_noted_nan_rank_last_too(copied):
     path = copied.folder / "retrained" / "stage.json"
     noted = json.loads(path.read_text())
     path.write_text(json.dumps({**noted, "validation": 1.0, "validation_loss": float("nan")}))
+    assert copied.view.final()[0] == "best"
+
+
+def test_a_weight_that_no_validation_row_meets_tells_too(copied, monkeypatch):
+    copied.forget("retrained")
+    train = retrain.train
+
+    def broken(model, *args, **options):
+        train(model, *args, **options)
+        next(p for p in model.parameters() if p.requires_grad).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(retrain, "train", broken)
+    monkeypatch.setattr(retrain, "evaluate", lambda *args: Evaluation(1.0, 0.0))
+    assert copied.do("retrained")["diverged"]
     assert copied.view.final()[0] == "best"
