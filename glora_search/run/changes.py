@@ -51,10 +51,11 @@ def changes(run: RunFolder, recipe: Recipe) -> list[Change]:
     Args:
         recipe: with whole paths, see `making.resolved`.
     """
+    before = _recipe_of(run.recipe)
     space, old = SearchSpace.load(recipe.space).model_dump(), load_yaml(run.path / "space.yaml")
     old["description"] = space["description"]  # words, which change nothing
     return [
-        *_compare(_with_todays_keys(run.recipe), yaml.safe_load(recipe.dump())),
+        *_compare(run.recipe if before is None else yaml.safe_load(before.dump()), yaml.safe_load(recipe.dump())),
         *_compare(old, space, file="space"),
     ]
 
@@ -93,15 +94,18 @@ def stages_of(key: str) -> list[str] | None:
     return None
 
 
-def stale_stages(run: RunFolder, found: list[Change]) -> tuple[list[str], bool]:
-    """The stages whose results other keys made, and whether the search has only to go on."""
+def stale_stages(run: RunFolder, recipe: Recipe, found: list[Change]) -> tuple[list[str], bool]:
+    """The stages whose results other keys made, and whether the search has only to go on.
+
+    A supernet whose training has not ended is stale where it would be trained for subnets of other sizes.
+    """
     stale = {name for change in found for name in change.stale or ()}
-    searched = run.done("search")
+    searched, before = run.done("search"), _recipe_of(run.recipe)
     more = [change for change in found if change.key == "search.trials"]
     goes_on = bool(more) and searched is not None and searched["trials"] < more[0].after and "search" not in stale
     begun = (run.path / "supernet").is_dir() and run.done("supernet") is None
-    if begun and any(change.key == "search.max_params" for change in found):
-        stale.add("supernet")  # what is trained goes up to the budget
+    if begun and (before is None or before.supernet_max_params != recipe.supernet_max_params):
+        stale.add("supernet")
     return [name for name in STAGES if name in stale], goes_on
 
 
@@ -112,12 +116,16 @@ def _parts(key: str) -> Iterator[str]:
         key = key.rpartition(".")[0]
 
 
-def _with_todays_keys(recipe: Any) -> Any:
-    """A run folder's recipe with whole paths, and the defaults of keys that its version of this package had not."""
+def _recipe_of(recipe: Any) -> Recipe | None:
+    """A run folder's recipe, with whole paths and the defaults of keys that its version of this package had not.
+
+    Returns:
+        None where it is damaged, or of another version: the differences name it.
+    """
     try:
-        return yaml.safe_load(resolved(Recipe.model_validate(recipe, context=OTHER_MACHINE)).dump())
-    except ValueError:  # damaged, or of another version: the differences name it
-        return recipe
+        return resolved(Recipe.model_validate(recipe, context=OTHER_MACHINE))
+    except ValueError:
+        return None
 
 
 def _compare(old: Any, new: Any, key: str = "", *, file: str = "recipe") -> Iterator[Change]:

@@ -54,7 +54,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             *baselines["skipped"],
             *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
             *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
-            *larger_budget(view),
+            *larger_subnets(run),
             *notes(view, task),
         ],
         "search": {
@@ -82,13 +82,13 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     }
 
 
-def larger_budget(view: RunFolder) -> list[str]:
-    """Whether the search looked at larger subnets than the supernet was trained for; earlier versions noted none."""
-    trained = view.result("supernet").get("max_params")
-    if trained is None or (view.budget is not None and view.budget <= trained):
+def larger_subnets(run: Context) -> list[str]:
+    """Whether larger subnets were used than the supernet was trained for, which earlier versions did not note."""
+    trained, used = run.view.result("supernet").get("max_params"), run.recipe.supernet_max_params
+    if trained is None or (used is not None and used <= trained):
         return []
-    budget = "no budget" if view.budget is None else f"a budget of {view.budget:,}"
-    return [f"the supernet was trained for subnets of up to {trained:,} parameters, and searched with {budget}"]
+    size = "of all sizes" if used is None else f"up to {used:,}"
+    return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
 
 
 def notes(view: RunFolder, task: Task) -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 
 from glora_search.errors import invalid
 from glora_search.files.text import write_text
-from glora_search.recipe.data import Files, Hub, Saved
+from glora_search.recipe.data import SPLITS, Files, Hub, Saved
 from glora_search.recipe.schema import Recipe
 from glora_search.space.schema import SearchSpace
 
@@ -55,8 +55,9 @@ def resolved(recipe: Recipe) -> Recipe:
         found.space = _whole(found.space)
     data = found.data
     if isinstance(data, Files):
-        data.train = _whole(data.train)
-        data.validation, data.test = (None if path is None else _whole(path) for path in (data.validation, data.test))
+        for split in SPLITS:
+            if (path := getattr(data, split)) is not None:
+                setattr(data, split, _whole(path))
     elif isinstance(data, Saved):
         data.folder = _whole(data.folder)
     elif isinstance(data, Hub) and Path(data.name).is_dir():

@@ -48,6 +48,8 @@ def check_origin(run: Context) -> None:
             f"from, or use another --run-dir. To start over here: glora-search {STAGES['supernet'].command} "
             f"{run.folder} --again"
         )
+    if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
+        write_json(path, {**noted, "data": run.task.data.fingerprints()})
     then, now = noted["versions"], versions()
     changed = [f"{name} {then[name]}, now {now[name]}" for name in then if now.get(name, then[name]) != then[name]]
     if changed:
@@ -60,11 +62,18 @@ def origin_of(run: RunFolder) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() and run.has_begun() else None
 
 
+def forget_unlabelled(run: RunFolder) -> None:
+    """Unlabelled rows may be others: only the finals learn from them."""
+    noted = origin_of(run)
+    if noted is not None and noted["data"].pop("unlabelled", None) is not None:
+        write_json(run.path / NAME, noted)
+
+
 def differences(noted: dict[str, Any], task: Task) -> list[str]:
     """In which respects a task's data, labels or model are not those that are noted, each in words."""
     found = _fingerprints(task, noted["model"])
     return [
-        *_data(noted["data"], found["data"]),
+        *_data(noted["data"], {split: rows for split, rows in found["data"].items() if split in noted["data"]}),
         *_labels(noted["labels"], found["labels"]),
         *_model(noted["model"], found["model"], whole=Path(task.model_path).is_dir()),
     ]

@@ -23,7 +23,7 @@ from glora_search.run.context import Context
 from glora_search.run.cost import estimate
 from glora_search.run.folder import LOCK, RunFolder
 from glora_search.run.making import is_run_folder, make, resolved
-from glora_search.run.origin import check_origin, differences, origin_of
+from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import at_work
 from glora_search.search.study import check_search
@@ -93,7 +93,7 @@ class Run:
             self._check_moves(found, task)
             for change in found:
                 say(f"{change.key}: {change.after!r}, was {change.before!r}", "dim")
-            stale, goes_on = stale_stages(view, found)
+            stale, goes_on = stale_stages(view, recipe, found)
             if not view.has_begun():
                 stale = list(STAGES)
             for name in stale:
@@ -102,6 +102,8 @@ class Run:
                 say(f"search: going on from {view.result('search')['trials']} trials")
                 (self.folder / STAGES["search"].written_last).unlink()
                 self._remove_made_from(STAGES["search"], "made from the search so far")
+            if any(change.key == "data.unlabelled" for change in found):
+                forget_unlabelled(view)
             make(self.folder, recipe)
         return type(self)(self.folder)._with(task)
 

@@ -113,7 +113,7 @@ STAGES: dict[str, Stage] = {
             "Race the best subnets against the uniform methods.",
             needs=("supernet", "search"),
             asked="finals",
-            keys=("finals",),
+            keys=("finals", "data.unlabelled"),
             beside=("exports",),
         ),
         Stage(

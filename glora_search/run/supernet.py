@@ -44,4 +44,4 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         raise invalid("supernet.training.learning_rate", rate, "a lower one: the supernet has diverged")
     supernet.save_pretrained(str(folder))
     size = {"layers": len(space.layers), "genes": len(space.genes), "genomes": str(space.count())}
-    return {"metric": task.metric, "direction": task.direction, "max_params": recipe.search.max_params, **size}
+    return {"metric": task.metric, "direction": task.direction, "max_params": recipe.supernet_max_params, **size}

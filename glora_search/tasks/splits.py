@@ -49,8 +49,10 @@ class Data:
 
     @functools.cached_property
     def _learned_from(self) -> dict[str, dict[str, Any]]:
-        splits = {"train": self.train, "validation": self.validation}
-        return {name: {"rows": len(rows), "digest": rows_digest(rows)} for name, rows in splits.items()}
+        splits = {"train": self.train, "validation": self.validation, "unlabelled": self.unlabelled}
+        return {
+            name: {"rows": len(rows), "digest": rows_digest(rows)} for name, rows in splits.items() if rows is not None
+        }
 
 
 def load_data(

@@ -81,7 +81,7 @@ def test_another_budget_searches_again_on_the_same_supernet(copied, tiny_recipe)
     assert run.view.shared_name() != old[1]
 
 
-def test_a_larger_budget_than_the_supernets_is_noted(copied, tiny_recipe):
+def test_larger_subnets_than_the_supernets_are_noted(copied, tiny_recipe):
     run = Run.create(Recipe.model_validate(with_keys(tiny_recipe, search__max_params=2000)), copied.folder)
     (note,) = [note for note in run.all_stages()["notes"] if "the supernet was trained for" in note]
     assert "1,000" in note
@@ -130,3 +130,14 @@ def test_a_folder_in_which_nothing_has_begun_takes_any_recipe(recipe, tiny_recip
 def test_every_key_of_the_recipe_pins_the_folder_or_belongs_to_a_later_stage(recipe):
     pinned = {key for key in json.loads(recipe.model_dump_json(by_alias=True)) if stages_of(key) is None}
     assert pinned == {"name", "seed", "task", "data", "space", "supernet"}
+
+
+def test_a_supernet_in_training_is_stale_where_other_sizes_are_to_be_trained(recipe, tiny_recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    checkpoint = run.folder / "supernet" / "checkpoints" / "checkpoint-4"
+    for keys, stays in (({"search__trials": 3}, True), ({"search__max_params": 500}, False)):
+        checkpoint.mkdir(parents=True)
+        Run.create(Recipe.model_validate(with_keys(tiny_recipe, **keys)), run.folder)
+        assert checkpoint.exists() is stays
+        if stays:
+            checkpoint.rmdir()

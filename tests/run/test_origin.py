@@ -220,3 +220,25 @@ def test_a_folder_of_images_is_named_by_its_files(tmp_path):
     first = fingerprints.file_digest(Path(tmp_path / "images"))
     (path / "1.png").rename(path / "2.png")
     assert fingerprints.file_digest(tmp_path / "images") != first
+
+
+def test_unlabelled_rows_may_be_others_where_the_recipe_says_so(copied, tiny_recipe, tmp_path):
+    def recipe_with(name):
+        return Recipe.model_validate(
+            {
+                **tiny_recipe,
+                "data": {**tiny_recipe["data"], "unlabelled": str(tmp_path / name)},
+                "finals": {"teacher": 2},
+            }
+        )
+
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(f"text\nold goal {name}\n")
+    for name in ("a.csv", "b.csv"):
+        run = Run.create(recipe_with(name), copied.folder)
+        assert run.view.done("search") is not None
+        origin.check_origin(run.context)
+        assert json.loads((run.folder / "origin.json").read_text())["data"]["unlabelled"]["rows"] == 1
+    (tmp_path / "b.csv").write_text("text\nnew goal\n")
+    with pytest.raises(UserError, match=r"data\.unlabelled has other rows"):
+        origin.check_origin(Run(copied.folder).context)
