@@ -52,7 +52,8 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which
         raise
 
 
