@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,8 +17,9 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from glora_search.ranking import rank_key
-from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate
+from glora_search.errors import invalid
+from glora_search.ranking import is_finite, rank_key
+from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
@@ -90,7 +93,8 @@ def find_adapter(
             the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
         args: of the supernet's training; the seed is the search's too.
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
-            made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept.
+            made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept; a
+            warning says where it has diverged.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.
@@ -110,7 +114,7 @@ def find_adapter(
 
     Raises:
         UserError: the space does not fit the model, the budget is below the cheapest subnet, or an option of the search
-            is wrong.
+            is wrong, or the supernet's training diverges.
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
@@ -140,6 +144,8 @@ def find_adapter(
         patience=patience,
         max_params=max_params,
     )
+    if has_diverged(supernet):
+        raise invalid("args.learning_rate", args.learning_rate, "a lower one: the supernet has diverged")
     bound = supernet.space
     evaluator = subnet_evaluator(
         supernet,
@@ -167,6 +173,14 @@ def find_adapter(
         description = "retrain"
         train_on(found, scoring, train, validation, retrain_args, description=description, lr_factors=lr_factors)
         final = evaluate(found, evaluator.batches, scoring)
+        if has_diverged(found):
+            final = Evaluation(math.nan, math.nan)
+        if not is_finite(final.metric, final.loss):
+            rate = retrain_args.learning_rate
+            warnings.warn(
+                f"Training on has diverged: the inherited weights are kept. Lower retrain_args.learning_rate, {rate:g}",
+                stacklevel=2,
+            )
         before, after = (rank_key(one.metric, one.loss, direction=direction) for one in (inherited.evaluation, final))
         if before < after:
             set_peft_model_state_dict(found, inherited.weights)

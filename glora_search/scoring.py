@@ -179,6 +179,12 @@ def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 2
     return found
 
 
+def has_diverged(model: nn.Module) -> bool:
+    """Whether a trained weight is not finite any more: it stays so, whatever is trained on."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return not all(bool(torch.isfinite(parameter).all()) for parameter in trained)
+
+
 def evaluate(model: nn.Module, batches: Iterable[Batch], scoring: Scoring) -> Evaluation:
     """Score a model."""
     sums = Sums()

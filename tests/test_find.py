@@ -37,18 +37,18 @@ def accuracy(logits, labels):
 def find(make_model, tmp_path):
     """``find(**options)``: what was found for a tiny BERT, or another model."""
 
-    def training(**settings):
+    def arguments(**settings):
         quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
         return TrainingArguments(str(tmp_path / "out"), **{**quiet, "learning_rate": 1e-2, **settings})
 
-    def call(retrain=None, epochs=2, model="bert", **options):
+    def call(retrain=None, epochs=2, model="bert", training=None, **options):
         return find_adapter(
             make_model(model),
             rows(64, 0),
             options.pop("validation", rows(40, 1)),
             task_type="SEQ_CLS",
-            args=training(num_train_epochs=epochs),
-            retrain_args=None if retrain is None else training(**retrain),
+            args=arguments(num_train_epochs=epochs, **(training or {})),
+            retrain_args=None if retrain is None else arguments(**retrain),
             **{"metric": accuracy, "space": "glora-ranks", "max_params": BUDGET, "trials": 8, **options},
         )
 
@@ -107,6 +107,21 @@ def test_where_training_on_is_worse_the_inherited_weights_are_kept(find):
     assert found.evaluation == found.inherited
     batch = {name: torch.tensor(values[:]) for name, values in rows(40, 1).to_dict().items()}
     assert evaluate(found.model, [batch], RowMetric(accuracy)).loss == pytest.approx(found.inherited.loss, abs=1e-5)
+
+
+DIVERGING = {"max_steps": 4, "learning_rate": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
+
+
+def test_where_training_on_diverges_that_is_said_and_the_inherited_weights_are_kept(find):
+    with pytest.warns(UserWarning, match=r"diverged.*Lower retrain_args\.learning_rate, 1e\+38"):
+        found = find(retrain=DIVERGING)
+    assert found.evaluation == found.inherited
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in found.model.parameters())
+
+
+def test_a_supernet_that_diverges_is_refused(find):
+    with pytest.raises(UserError, match=r"args\.learning_rate: got 1e\+38; .*the supernet has diverged"):
+        find(training=DIVERGING)
 
 
 def test_the_same_seed_finds_the_same(find):

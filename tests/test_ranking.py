@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glora_search.ranking import rank_key
+from glora_search.ranking import is_finite, rank_key
 
-numbers = st.floats(allow_nan=True, allow_infinity=True)
+numbers = st.floats(allow_nan=True, allow_infinity=True) | st.none()
 
 
 def best(results, direction):
@@ -23,6 +23,11 @@ def test_the_better_metric_wins_and_ties_go_to_the_lower_loss():
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1), st.sampled_from(["maximize", "minimize"]))
 def test_what_is_not_finite_never_beats_what_is(results, direction):
-    finite = [pair for pair in results if all(map(math.isfinite, pair))]
+    finite = [pair for pair in results if None not in pair and all(map(math.isfinite, pair))]
     found = best(results, direction)
     assert not finite or found in finite
+
+
+def test_a_metric_whose_loss_is_not_finite_is_no_result():
+    assert is_finite(0.5, 1.0)
+    assert not any(is_finite(*pair) for pair in [(0.5, math.nan), (math.inf, 0.0), (None, None), (0.5, None)])

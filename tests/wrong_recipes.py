@@ -144,7 +144,22 @@ WRONG = {
         lambda world: setting(f"data.test={world.recipe['data']['validation']}")(world), "another split than",
         ["data.test", "validation"],
     ),
-    "another encoding": (csv("train", ROWS.replace("a", "\xe4").encode("latin-1")), NO_CSV, ["data.train", "utf-8"]),
+    "another encoding": (csv("train", ROWS.replace("a", "\xe4").encode("latin-1")), NO_CSV,
+        ["data.train", "line 1: byte 0xe4 is not UTF-8", "Latin-1"],
+    ),
+    "two bytes a character": (csv("train", ROWS.encode("utf-16")), NO_CSV, ["data.train", "this is UTF-16"]),
+    "a byte that is no text": (csv("train", ROWS + "a\0,tech\n"), NO_CSV, ["line 18: byte 0x00 is no text"]),
+    "a quote that nothing ends": (csv("train", ROWS + 'a "chip",tech\n"a chip,tech\n'), NO_CSV, ["line 19"]),
+    "a separator of two characters": (
+        setting("data.separator=;;"), "one ASCII character that is no quote", ["data.separator", ";;"],
+    ),
+    "a separator that is a quote": (setting("data.separator='\"'"), "one ASCII character that is no quote", []),
+    "a separator where there is none": (
+        setting("data.source=json", "data.separator=;"), "only csv has one", ["data.separator", "json"],
+    ),
+    "another separator than the file's": (
+        setting("data.separator=;"), "a column of", ["data.text_column", "text,label"],
+    ),
     "a binary file": (csv("train", b"PAR1\x15\x04\x15\xb0\x00\x00\xff" * 9), NO_CSV, ["data.train", "own.csv"]),
     "rows of different lengths": (csv("train", ROWS + "a,b,c,d\n"), NO_CSV, ["data.train", "line 18"]),
     "too few rows": (

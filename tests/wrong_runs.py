@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from wrong_world import (
     NO_CSV,
     NO_MODEL,
@@ -15,7 +17,17 @@ from wrong_world import (
     file_for_folder,
     other_folder,
     other_recipe,
+    space,
 )
+
+ORIGIN = json.dumps(
+    {
+        "data": {split: {"rows": 63, "digest": "another"} for split in ("train", "validation", "test")},
+        "labels": ["tech"],
+        "model": {},
+        "versions": {},
+    }
+).encode()
 
 WRONG = {
     # run folders
@@ -25,6 +37,24 @@ WRONG = {
     "a file for a folder": (file_for_folder, "a folder, not a file", ["run-dir"]),
     "a folder below a file": (below_a_file, "Not a directory", ["notes.txt"]),
     "a folder of another recipe": (other_recipe, "was made from another recipe", ["seed is 7 here and was 0"]),
+    "a folder of another space": (
+        lambda world: [world.finished()] and space("paths: {B: [lora, none]}\nranks: [7]")(world),
+        "was made from another space", ["ranks is [7] here"],
+    ),
+    "a folder of other rows": (
+        after("search", "run", search__stage_json=None, origin_json=ORIGIN), "made from other data or another model",
+        ["data.train has 64 rows and had 63", "the labels are sports, tech and were tech", "config.json is new",
+         "glora-search train-supernet run --again"],
+    ),
+    "another stage again, of a folder of other rows": (
+        after("merge", "run", "--again", origin_json=ORIGIN), "made from other data or another model", ["data.test"],
+    ),
+    "an export of a folder of other rows": (
+        after("export", "run", "--format", "lora", origin_json=ORIGIN), "made from other data or another model", [],
+    ),
+    "a broken note of what a run was made from": (
+        after("search", "run", search__stage_json=None, origin_json=b"{"), "not valid JSON", ["origin.json"],
+    ),
     "a run folder's broken recipe": (after("search", "run", **{"recipe.yaml": b"a: ["}), "not valid YAML", ["recipe"]),
     "a stage's broken result": (
         after("search", "run", search__stage_json=None, supernet__stage_json=b"{"), "not valid JSON", ["stage.json"],
@@ -66,6 +96,9 @@ WRONG = {
     "an unknown option": (arguments("search", "run", "--worker", "2"), "No such option", ["--worker"]),
     "no run": (arguments("search"), "Missing argument", ["RUN", "glora-search search --help"]),
     "no workers": (arguments("search", "run", "--workers", "0"), "--workers: got 0; allowed: 1 or more", []),
+    "no trials to go on to": (
+        after("search", "run", "--trials", "0"), "--trials: got 0; allowed: 1 or more", [],
+    ),
     "a word for workers": (arguments("search", "run", "--workers", "two"), "Invalid value for", ["--workers", "two"]),
     "an unknown format": (after("export", "run", "--format", "onnx"), "--format: got", ["onnx", "peft", "lora"]),
     "--again for what is always new": (

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from glora_search import __version__
 from glora_search.cli import complete
 from glora_search.errors import UserError, invalid
+from glora_search.files.disk import full_disk
 from glora_search.progress import console, set_up
 from glora_search.run.stages import STAGES
 
@@ -104,16 +105,20 @@ def main() -> None:
             allowed = "1: a run is one process; SupernetTrainer in your own script can be launched with several"
             raise invalid("WORLD_SIZE", os.environ["WORLD_SIZE"], allowed)
         code = app(sys.argv[1:] or ["--help"], prog_name="glora-search", standalone_mode=False)
-    except UserError as error:
-        code = _failed(str(error))
-    except UsageError as error:
-        code = _failed(_explain(error))
-    except OSError as error:
-        if error.filename is None:
-            raise
-        code = _failed(f"{error.filename}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except UserError as error:
+        code = _failed(str(full_disk(error, Path.cwd()) or error))
+    except UsageError as error:
+        code = _failed(_explain(error))
+    except Exception as error:
+        full = full_disk(error, Path.cwd())
+        if full is not None:
+            code = _failed(str(full))
+        elif isinstance(error, OSError) and error.filename is not None:
+            code = _failed(f"{error.filename}: {error.strerror}")
+        else:
+            raise
     if code == 130:
         _say_how_to_go_on()
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from glora_search.files.text import plain_json
 from glora_search.progress import console, set_up
 
 results = Console()
@@ -46,7 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
 
 def emit(data: Any) -> None:
     """The result as JSON."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    typer.echo(json.dumps(plain_json(data), indent=2, ensure_ascii=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:

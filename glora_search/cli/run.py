@@ -115,6 +115,7 @@ def search_(
     again: Again = False,
     workers: Annotated[int, typer.Option(help="Worker processes on this machine.")] = 1,
     storage: SharedStorage = None,
+    trials: Annotated[int | None, typer.Option(help="Go on to so many trials; changes the run's recipe.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -122,10 +123,15 @@ def search_(
 
     Example: glora-search search runs/reviews --workers 4
     """
-    if workers < 1:
-        raise invalid("--workers", workers, "1 or more")
+    for option, value in {"--workers": workers, "--trials": trials}.items():
+        if value is not None and value < 1:
+            raise invalid(option, value, "1 or more")
     begin(quiet, as_json)
     current = _open(run)
+    if trials is not None:
+        recipe = current.context.recipe.model_copy(deep=True)
+        recipe.search.trials = trials
+        current = type(current).create(recipe, run)
     if again:
         from glora_search.run.search import forget_shared_search
 

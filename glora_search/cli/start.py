@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from glora_search.cli.output import begin, result
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.files.shipped import find_shipped
+from glora_search.files.tables import read_header
 from glora_search.files.text import write_text
 
 
@@ -80,9 +80,8 @@ def _check_model(model: str) -> None:
 def _check_columns(option: str, path: str, columns: dict[str, str]) -> None:
     """Look at a csv file's header line, long before the whole file is read."""
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        _, header = read_header(Path(path))
+    except (OSError, ValueError) as error:
         raise invalid(option, path, f"a csv file with a header line ({error})") from None
     for name, column in columns.items():
         if column not in header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,29 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    write_text(path, json.dumps(plain_json(data), indent=2, allow_nan=False) + "\n")
+
+
+def plain_json(data: Any) -> Any:
+    """The same data with null for each number that is not finite: JSON has no such numbers."""
+    if isinstance(data, dict):
+        return {key: plain_json(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain_json(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, see `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which
+        raise
 
 
 def read_json(path: Path) -> Any:

@@ -64,6 +64,8 @@ class Files(Columns):
         validation, test: path of this split; None cuts it from the train split.
         unlabelled: path of further rows, whose labels are not needed and not read: the teacher of the finals labels
             them, and the finalists that it teaches learn from them too.
+        separator: csv only: the character between two fields; None is a comma, or where the header then has one
+            column, the semicolon, tab, or bar that it contains.
     """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
@@ -71,6 +73,18 @@ class Files(Columns):
     validation: str | None = None
     test: str | None = None
     unlabelled: str | None = None
+    separator: str | None = None
+
+    @model_validator(mode="after")
+    def _check_separator(self) -> Self:
+        if self.separator is None:
+            return self
+        if self.source != "csv":
+            raise invalid("separator", self.separator, f"null with source {self.source}; only csv has one")
+        self.separator = self.separator.replace("\\t", "\t")  # as a shell and plain YAML write it
+        if len(self.separator) != 1 or not self.separator.isascii() or self.separator in '"\r\n\0':
+            raise invalid("separator", self.separator, "one ASCII character that is no quote or line end, such as ';'")
+        return self
 
     @model_validator(mode="after")
     def _check_splits(self) -> Self:

@@ -54,6 +54,8 @@ def metric_against_parameters(data: RunData) -> go.Figure:
     if "final" in metrics:
         models.append((f"final ({metrics['final']['source']})", metrics["final"], GREEN, "star"))
     for name, entry, colour, symbol in models:
+        if entry["validation"] is None:  # it has diverged
+            continue
         figure.add_scatter(
             x=[entry["params"]],
             y=[entry["validation"]],

@@ -102,9 +102,13 @@ def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     if "merged" in metrics:
         models.append(("final, merged into the base model", {"params": "0 more", **metrics["merged"]}))
     return [
-        (name, _number(entry.get("params")), _number(entry.get("validation")), _number(entry.get("test")))
+        (name, _number(entry.get("params")), _score(entry, "validation"), _score(entry, "test"))
         for name, entry in models
     ]
+
+
+def _score(entry: dict[str, Any], split: str) -> str:
+    return "diverged" if entry.get("diverged") else _number(entry.get(split))
 
 
 def _by_peft(entry: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from transformers import set_seed
 
 from glora_search.adapters.load import adapter_params
+from glora_search.progress import say
 from glora_search.run.context import Context
 from glora_search.scoring import evaluate
 from glora_search.training.baselines import baseline_settings, lora_within
@@ -29,8 +30,16 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
         args = run.arguments(baseline_settings(recipe, len(task.train)), where)
         factors = recipe.lr_factors(recipe.baseline)
         train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
-        scored = evaluate(model, run.validation, task)
-        model.save_pretrained(str(where))
-        entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
-        result["list"].append({**entry, "validation": scored.metric})
+        figures = run.figures(adapter_params(model), evaluate(model, run.validation, task), model)
+        if "diverged" in figures:
+            say(f"baselines: {baseline_diverged(run, name)}")
+        else:
+            model.save_pretrained(str(where))
+        del figures["direction"]
+        result["list"].append({"name": f"{name} r={config.r}", "method": name, **figures})
     return result
+
+
+def baseline_diverged(run: Context, name: str) -> str:
+    """What happened, and what to do."""
+    return f"the baseline {name} has diverged. Lower {run.rate_to_lower('baseline', 'supernet')}"

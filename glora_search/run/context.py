@@ -12,10 +12,11 @@ from transformers import TrainingArguments
 
 from glora_search.adapters.load import load_adapter
 from glora_search.files.checked import validate
-from glora_search.recipe.arguments import OTHER_MACHINE
+from glora_search.ranking import is_finite
+from glora_search.recipe.arguments import OTHER_MACHINE, TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
 from glora_search.run.folder import RunFolder
-from glora_search.scoring import Batch, length_sorted_batches
+from glora_search.scoring import Batch, Evaluation, has_diverged, length_sorted_batches
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.tasks import Task, make_task
 from glora_search.training.loop import training_arguments
@@ -80,6 +81,28 @@ class Context:
     def arguments(self, settings: dict[str, Any], folder: Path) -> TrainingArguments:
         """A section's training arguments, its checkpoints below a stage's folder."""
         return training_arguments(settings, folder / "checkpoints", self.recipe.seed)
+
+    def figures(self, params: int, scored: Evaluation, trained: PeftModel | None = None) -> dict[str, Any]:
+        """What a stage notes of an adapter; one that has diverged has no figures.
+
+        Args:
+            trained: the model that has it; None where it was not trained by the stage.
+        """
+        found: dict[str, Any] = {"params": params, "direction": self.task.direction}
+        if not is_finite(scored.metric, scored.loss) or (trained is not None and has_diverged(trained)):
+            return {**found, "validation": None, "validation_loss": None, "diverged": True}
+        return {**found, "validation": scored.metric, "validation_loss": scored.loss}
+
+    def rate_to_lower(self, *sections: str) -> str:
+        """The key of a learning rate, and its value: of the first section that sets one.
+
+        Args:
+            sections: of the recipe, each with training arguments; the last one has a default.
+        """
+        settings = {section: getattr(self.recipe, section).training for section in sections}
+        section = next((name for name, training in settings.items() if "learning_rate" in training), sections[-1])
+        rate = {**TRAINING_DEFAULTS, **settings[section]}["learning_rate"]
+        return f"{section}.training.learning_rate, {rate:g}"
 
     def facts(self, params: int, validation: float) -> dict[str, Any]:
         """What an adapter's card says about it."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from glora_search.progress import track
 from glora_search.ranking import rank_key
+from glora_search.run.baselines import baseline_diverged
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
+from glora_search.run.retrain import retraining_diverged
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import Task
 
@@ -23,14 +25,15 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     baselines = view.done("baselines") or {"list": [], "skipped": []}
     tuned = (view.done("finals") or {}).get("baseline")
     compared = {f"baselines/{entry['method']}": entry for entry in baselines["list"]}
+    diverged = {name for name, entry in compared.items() if entry.get("diverged")}
     if tuned is not None:
         compared["finals/baseline"] = tuned
     source = merged["source"]
     figures = view.result(source)
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
-    adapters = [*compared, *dict.fromkeys(["best", source])]
-    scores: dict[str, float] = {}
+    adapters = [*(name for name in compared if name not in diverged), *dict.fromkeys(["best", source])]
+    scores: dict[str, float | None] = dict.fromkeys(diverged)
     with track("evaluate", len(adapters) + 1) as bar:
         for name in adapters:
             scores[name] = evaluate(run.load(name), batches, task).metric
@@ -47,7 +50,13 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "budget": recipe.search.max_params,
         "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
         "baselines": [{**entry, "test": scores[name]} for name, entry in compared.items()],
-        "notes": [*baselines["skipped"], *notes(view, task)],
+        "notes": [
+            *baselines["skipped"],
+            *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
+            *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
+            *larger_subnets(run),
+            *notes(view, task),
+        ],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
             **({"calibration_steps": steps} if steps else {}),
@@ -73,6 +82,15 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     }
 
 
+def larger_subnets(run: Context) -> list[str]:
+    """Whether larger subnets were used than the supernet was trained for, which earlier versions did not note."""
+    trained, used = run.view.result("supernet").get("max_params"), run.recipe.supernet_max_params
+    if trained is None or (used is not None and used <= trained):
+        return []
+    size = "of all sizes" if used is None else f"up to {used:,}"
+    return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
+
+
 def notes(view: RunFolder, task: Task) -> list[str]:
     """What the figures alone would not tell."""
     found, constant = view.result("best"), task.trivial_score()
@@ -88,6 +106,6 @@ def notes(view: RunFolder, task: Task) -> list[str]:
         trained = "the head alone was trained" if task.data.labels else "nothing was trained"
         said.append(f"the best subnet has no adapter parameters at all: {trained}")
     again, final = view.done("retrained"), view.final()
-    if again is not None and final is not None and final[0] == "best":
+    if again is not None and not again.get("diverged") and final is not None and final[0] == "best":
         said.append(f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept")
     return said

@@ -24,9 +24,4 @@ def export_best(run: Context, folder: Path) -> dict[str, Any]:
         folder, found.config, found.weights, model=evaluator.supernet, base_model=run.task.model_path, facts=facts
     )
     run.task.processor.save_pretrained(str(folder))
-    return {
-        "params": best["params"],
-        "validation": scored.metric,
-        "validation_loss": scored.loss,
-        "direction": run.task.direction,
-    }
+    return run.figures(best["params"], scored)

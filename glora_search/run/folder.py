@@ -6,6 +6,7 @@ Report, status, compare, predict and the stages themselves read a run through th
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from glora_search.search.trials import STUDY_NAME
 
 SECTIONS = ("name", "task", "data", "supernet", "search")
 """What every recipe has."""
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -70,6 +72,11 @@ class RunFolder:
         path = self.path / STAGES[stage].written_last
         found: dict[str, Any] | None = read_json(path) if path.is_file() else None
         return found
+
+    def has_begun(self) -> bool:
+        """Whether there is something that the recipe, its data and its model have made: a result, or a checkpoint."""
+        results = any((self.path / stage.written_last).is_file() for stage in STAGES.values())
+        return results or any(self.path.glob("*/checkpoints/checkpoint-*"))
 
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage has left.
@@ -178,13 +185,14 @@ class RunFolder:
     def shared_name(self) -> str:
         """The search's name in a storage that others use too: the same on each machine that has this run folder.
 
+        A search of more trials has the same name, since it goes on; one with another budget, say, has its own.
+
         Raises:
             UserError: the supernet is not trained yet.
         """
-        self.result("supernet")
-        digest = hashlib.sha256()
-        for name in ("recipe.yaml", "space.yaml", "supernet/adapter_model.safetensors"):
-            digest.update((self.path / name).read_bytes())
+        settings = {k: v for k, v in self.recipe["search"].items() if f"search.{k}" not in STAGES["search"].goes_on}
+        digest = hashlib.sha256(json.dumps([self.weights(), settings], sort_keys=True).encode())
+        digest.update((self.path / "space.yaml").read_bytes())
         return f"{self.name}-{digest.hexdigest()[:12]}"
 
     # -- who works here --------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         """The file that a process holds while it works here."""
-        return self.path / ".lock"
+        return self.path / LOCK
 
     def is_busy(self) -> bool:
         """Whether a process works in the run folder; nothing is made there."""

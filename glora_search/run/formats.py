@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glora_search.adapters.export import export_stock
+from glora_search.run.origin import check_origin
 from glora_search.run.runner import Run
 
 
@@ -22,6 +23,7 @@ def export_as(run: Run, form: str) -> Path:
     """
     context, folder = run.context, run.folder / "exports" / form
     with run.working():
+        check_origin(context)
         source, figures = run.view.final() or ("best", run.view.result("best"))
         facts = {**context.facts(figures["params"], figures["validation"]), "exported from": source}
         folder.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a run folder is made from a recipe, and how the one that the same recipe made is known again."""
+"""How a run folder is made from a recipe."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import Any
 import torch
 import yaml
 
-from glora_search.errors import UserError, invalid
-from glora_search.files.text import load_yaml, write_text
-from glora_search.recipe.arguments import OTHER_MACHINE
+from glora_search.errors import invalid
+from glora_search.files.text import write_text
+from glora_search.recipe.data import SPLITS, Files, Hub, Saved
 from glora_search.recipe.schema import Recipe
 from glora_search.space.schema import SearchSpace
 
 VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
 
 
-def is_made_from(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder is the run folder of this recipe and this space; False where it is new.
+def is_run_folder(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder is a run folder; False where it is new, or was left half made by a kill.
+
+    Args:
+        recipe: what a run folder is to be made from.
 
     Raises:
-        UserError: it holds something else; the message says what differs.
+        UserError: it holds something else.
     """
-    files = _files(recipe)
     if folder.exists() and not folder.is_dir():
         raise invalid("run-dir", str(folder), "a folder, not a file")
     if (folder / "recipe.yaml").is_file():
-        for name in ("recipe.yaml", "space.yaml"):
-            _refuse_other(folder / name, files[name])
         return True
-    if folder.is_dir() and not all(_left_by_a_kill(path, files) for path in folder.iterdir()):
+    if folder.is_dir() and not all(_left_by_a_kill(path, _files(recipe)) for path in folder.iterdir()):
         raise invalid("run-dir", str(folder), "a new or empty folder, or a run folder")
     return False
 
@@ -44,6 +44,29 @@ def make(folder: Path, recipe: Recipe) -> None:
     """Make a run folder; the recipe is written last, since it is what makes a folder a run folder."""
     for name, text in _files(recipe).items():
         write_text(folder / name, text)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it means the same in every working directory."""
+    found = recipe.model_copy(deep=True)
+    if found.task.model != "minilm" and Path(found.task.model).expanduser().is_dir():
+        found.task.model = _whole(found.task.model)
+    if Path(found.space).is_file():
+        found.space = _whole(found.space)
+    data = found.data
+    if isinstance(data, Files):
+        for split in SPLITS:
+            if (path := getattr(data, split)) is not None:
+                setattr(data, split, _whole(path))
+    elif isinstance(data, Saved):
+        data.folder = _whole(data.folder)
+    elif isinstance(data, Hub) and Path(data.name).is_dir():
+        data.name = _whole(data.name)
+    return found
+
+
+def _whole(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
@@ -55,41 +78,9 @@ def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
     """Whether a file in a folder without a recipe is one that an interrupted `Run.create` wrote."""
     if path.name.endswith(".part"):
         return path.name.removesuffix(".part") in files
-    return path.name == "space.yaml" and path.read_text(encoding="utf-8") == files["space.yaml"]
-
-
-def _refuse_other(path: Path, text: str) -> None:
-    """Refuse a run folder that another recipe, or another space, made; name what differs."""
-    old = load_yaml(path) if path.is_file() else {}
-    new = yaml.safe_load(text)
-    if path.name == "recipe.yaml":
-        old = _with_todays_keys(old)
-    else:
-        old["description"] = new["description"]  # words, which change nothing
-    differences = [f"{key} is {after!r} here and was {before!r}" for key, before, after in _differences(old, new)]
-    if differences:
-        raise UserError(
-            f"run-dir: {path.parent} was made from another {path.stem}: {'; '.join(differences[:5])}. "
-            "Nothing was changed; use another --run-dir, or the recipe that made it"
-        )
-
-
-def _with_todays_keys(recipe: Any) -> Any:
-    """A run folder's recipe with the defaults of keys that its version of this package did not have."""
-    try:
-        return yaml.safe_load(Recipe.model_validate(recipe, context=OTHER_MACHINE).dump())
-    except ValueError:  # damaged, or of another version: the differences name it
-        return recipe
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            difference
-            for name in dict.fromkeys([*old, *new])
-            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [(key, old, new)]
+    return path.name == ".lock" or (
+        path.name == "space.yaml" and path.read_text(encoding="utf-8") == files["space.yaml"]
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -103,5 +94,10 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that results come from."""
+    return {name: version(name) for name in VERSIONS}

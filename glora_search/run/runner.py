@@ -14,12 +14,16 @@ from filelock import FileLock, Timeout
 from pydantic import ImportString, TypeAdapter
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.disk import full_disk
 from glora_search.files.text import write_json
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
+from glora_search.run.changes import Change, changes, check_changes, made_from_another, stale_stages
 from glora_search.run.context import Context
 from glora_search.run.cost import estimate
-from glora_search.run.making import is_made_from, make
+from glora_search.run.folder import LOCK, RunFolder
+from glora_search.run.making import is_run_folder, make, resolved
+from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import at_work
 from glora_search.search.study import check_search
@@ -49,25 +53,69 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
-        """Make a run folder, or open the one that the same recipe made before.
+        """Make a run folder, or open the one that the recipe made before.
 
-        The recipe, its space, its model and its data are checked against each other before anything is written.
+        The recipe, its space, its model and its data are checked against each other before anything is written. Where
+        sections of later stages have changed, the run takes them: what they make stale is said and removed.
 
         Args:
             folder: None is ``runs/<recipe's name>``.
 
         Raises:
             UserError: the folder was made from another recipe or space; what is in it stays as it is. Or the recipe
-                cannot be run.
+                cannot be run, or another process works in the folder.
         """
         folder = Path(folder) if folder is not None else Path("runs") / recipe.name
-        if is_made_from(folder, recipe):
-            return cls(folder)
-        task = _check(recipe)
-        make(folder, recipe)
-        run = cls(folder)
-        run.context.task = task
-        return run
+        noted = resolved(recipe)
+        if is_run_folder(folder, recipe):
+            run = cls(folder)
+            found = changes(run.view, noted)
+            check_changes(run.view, found)
+            return run._changed(noted, _check(recipe)) if found else run
+        task = _check(recipe)  # messages have the paths that the user wrote
+        with writing_in(folder):
+            if not is_run_folder(folder, recipe):
+                make(folder, noted)
+            elif changes(RunFolder(folder), noted):
+                raise invalid("run-dir", str(folder), "a folder that no other process makes a run in")
+        return cls(folder)._with(task)
+
+    def _with(self, task: Task) -> Run:
+        self.context.task = task
+        return self
+
+    def _changed(self, recipe: Recipe, task: Task) -> Run:
+        """The run with another recipe, as far as it may be another; what is stale is removed first."""
+        with self.working():
+            view = RunFolder(self.folder)  # as another process may have left it
+            found = changes(view, recipe)
+            check_changes(view, found)
+            self._check_moves(found, task)
+            for change in found:
+                say(f"{change.key}: {change.after!r}, was {change.before!r}", "dim")
+            stale, goes_on = stale_stages(view, recipe, found)
+            if not view.has_begun():
+                stale = list(STAGES)
+            for name in stale:
+                self._forget(STAGES[name], "made with other settings")
+            if goes_on:
+                say(f"search: going on from {view.result('search')['trials']} trials")
+                (self.folder / STAGES["search"].written_last).unlink()
+                self._remove_made_from(STAGES["search"], "made from the search so far")
+            if any(change.key == "data.unlabelled" for change in found):
+                forget_unlabelled(view)
+            make(self.folder, recipe)
+        return type(self)(self.folder)._with(task)
+
+    def _check_moves(self, found: list[Change], task: Task) -> None:
+        """Refuse other data, or another model, in another place."""
+        moved = [str(change) for change in found if change.is_move() and change.key != "space"]
+        noted = origin_of(self.view)
+        if not moved or not self.view.has_begun():
+            return
+        different = ["what it was made from is not noted"] if noted is None else differences(noted, task)
+        if different:
+            raise made_from_another(self.view, "recipe", [*moved, *different])
 
     def all_stages(self) -> dict[str, Any]:
         """Every stage that is not done yet, in order; those that the recipe does not ask for are left out.
@@ -122,6 +170,7 @@ class Run:
 
     def _work(self, stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
         self._check_needs(stage)  # again, under the lock
+        check_origin(self.context)
         for left in self.folder.glob(".removed-*"):  # by a kill
             shutil.rmtree(left)
         folder = self.folder / stage.name
@@ -155,25 +204,36 @@ class Run:
         _ = self.context.space
         with self.working():
             self._check_needs(stage)
+            if name == next(iter(STAGES)):
+                self._start_over()
+            else:
+                check_origin(self.context)
             self._remove(stage.result or name, *stage.beside)
             self._remove_made_from(stage, "made from the old result")
+
+    def _start_over(self) -> None:
+        """The first stage can be done again with other data, or another model: then all is stale."""
+        noted = origin_of(self.view)
+        if noted is not None and differences(noted, self.context.task):
+            for other in STAGES.values():
+                self._forget(other, "made from other data or another model")
+
+    def _forget(self, stage: Stage, why: str) -> None:
+        """Remove a stage's result, whole or not, and what was made from it."""
+        if self.view.done(stage.name) is not None:
+            say(f"{stage.command}: removing {stage.shown}, {why}")
+        self._remove(stage.result or stage.name, *stage.beside)
+        self._remove_made_from(stage, why)
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Held while something is written in the run folder; the kernel gives the lock back when the process dies.
 
         Raises:
-            UserError: another process works in this run folder.
+            UserError: another process works in this run folder, or the disk is full.
         """
-        lock = FileLock(self.view.lock)
-        try:
-            lock.acquire(timeout=2)  # `is_busy` holds it for a moment
-        except Timeout:
-            raise invalid("run", str(self.folder), "a run folder that no other process works in") from None
-        try:
+        with writing_in(self.folder):
             yield
-        finally:
-            lock.release()
 
     def _remove_made_from(self, stage: Stage, why: str) -> None:
         for made in made_from(stage.name):
@@ -197,6 +257,27 @@ class Run:
     def _remove_checkpoints(self, stage: Stage) -> None:
         for checkpoints in list((self.folder / stage.name).rglob("checkpoints")):
             shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """See `Run.working`; the folder need not be there yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=2)  # `is_busy` holds it for a moment
+        except Timeout:
+            raise invalid("run", str(folder), "a run folder that no other process works in") from None
+        try:
+            yield
+        finally:
+            lock.release()
+    except Exception as error:
+        full = full_disk(error, folder)
+        if full is None:
+            raise
+        raise full from error
 
 
 def _function(path: str) -> Any:

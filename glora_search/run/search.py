@@ -11,6 +11,7 @@ import optuna
 from glora_search.progress import track
 from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
+from glora_search.run.origin import check_origin
 from glora_search.search.calibration import subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.results import show_progress, summary, trials_frame
@@ -45,6 +46,7 @@ def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> Non
 
 def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
     settings = run.recipe.search
+    check_origin(run)  # of each worker: its data may be others
     evaluator = evaluator_of(run, run.folder / "search")
     helper = functools.partial(assist, run.folder, storage=storage)
     with helped_by(workers - 1, helper), track("search", settings.trials) as bar:

@@ -23,6 +23,9 @@ class Stage:
         uses: the stages whose results it reads where they are there.
         asked: the key of the recipe without which a run leaves it out; empty for none.
         unless: the key of the recipe with which a run leaves it out, since another stage takes its place.
+        keys: the keys of the recipe, beside the results of other stages, that its result is made from: where one
+            changes, it is done again. Those that no stage names are what the supernet is made from, and so everything.
+        goes_on: those among them with which it goes on from where it was.
         beside: what else it stands for in the run folder; removed with its result.
         result: what is written last, relative to the run folder.
         joined_by: ``module:function`` for a process that comes while another one is at this stage; empty where there is
@@ -37,6 +40,8 @@ class Stage:
     uses: tuple[str, ...] = ()
     asked: str = ""
     unless: str = ""
+    keys: tuple[str, ...] = ()
+    goes_on: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     result: str = ""
     joined_by: str = ""
@@ -58,6 +63,11 @@ class Stage:
 
 
 _HERE = "glora_search.run"
+_LENGTH = tuple(
+    f"retrain.training.{name}"
+    for name in ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+)
+"""Baselines are trained for as long as supernet and retraining together."""
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -74,6 +84,8 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.search:run_search",
             "Search for the best subnet under the budget.",
             needs=("supernet",),
+            keys=("search", "search.max_params"),
+            goes_on=("search.trials", "search.batch_size"),
             joined_by=f"{_HERE}.search:assist",
         ),
         Stage(
@@ -91,6 +103,7 @@ STAGES: dict[str, Stage] = {
             "Continue to train the best subnet.",
             needs=("best",),
             unless="finals",
+            keys=("retrain", *_LENGTH),
             beside=("exports",),
         ),
         Stage(
@@ -100,6 +113,7 @@ STAGES: dict[str, Stage] = {
             "Race the best subnets against the uniform methods.",
             needs=("supernet", "search"),
             asked="finals",
+            keys=("finals", "data.unlabelled"),
             beside=("exports",),
         ),
         Stage(
@@ -116,6 +130,7 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.baselines:train_baselines",
             "Train the recipe's baselines.",
             asked="baselines",
+            keys=("baselines", "baseline", "search.max_params", *_LENGTH),
         ),
         Stage(
             "test",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from glora_search.errors import invalid
 from glora_search.files.text import write_json
 from glora_search.run.context import Context
 from glora_search.run.making import environment
+from glora_search.scoring import has_diverged
 from glora_search.supernet.train import train_supernet
 
 
@@ -35,6 +38,10 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         resume=True,
     )
     write_json(folder / "history.json", trainer.state.log_history)
+    if has_diverged(supernet):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # going on from there would not help
+        rate = run.arguments(settings.training, folder).learning_rate
+        raise invalid("supernet.training.learning_rate", rate, "a lower one: the supernet has diverged")
     supernet.save_pretrained(str(folder))
     size = {"layers": len(space.layers), "genes": len(space.genes), "genomes": str(space.count())}
-    return {"metric": task.metric, "direction": task.direction, **size}
+    return {"metric": task.metric, "direction": task.direction, "max_params": recipe.supernet_max_params, **size}

@@ -9,6 +9,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import UserError
+from glora_search.ranking import rank_key
 
 STUDY_NAME = "search"
 """The search's study in a run's own journal."""
@@ -30,8 +31,9 @@ NOTES = "notes"
 
 def trial_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:
     """Sorts finished trials, best first: the score, then the loss, then the earlier one."""
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    return sign * float(trial.values[0]), float(trial.user_attrs.get(LOSS, 0.0)), trial.number
+    better = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+    loss = trial.user_attrs.get(LOSS, 0.0)
+    return *rank_key(trial.values[0], loss, direction=better), trial.number
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:

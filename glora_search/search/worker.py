@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.errors import UserError, invalid
+from glora_search.ranking import is_finite
 from glora_search.scoring import Evaluation
 from glora_search.search.evolution.base import Proposal, distributions
 from glora_search.search.history import History
@@ -174,7 +175,7 @@ class Runner:
         attributes["seconds"] = time.perf_counter() - started
         if proposal.notes:
             attributes[NOTES] = proposal.notes
-        if result is not None and not (math.isfinite(result.metric) and math.isfinite(result.loss)):
+        if result is not None and not is_finite(result.metric, result.loss):
             failed = f"metric {result.metric}, loss {result.loss}"
         state, values = TrialState.COMPLETE, None
         if failed is not None or result is None:

@@ -11,7 +11,9 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.tables import read_header, wrong_line
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
+from glora_search.tasks.fingerprints import file_digest, rows_digest
 
 
 class Source(Protocol):
@@ -31,6 +33,10 @@ class Source(Protocol):
 
     def place(self, split: str) -> str:
         """What a message calls the split."""
+        ...
+
+    def digest(self, split: str) -> str:
+        """The name of a split's content, of all its columns."""
         ...
 
 
@@ -84,12 +90,28 @@ class Headlines:
         """See `Source`."""
         return "bbc-headlines"
 
+    def digest(self, split: str) -> str:
+        """See `Source`."""
+        return rows_digest(self.read(split, self.columns(split)))
 
-class CsvFiles:
-    """Files with a header line; every cell is text, so that ``NA`` and ``007`` stay what they are."""
+
+class _InFiles:
+    """Each split is a file or a folder."""
 
     def __init__(self, data: Files) -> None:
         self.data = data
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        return str(getattr(self.data, split))
+
+    def digest(self, split: str) -> str:
+        """See `Source`."""
+        return file_digest(_existing(self.data, split))
+
+
+class CsvFiles(_InFiles):
+    """Files with a header line; every cell is text, so that ``NA`` and ``007`` stay what they are."""
 
     def columns(self, split: str) -> list[str]:
         """See `Source`."""
@@ -102,23 +124,28 @@ class CsvFiles:
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
 
-    def place(self, split: str) -> str:
-        """See `Source`."""
-        return str(getattr(self.data, split))
-
-    def _read(self, split: str, **options: Any) -> pd.DataFrame:
+    def _open(self, split: str) -> tuple[Path, str]:
+        """A split's file and its separator."""
         path = _existing(self.data, split)
         try:
-            return pd.read_csv(path, **options)
-        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise invalid(f"data.{split}", str(path), f"a csv file with a header line ({error})") from None
+            return path, read_header(path, self.data.separator)[0]
+        except (OSError, ValueError) as error:
+            raise self._refused(split, error) from None
+
+    def _read(self, split: str, **options: Any) -> pd.DataFrame:
+        path, separator = self._open(split)
+        try:
+            return pd.read_csv(path, sep=separator, **options)
+        except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
+            line = wrong_line(path, separator)
+            raise self._refused(split, f"line {line}: {_reason(error)}" if line else _reason(error)) from None
+
+    def _refused(self, split: str, reason: object) -> UserError:
+        return invalid(f"data.{split}", self.place(split), f"a csv file with a header line ({reason})")
 
 
-class DatasetFiles:
+class DatasetFiles(_InFiles):
     """Files that ``datasets`` has a reader for: json (or json lines), parquet, folders of images."""
-
-    def __init__(self, data: Files) -> None:
-        self.data = data
 
     def columns(self, split: str) -> list[str]:
         """See `Source`; of json, the first row is read for its names."""
@@ -127,10 +154,6 @@ class DatasetFiles:
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
         return self._open(split, lambda rows: rows.select_columns(list(columns)))
-
-    def place(self, split: str) -> str:
-        """See `Source`."""
-        return str(getattr(self.data, split))
 
     def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)
@@ -171,6 +194,10 @@ class Splits:
     def place(self, split: str) -> str:
         """See `Source`."""
         return f"{_name(self.data)}, split {getattr(self.data, split)}"
+
+    def digest(self, split: str) -> str:
+        """See `Source`."""
+        return rows_digest(self.splits[getattr(self.data, split)])
 
 
 def _name(data: Named) -> str:

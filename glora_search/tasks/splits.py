@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from datasets import Dataset, Image
 
 from glora_search.errors import invalid
 from glora_search.recipe.data import BbcHeadlines, Files, Hub, Saved
+from glora_search.tasks.fingerprints import image_digest, rows_digest
 from glora_search.tasks.labels import Labels, check_labels, labels_of, named_labels
 from glora_search.tasks.rows import Column
 from glora_search.tasks.sources import Source, open_source
@@ -36,11 +36,23 @@ class Data:
     validation: Dataset
     labels: list[str]
     _test: Callable[[], Dataset] = field(repr=False)
+    _test_digest: Callable[[], str] = field(repr=False)
     unlabelled: Dataset | None = None
 
     def read_test(self) -> Dataset:
         """Read the test split; call it once, at the end."""
         return self._test()
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """What tells each split from another: of the test split, where it is given, the bytes as they are now."""
+        return {**self._learned_from, "test": {"digest": self._test_digest()}}
+
+    @functools.cached_property
+    def _learned_from(self) -> dict[str, dict[str, Any]]:
+        splits = {"train": self.train, "validation": self.validation, "unlabelled": self.unlabelled}
+        return {
+            name: {"rows": len(rows), "digest": rows_digest(rows)} for name, rows in splits.items() if rows is not None
+        }
 
 
 def load_data(
@@ -70,12 +82,13 @@ def load_data(
     rows = reader.read("train")
     labels = sorted({name for names in reader.labels(rows) for name in names})
     test: Callable[[], Dataset]
+    test_digest: Callable[[], str]
     if getattr(data, "test", None) is None:
         rows, cut = reader.cut(rows, data.test_fraction, rng)
-        test = lambda: cut  # noqa: E731
+        test, test_digest = lambda: cut, lambda: rows_digest(cut)
     else:
         reader.check("test")
-        test = lambda: reader.read("test")  # noqa: E731
+        test, test_digest = lambda: reader.read("test"), lambda: reader.source.digest("test")
     if getattr(data, "validation", None) is None:
         rows, validation = reader.cut(rows, data.validation_fraction, rng)
     else:
@@ -90,7 +103,7 @@ def load_data(
     unlabelled = None
     if getattr(data, "unlabelled", None) is not None:
         unlabelled = reader.unlabelled([rows, validation])
-    return Data(rows, validation, labels, test, unlabelled)
+    return Data(rows, validation, labels, test, test_digest, unlabelled)
 
 
 class _Reader:
@@ -163,13 +176,8 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
     parts: list[list[Hashable]] = []
     for column in columns:
         if isinstance(rows.features[column], Image):
-            parts.append([_image_key(image) for image in rows.cast_column(column, Image(decode=False))[column]])
+            parts.append([image_digest(image) for image in rows.cast_column(column, Image(decode=False))[column]])
         else:
             values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
             parts.append([tuple(value) if isinstance(value, list) else value for value in values])
     return list(zip(*parts, strict=True))
-
-
-def _image_key(image: Mapping[str, Any]) -> str:
-    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-    return hashlib.sha256(content).hexdigest()

@@ -233,13 +233,32 @@ def test_a_mistake_in_a_recipe_or_a_space_writes_nothing(call, tiny_recipe, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_recipe_is_refused_with_exit_code_2(call, recipe_file, tmp_path):
-    Run.create(Recipe.load(recipe_file), tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--set", "seed=7")
+def test_a_folder_of_another_recipe_is_refused_with_exit_code_2(call, recipe_file, finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    code, _, err = call("run", recipe_file, "--run-dir", finished, "--set", "seed=7")
     assert code == 2
     assert "seed is 7 here and was 0" in err
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_search_is_extended_by_the_recipe_or_by_an_option(call, recipe_file, finished):
+    before = (finished / "supernet" / "stage.json").read_bytes()
+    code, out, _ = call("run", recipe_file, "--run-dir", finished, "--set", "search.trials=14")
+    assert code == 0
+    for words in ("search.trials: 14, was 12", "search: going on from 12 trials", "search: removing best/"):
+        assert words in out
+    assert RunFolder(finished).result("search")["trials"] == 14
+    code, out, _ = call("search", finished, "--trials", "16")
+    assert code == 0
+    assert "going on from 14 trials" in out
+    assert RunFolder(finished).result("search")["trials"] == 16
+    assert RunFolder(finished).recipe["search"]["trials"] == 16
+    code, out, _ = call("search", finished, "--trials", "9")
+    assert (code, "already done" in out) == (0, True)
+    code, out, _ = call("search", finished, "--trials", "10", "--again")
+    assert code == 0
+    assert RunFolder(finished).result("search")["trials"] == 10
+    assert (finished / "supernet" / "stage.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_a_run_that_was_only_prepared_has_not_begun(states, call, tiny_recipe, t
 
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**tiny_recipe, "baselines": []}))
     assert call("prepare", tmp_path / "r.yaml", "--run-dir", tmp_path / "run", "--quiet") == (0, "", "")
+    (tmp_path / "run" / ".lock").unlink()
     found, everything = states(tmp_path / "run")
     assert found.pop("baselines") == found.pop("finals") == "left out"
     assert set(found.values()) == {"not begun"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from glora_search import Recipe, Run
@@ -17,6 +19,12 @@ def finished_run(tmp_path_factory, tiny_recipe):
     """A run whose stages are all done, and its metrics; not to be changed."""
     run = Run.create(Recipe.model_validate(tiny_recipe), tmp_path_factory.mktemp("runs") / "tiny")
     return run, run.all_stages()
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    """A copy of the finished run."""
+    return Run(shutil.copytree(finished_run[0].folder, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import yaml
 
 from glora_search import Recipe, Run
 from glora_search.errors import UserError
+from glora_search.run import runner
 
 
 def test_a_folder_of_another_recipe_is_refused_and_left_as_it_is(finished_run, tiny_recipe):
     run, metrics = finished_run
     other = copy.deepcopy(tiny_recipe)
-    other["search"]["trials"] = 99
-    with pytest.raises(UserError, match=r"search\.trials is 99 here and was 12"):
+    other["supernet"]["sharing"] = "nested"
+    with pytest.raises(UserError, match=r"supernet\.sharing is 'nested' here and was 'separate'"):
         Run.create(Recipe.model_validate(other), run.folder)
     assert run.view.done("test") == metrics
 
 
-def test_a_folder_of_a_version_with_fewer_keys_goes_on_where_todays_defaults_are_kept(recipe, tiny_recipe, tmp_path):
-    run = Run.create(recipe, tmp_path / "run")
+def test_a_folder_of_a_version_with_fewer_keys_goes_on_where_todays_defaults_are_kept(copied, recipe, tiny_recipe):
+    run = copied
     path = run.folder / "recipe.yaml"
     old = yaml.safe_load(path.read_text())
-    del old["search"]["calibration_steps"]
+    del old["supernet"]["patience"]
     path.write_text(yaml.safe_dump(old))
     Run.create(recipe, run.folder)
-    other = {**tiny_recipe, "search": {**tiny_recipe["search"], "calibration_steps": 3}}
-    with pytest.raises(UserError, match=r"search\.calibration_steps is 3 here and was 0"):
+    other = {**tiny_recipe, "supernet": {**tiny_recipe["supernet"], "patience": 3}}
+    with pytest.raises(UserError, match=r"supernet\.patience is 3 here and was None"):
         Run.create(Recipe.model_validate(other), run.folder)
 
 
@@ -39,7 +41,7 @@ def test_a_folder_of_another_space_is_refused(finished_run, tiny_recipe, tmp_pat
     other = Recipe.model_validate(tiny_recipe)
     recipe = Recipe.model_validate({**tiny_recipe, "space": str(path)})
     assert other.space != recipe.space
-    with pytest.raises(UserError, match=r"another recipe: space is"):
+    with pytest.raises(UserError, match=r"another space: "):
         Run.create(recipe, run.folder)
 
 
@@ -109,8 +111,8 @@ def test_a_run_made_before_recipes_had_all_their_keys_still_goes_on(recipe, tmp_
     assert Run.create(recipe, run.folder).context.recipe == recipe
 
 
-def test_a_space_that_is_described_in_other_words_is_the_same(recipe, tmp_path):
-    run = Run.create(recipe, tmp_path / "run")
+def test_a_space_that_is_described_in_other_words_is_the_same(copied, recipe):
+    run = copied
     path = run.folder / "space.yaml"
     space = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**space, "description": "in other words"}))
@@ -118,3 +120,38 @@ def test_a_space_that_is_described_in_other_words_is_the_same(recipe, tmp_path):
     path.write_text(yaml.safe_dump({**space, "ranks": [7]}))
     with pytest.raises(UserError, match="another space: ranks is"):
         Run.create(recipe, run.folder)
+
+
+def test_paths_are_whole_so_that_any_working_directory_will_do(
+    tiny_recipe, tiny_model, tiny_csv, tmp_path, monkeypatch
+):
+    home = tmp_path / "\u043c\u043e\u0438 \u0440\u0435\u0446\u0435\u043f\u0442\u044b"
+    shutil.copytree(tiny_model, home / "model")
+    for split, path in tiny_csv.items():
+        shutil.copy(path, home / f"{split}.csv")
+    (home / "mine.yaml").write_text("paths: {B: [lora, none]}\nranks: [1, 2]\n")
+    monkeypatch.chdir(home)
+    data = {"source": "csv", **{split: f"{split}.csv" for split in tiny_csv}}
+    here = {**tiny_recipe, "task": {**tiny_recipe["task"], "model": "model"}, "data": data, "space": "mine.yaml"}
+    recipe = Recipe.model_validate(here)
+    run = Run.create(recipe, "\u2116 1")
+    monkeypatch.chdir(tmp_path)
+    again = Run(home / run.folder)
+    assert len(again.context.task.train) == 64
+    assert again.context.recipe.space == str(home / "mine.yaml")
+    monkeypatch.chdir(home)
+    assert Run.create(recipe, "\u2116 1").context.recipe == again.context.recipe
+
+
+def test_of_two_recipes_that_make_a_folder_at_once_one_is_refused(recipe, tiny_recipe, tmp_path, monkeypatch):
+    check = runner._check
+
+    def beaten(asked):
+        monkeypatch.setattr(runner, "_check", check)
+        Run.create(Recipe.model_validate({**tiny_recipe, "seed": 7}), tmp_path / "run")
+        return check(asked)
+
+    monkeypatch.setattr(runner, "_check", beaten)
+    with pytest.raises(UserError, match="no other process makes a run in"):
+        Run.create(recipe, tmp_path / "run")
+    assert Run(tmp_path / "run").context.recipe.seed == 7

@@ -177,12 +177,6 @@ def test_a_stage_is_added_by_one_file_and_one_row(finished_run, added_stage, rec
     assert run.do("note", words=3)["words"] == 3
 
 
-@pytest.fixture
-def copied(finished_run, tmp_path):
-    """A copy of the finished run."""
-    return Run(shutil.copytree(finished_run[0].folder, tmp_path / "copied"))
-
-
 def test_whether_a_stage_is_done_is_asked_again_under_the_lock(copied, added_stage, monkeypatch):
     run = copied
     acquire = FileLock.acquire

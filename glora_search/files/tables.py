@@ -1,0 +1,70 @@
+"""csv files: what separates their fields, and in which line one is wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""What files in other encodings begin with."""
+SEPARATORS = (",", ";", "\t", "|")
+
+
+def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str]]:
+    """The separator of a csv file, and the columns that its first line names.
+
+    Args:
+        separator: between two fields; None is a comma, and where the first line then has one column, whichever of
+            semicolon, tab and bar gives the most.
+
+    Raises:
+        ValueError: the file is not text in UTF-8, or its first line none of a csv file.
+    """
+    wrong = not_text(path)
+    if wrong:
+        raise ValueError(wrong)
+    try:
+        found = {mark: _first_row(path, mark) for mark in ((separator,) if separator else SEPARATORS)}
+    except csv.Error as error:
+        raise ValueError(f"line 1: {error}") from None
+    best = max(found, key=lambda mark: len(found[mark]))
+    comma = found.get(",", [])
+    return (",", comma) if len(comma) > 1 else (best, found[best])
+
+
+def _first_row(path: Path, separator: str) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return next((row for row in csv.reader(file, delimiter=separator) if row), [])
+
+
+def not_text(path: Path) -> str:
+    """In which line a file is not text in UTF-8, and what it may be; empty where it is."""
+    content = path.read_bytes()
+    mark = next((name for start, name in MARKS.items() if content.startswith(start)), None)
+    if mark is not None:
+        return f"line 1: this is {mark}, not UTF-8"
+    try:
+        content.decode("utf-8")
+        at, what = content.find(b"\0"), "is no text"
+    except UnicodeDecodeError as error:
+        at, what = error.start, "is not UTF-8, maybe Windows-1252 or Latin-1"
+    if at < 0:
+        return ""
+    line = len((content[:at] + b".").splitlines())
+    return f"line {line}: byte 0x{content[at]:02x} {what}"
+
+
+def wrong_line(path: Path, separator: str) -> int | None:
+    """The line of the first row with more fields than the first one, or a quote that nothing ends; 1 without rows."""
+    first, begins = 0, 1
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for row in reader:
+                first = first or len(row)
+                if len(row) > first:
+                    return begins
+                begins = reader.line_num + 1
+        except csv.Error:
+            return begins
+    return None if first else 1

@@ -1,0 +1,141 @@
+"""What a run was made from: its rows, labels, base model and versions, noted at the first stage, compared at each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from glora_search.errors import UserError
+from glora_search.files.text import read_json, write_json
+from glora_search.progress import say
+from glora_search.run.context import Context
+from glora_search.run.folder import RunFolder
+from glora_search.run.making import versions
+from glora_search.run.stages import STAGES
+from glora_search.tasks import Task
+from glora_search.tasks.fingerprints import file_digest
+
+NAME = "origin.json"
+MODEL_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.py"),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+"""What of a model's folder decides what it computes."""
+
+
+def check_origin(run: Context) -> None:
+    """Compare data and model with those that the run was made from; where nothing was made yet, note them.
+
+    Versions that differ are said, and are no error.
+
+    Raises:
+        UserError: something differs; the message names it, and what to do.
+    """
+    path = run.folder / NAME
+    noted = origin_of(run.view)
+    if noted is None:
+        _ = run.space  # what the hub has of the model is on this disk from here on
+        write_json(path, {**_fingerprints(run.task, {}), "versions": versions()})
+        return
+    different = differences(noted, run.task)
+    if different:
+        raise UserError(
+            f"{run.folder}: made from other data or another model: {'; '.join(different)}. Bring back what it was made "
+            f"from, or use another --run-dir. To start over here: glora-search {STAGES['supernet'].command} "
+            f"{run.folder} --again"
+        )
+    if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
+        write_json(path, {**noted, "data": run.task.data.fingerprints()})
+    then, now = noted["versions"], versions()
+    changed = [f"{name} {then[name]}, now {now[name]}" for name in then if now.get(name, then[name]) != then[name]]
+    if changed:
+        say(f"note: made with other versions ({'; '.join(changed)}): figures can differ in their last digits")
+
+
+def origin_of(run: RunFolder) -> dict[str, Any] | None:
+    """What is noted of a run's origin; None where nothing was made from it, or an earlier version noted nothing."""
+    path = run.path / NAME
+    return read_json(path) if path.is_file() and run.has_begun() else None
+
+
+def forget_unlabelled(run: RunFolder) -> None:
+    """Unlabelled rows may be others: only the finals learn from them."""
+    noted = origin_of(run)
+    if noted is not None and noted["data"].pop("unlabelled", None) is not None:
+        write_json(run.path / NAME, noted)
+
+
+def differences(noted: dict[str, Any], task: Task) -> list[str]:
+    """In which respects a task's data, labels or model are not those that are noted, each in words."""
+    found = _fingerprints(task, noted["model"])
+    return [
+        *_data(noted["data"], {split: rows for split, rows in found["data"].items() if split in noted["data"]}),
+        *_labels(noted["labels"], found["labels"]),
+        *_model(noted["model"], found["model"], whole=Path(task.model_path).is_dir()),
+    ]
+
+
+def _fingerprints(task: Task, known: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": task.data.fingerprints(),
+        "labels": task.data.labels,
+        "model": _model_files(_model_folder(task.model_path), known),
+    }
+
+
+def _data(noted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    said = []
+    for split, now in found.items():
+        then = noted[split]
+        if then["digest"] != now["digest"]:
+            count = now.get("rows")
+            counted = count is not None and count != then["rows"]
+            said.append(f"data.{split} has " + (f"{count} rows and had {then['rows']}" if counted else "other rows"))
+    return said
+
+
+def _labels(noted: list[str], found: list[str]) -> list[str]:
+    return [] if noted == found else [f"the labels are {', '.join(found)} and were {', '.join(noted)}"]
+
+
+def _model(noted: dict[str, Any], found: dict[str, Any], *, whole: bool) -> list[str]:
+    """A folder has to be whole; of a model on the hub, any of its files may be on this disk."""
+    said = [f"{name} is another" for name in noted if name in found and noted[name]["digest"] != found[name]["digest"]]
+    if whole:
+        said += [f"{name} is missing" for name in noted if name not in found]
+        said += [f"{name} is new" for name in found if name not in noted]
+    return [f"task.model: {', '.join(said)}"] if said else []
+
+
+def _model_folder(path: str) -> Path | None:
+    """Where a model's files are; None where the hub's are not on this disk."""
+    if Path(path).is_dir():
+        return Path(path)
+    config = try_to_load_from_cache(path, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _model_files(folder: Path | None, known: dict[str, Any]) -> dict[str, Any]:
+    """The files that decide what a model computes, each with its digest.
+
+    Reading gigabytes of weights takes seconds: a file that nobody has written since its digest was noted is not read
+    again. Nobody can set back ``st_ctime``.
+    """
+    found: dict[str, Any] = {}
+    paths = {path for pattern in MODEL_FILES for path in (folder.glob(pattern) if folder is not None else ())}
+    for path in sorted(path for path in paths if path.is_file()):
+        stat, real = path.stat(), Path(os.path.realpath(path))
+        written = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        before = known.get(path.name, {})
+        if real.parent.name == "blobs":  # of the hub's cache, where a file is called by its content
+            digest = real.name
+        elif before.get("written") == written:
+            digest = before["digest"]
+        else:
+            digest = file_digest(path)
+        found[path.name] = {"digest": digest, "written": written}
+    return found

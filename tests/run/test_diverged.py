@@ -1,0 +1,80 @@
+"""Trainings that diverge: what is good is kept, no figure is made up, and the key to lower is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from glora_search import Evaluation, Recipe, Run
+from glora_search.errors import UserError
+from glora_search.report import result_rows, write_report
+from glora_search.run import retrain
+
+DIVERGING = {"learning_rate": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
+
+
+def recipe_with(data, *sections):
+    made = copy.deepcopy(data)
+    for section in sections:
+        made.setdefault(section, {}).setdefault("training", {}).update(DIVERGING)
+    return Recipe.model_validate(made)
+
+
+def test_a_retraining_that_diverges_leaves_the_inherited_weights_and_a_note(copied, tiny_recipe, capsys):
+    run = Run.create(recipe_with(tiny_recipe, "retrain"), copied.folder)
+    metrics = run.all_stages()
+    note = "retraining has diverged; the inherited weights are kept. Lower retrain.training.learning_rate, 1e+38"
+    assert f"retrain: {note}" in capsys.readouterr().out
+    assert note in metrics["notes"]
+    assert metrics["final"]["source"] == "inherited"
+    assert metrics["merged"]["validation"] == metrics["search"]["best"]["validation"]
+    assert not list((run.folder / "retrained").glob("*.safetensors"))
+    found = json.loads((run.folder / "retrained" / "stage.json").read_text(), parse_constant=pytest.fail)
+    assert (found["validation"], found["validation_loss"], found["diverged"]) == (None, None, True)
+
+
+def test_a_baseline_that_diverges_is_shown_as_diverged(copied, tiny_recipe, call):
+    run = Run.create(recipe_with(tiny_recipe, "baseline"), copied.folder)
+    metrics = run.all_stages()
+    assert any("the baseline lora has diverged. Lower baseline.training" in note for note in metrics["notes"])
+    (baseline,) = metrics["baselines"]
+    assert (baseline["validation"], baseline["test"], baseline["diverged"]) == (None, None, True)
+    json.loads((run.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    row = result_rows(metrics)[0]
+    assert row[0].startswith("baseline: lora")
+    assert row[2:] == ("diverged", "diverged")
+    assert "diverged" in write_report(run.folder).read_text()
+    assert not list((run.folder / "baselines" / "lora").glob("*.safetensors"))
+    code, out, _ = call("evaluate", run.folder)
+    assert (code, "diverged" in out) == (0, True)
+
+
+def test_a_supernet_that_diverges_is_refused_before_the_search_and_another_rate_is_taken(tiny_recipe, tmp_path):
+    run = Run.create(recipe_with(tiny_recipe, "supernet"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"supernet\.training\.learning_rate: got 1e\+38; .*the supernet has diverged"):
+        run.do("supernet")
+    assert not run.view.has_begun()
+    assert Run.create(Recipe.model_validate(tiny_recipe), run.folder).do("supernet")["metric"] == "accuracy"
+
+
+def test_figures_of_a_version_that_noted_nan_rank_last_too(copied):
+    path = copied.folder / "retrained" / "stage.json"
+    noted = json.loads(path.read_text())
+    path.write_text(json.dumps({**noted, "validation": 1.0, "validation_loss": float("nan")}))
+    assert copied.view.final()[0] == "best"
+
+
+def test_a_weight_that_no_validation_row_meets_tells_too(copied, monkeypatch):
+    copied.forget("retrained")
+    train = retrain.train
+
+    def broken(model, *args, **options):
+        train(model, *args, **options)
+        next(p for p in model.parameters() if p.requires_grad).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(retrain, "train", broken)
+    monkeypatch.setattr(retrain, "evaluate", lambda *args: Evaluation(1.0, 0.0))
+    assert copied.do("retrained")["diverged"]
+    assert copied.view.final()[0] == "best"
