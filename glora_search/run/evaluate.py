@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from glora_search.ranking import rank_key
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
-from glora_search.scoring import Batches, evaluate
+from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.tasks import Task
 
 
@@ -30,15 +31,17 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
     adapters = [*compared, *dict.fromkeys(["best", source])]
-    scores: dict[str, float] = {}
+    scored: dict[str, Evaluation] = {}
     with track("evaluate", len(adapters) + 1) as bar:
         for name in adapters:
-            scores[name] = evaluate(run.load(name), batches, task).metric
+            scored[name] = evaluate(run.load(name), batches, task)
             bar.advance()
         options = {"trust_remote_code": recipe.task.trust_remote_code}
         plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
-        scores["merged"] = evaluate(plain, batches, task).metric
+        scored["merged"] = evaluate(plain, batches, task)
         bar.advance()
+    scores = {name: evaluation.metric for name, evaluation in scored.items()}
+    also = {name: evaluation.also for name, evaluation in scored.items() if evaluation.also}
     steps, cost = recipe.search.calibration_steps, spent(view)
     return {
         "name": recipe.name,
@@ -47,7 +50,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "budget": recipe.search.max_params,
         "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
         "baselines": [{**entry, "test": scores[name]} for name, entry in compared.items()],
-        "notes": [*baselines["skipped"], *notes(view, task)],
+        "notes": [*baselines["skipped"], *notes(view, task), *further_figures(also)],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
             **({"calibration_steps": steps} if steps else {}),
@@ -68,6 +71,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "validation": merged["validation"],
             "test": scores["merged"],
         },
+        **({"also": also} if also else {}),
         **({} if cost is None else {"lora_trainings": round(cost, 2)}),
         "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)},
     }
@@ -85,9 +89,17 @@ def notes(view: RunFolder, task: Task) -> list[str]:
                 "supernet needs more epochs or another learning rate"
             )
     if found["params"] == 0:
-        trained = "the head alone was trained" if task.data.labels else "nothing was trained"
+        trained = "the head alone was trained" if task.outputs else "nothing was trained"
         said.append(f"the best subnet has no adapter parameters at all: {trained}")
     again, final = view.done("retrained"), view.final()
     if again is not None and final is not None and final[0] == "best":
         said.append(f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept")
     return said
+
+
+def further_figures(also: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a task reports beside its metric, a line for each model."""
+    return [
+        f"{name} on test: {', '.join(f'{figure} {value:.4f}' for figure, value in figures.items())}"
+        for name, figures in also.items()
+    ]
