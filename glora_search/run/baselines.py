@@ -8,6 +8,7 @@ from typing import Any
 from peft import get_peft_model
 from transformers import set_seed
 
+from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params
 from glora_search.run.context import Context
 from glora_search.scoring import evaluate
@@ -31,6 +32,8 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
         train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
         scored = evaluate(model, run.validation, task)
         model.save_pretrained(str(where))
-        entry = {"name": f"{name} r={config.r}", "method": name, "params": adapter_params(model)}
+        params = adapter_params(model)
+        write_card(where, task.model_path, run.facts(params, scored.metric))
+        entry = {"name": f"{name} r={config.r}", "method": name, "params": params}
         result["list"].append({**entry, "validation": scored.metric})
     return result
