@@ -19,6 +19,7 @@ class MultiLabel(WholeTexts):
     """
 
     metric = "micro_f1"
+    example = "'Your text here', top_k=None"
     target = "labels"
     problem_type = "multi_label_classification"
 
