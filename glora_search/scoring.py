@@ -6,7 +6,7 @@ Tasks and the search both stand on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -30,11 +30,13 @@ class Evaluation:
         metric: the task's metric.
         loss: mean loss of a label, which is a row's or a token's; it breaks ties.
         share: the share of the rows that was scored.
+        also: further figures of the task, by their names.
     """
 
     metric: float
     loss: float = 0.0
     share: float = 1.0
+    also: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 class Scoring(Protocol):
@@ -43,6 +45,7 @@ class Scoring(Protocol):
     Attributes:
         metric: the metric's name.
         direction: whether a higher or a lower metric is better, ``maximize`` or ``minimize``.
+        by_rows: whether the metric needs the tallies of all rows, such as a correlation of ranks, not only their sums.
         collator: list of rows -> batch with ``labels``.
     """
 
@@ -52,12 +55,19 @@ class Scoring(Protocol):
     @property
     def direction(self) -> str: ...
 
+    @property
+    def by_rows(self) -> bool: ...
+
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What each row adds to the metric: ``[rows, k]``."""
         ...
 
     def score(self, sums: np.ndarray) -> float:
-        """The metric, of the sums ``[k]`` over all rows."""
+        """The metric, of the sums ``[k]`` over all rows, or of all rows ``[rows, k]``."""
+        ...
+
+    def also(self, sums: np.ndarray) -> dict[str, float]:
+        """Further figures, of the same."""
         ...
 
 
@@ -72,6 +82,7 @@ class RowMetric:
     """
 
     metric = "metric"
+    by_rows = False
 
     def __init__(
         self,
@@ -90,6 +101,10 @@ class RowMetric:
     def score(self, sums: np.ndarray) -> float:
         """The mean over the rows."""
         return float(sums[0] / sums[1])
+
+    def also(self, sums: np.ndarray) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
 
 class Batches(Sequence[Batch]):
@@ -121,18 +136,23 @@ def length_sorted_batches(dataset: Dataset, collator: Any, batch_size: int) -> l
     return list(Batches(dataset, collator, batch_size))
 
 
+def summed(scoring: Scoring, tallies: np.ndarray) -> np.ndarray:
+    """What `Scoring.score` is given of tallies ``[rows, k]``."""
+    return tallies if scoring.by_rows else tallies.sum(0)
+
+
 @dataclass
 class Sums:
     """What a task's metric and the mean loss come from, summed over batches.
 
     Attributes:
-        tally: ``[k]``, of `Scoring.tally`.
+        tallies: what `summed` made of each batch.
         loss: of all items.
-        items: the labels that count: rows, or tokens.
+        items: the labels that count: rows, or tokens. Of numbers, all count.
         rows: the rows.
     """
 
-    tally: np.ndarray | float = 0.0
+    tallies: list[np.ndarray] = field(default_factory=list)
     loss: float = 0.0
     items: int = 0
     rows: int = 0
@@ -142,9 +162,10 @@ class Sums:
         """Run a model over batches; nothing of a batch but its sums is kept."""
         for batch, output in _outputs(model, batches):
             labels = batch["labels"].to(output.logits.device)
-            items = int((labels != IGNORED).sum())
+            items = labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
             if items:
-                self.tally = self.tally + scoring.tally(output.logits, labels).cpu().double().sum(0).numpy()
+                tally = scoring.tally(output.logits, labels).cpu().double().numpy()
+                self.tallies.append(summed(scoring, tally))
                 self.loss += float(output.loss) * items
             self.items += items
             self.rows += len(labels)
@@ -156,7 +177,8 @@ class Sums:
             rows: of how many rows this is a part; None where it is all.
         """
         share = 1.0 if rows is None else self.rows / rows
-        return Evaluation(scoring.score(np.asarray(self.tally)), self.loss / self.items, share)
+        sums = np.concatenate(self.tallies) if scoring.by_rows else np.sum(self.tallies, axis=0)
+        return Evaluation(scoring.score(sums), self.loss / self.items, share, scoring.also(sums))
 
 
 def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:

@@ -134,6 +134,29 @@ WRONG = {
     "a row without a label": (
         csv("train", ROWS + "a song,\n"), "rows that each have a label", ["data.train", "no label in row 17"],
     ),
+    "labels that letter case alone separates": (
+        csv("train", ROWS + "a song,Tech\n"), "letter case alone separates these", ["Tech (1 times), tech (8 times)"],
+    ),
+    "a label of the test in another case": (
+        csv("test", ROWS.replace("tech", "TECH")), "letter case alone separates these", ["data.test", "TECH (8 times)"],
+    ),
+    "numbers on a scale as labels": (
+        csv("train", "text,label\n" + "".join(f"a goal {n},{n / 8}\n" for n in range(20))),
+        "numbers on a scale are learned by task.type text-regression", ["data.label_column", "0.125"],
+    ),
+    "several labels in a row as one": (
+        csv("train", ROWS + "a song,sports|tech\n"), "are learned by task.type multi-label", ["'sports|tech'"],
+    ),
+    "words for numbers": (
+        setting("task.type=text-regression"), "a number as every row's target", ["data.train", "'sports'", "row 1"],
+    ),
+    "one number for all": (
+        csv("train", ROWS.replace("tech", "1").replace("sports", "1"), "task.type=text-regression"),
+        "at least 2 different numbers", ["data.label_column", "[1.0]"],
+    ),
+    "a column of no task": (
+        setting("task.type=multi-label", "data.image_column=x"), "nothing: this", ["data.image_column", "multi-label"],
+    ),
     "a label that only the test has": (
         csv("test", ROWS + "a song,music\n"), "labels that train has", ["data.test", "music", "sports, tech"],
     ),

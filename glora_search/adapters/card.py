@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glora_search.files.text import write_text
+from glora_search.files.text import write_json, write_text
 
 PEFT_CLASSES: dict[str | None, str] = {
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
@@ -19,12 +19,15 @@ PEFT_CLASSES: dict[str | None, str] = {
     None: "AutoPeftModel",
 }
 """peft's name of a task -> the class that loads an adapter with its base model."""
+HEAD_FILE = "labels.json"
+"""What a model has to be told besides an adapter folder: the labels in their order, and what the head learns."""
 
 
 def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Path | None = None) -> None:
-    """The model card of an adapter folder: what it is and how it is loaded.
+    """The model card of an adapter folder, and beside it `HEAD_FILE` where the model has a head.
 
     Args:
+        facts: name -> value; ``labels`` and ``problem type`` are the head's.
         name: the folder that the card speaks of, where that is another.
     """
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -34,11 +37,14 @@ def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Pa
         for path, kind in paths.items():
             if path != "r":
                 kinds[f"{path}={kind}"] = kinds.get(f"{path}={kind}", 0) + 1
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items())
     counts = "".join(f"| {name} | {count} |\n" for name, count in sorted(kinds.items()))
     layers = f"\n| path and kind | layers |\n| --- | --- |\n{counts}" if ours else ""
     import_line = "import glora_search  # makes the adapter's type known to peft\n" if ours else ""
-    head = " The classification head is included." if "labels" in facts else ""
+    labels, problem = facts.get("labels"), facts.get("problem type")
+    head = " The head is included." if labels else ""
+    if labels:
+        write_json(folder / HEAD_FILE, {"labels": list(labels), "problem_type": problem})
     plain = "without peft and without this package" if ours else "without peft"
     write_text(
         folder / "README.md",
@@ -57,15 +63,40 @@ Found by glora-search (GLoRA: arXiv 2306.07967).{head}
 {rows}
 {layers}
 ```python
-{import_line}{_loading(settings["task_type"], str(name or folder), facts.get("labels"))}
+{import_line}{_loading(settings["task_type"], str(name or folder), labels, problem)}
 plain = model.merge_and_unload()  # a transformers model, {plain}
 ```
 """,
     )
 
 
-def _loading(task_type: str | None, folder: str, labels: int | None) -> str:
-    """The lines of Python that load an adapter folder."""
-    options = "" if labels is None else f", num_labels={labels}"
-    cls = PEFT_CLASSES[task_type]
-    return f"from peft import {cls}\n\nmodel = {cls}.from_pretrained({json.dumps(folder)}{options})"
+def _cell(value: Any) -> str:
+    """A value in a table; names may hold whatever a table is made of."""
+    text = ", ".join(map(_name, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|")
+
+
+def _name(name: str) -> str:
+    """A name that may hold commas or line ends, as it is where it holds neither."""
+    return name if name.isprintable() and "," not in name else json.dumps(name, ensure_ascii=False)
+
+
+def _loading(task_type: str | None, folder: str, labels: Sequence[str] | None, problem: str | None) -> str:
+    """The lines of Python that load an adapter folder, its head with the names that the labels have."""
+    cls, where = PEFT_CLASSES[task_type], json.dumps(folder)
+    lines = [f"from peft import {cls}", ""]
+    if labels is None:
+        return "\n".join([*lines, f"model = {cls}.from_pretrained({where})"])
+    return "\n".join(
+        [
+            *lines,
+            f"labels = {list(labels)!r}",
+            f"model = {cls}.from_pretrained(",
+            f"    {where},",
+            "    id2label=dict(enumerate(labels)),",
+            "    label2id={label: index for index, label in enumerate(labels)},",
+            f"    problem_type={problem!r},",
+            "    ignore_mismatched_sizes=True,  # the adapter has the head's weights",
+            ")",
+        ]
+    )

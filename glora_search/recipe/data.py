@@ -44,7 +44,8 @@ class Columns(Cut):
     Attributes:
         text_column: column of texts; for token classification, of lists of words.
         text_pair_column: column of second texts, to classify pairs of texts.
-        label_column: column of labels; for token classification, of lists with one tag per word.
+        label_column: column of labels; for token classification, of lists with one tag per word; for multi-label, of
+            lists or of text with ``|`` between the labels; for text regression, of numbers.
         response_column: column of responses that a language model learns.
         image_column: column of images; None is ``image``.
     """

@@ -22,7 +22,10 @@ from glora_search.recipe.arguments import STOPPING, LrFactors, Training
 from glora_search.recipe.data import Data, Section
 
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
-TASKS = ("text-classification", "token-classification", "causal-lm", "seq2seq-lm", "image-classification")
+TASKS = (
+    *("text-classification", "text-regression", "multi-label", "token-classification"),
+    *("causal-lm", "seq2seq-lm", "image-classification"),
+)
 
 TEACHER_SIZE = 4
 """The largest subnet of a supernet that teaches, in budgets."""
@@ -32,8 +35,8 @@ class Task(Section):
     """The task and the base model.
 
     Attributes:
-        type: ``text-classification``, ``token-classification``, ``causal-lm``, ``seq2seq-lm``,
-            ``image-classification``, or the import path of your own `glora_search.tasks.Task`.
+        type: ``text-classification``, ``text-regression``, ``multi-label``, ``token-classification``, ``causal-lm``,
+            ``seq2seq-lm``, ``image-classification``, or the import path of your own `glora_search.tasks.Task`.
         model: a hub name, a folder, or ``minilm`` (all-MiniLM-L6-v2 from its wheel).
         max_length: maximum length of a text in tokens. Longer texts are cut, except that ``causal-lm`` splits plain
             texts into several rows. ``causal-lm`` counts prompt and response together, ``seq2seq-lm`` separately.

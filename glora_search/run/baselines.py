@@ -8,6 +8,7 @@ from typing import Any
 from peft import get_peft_model
 from transformers import set_seed
 
+from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params
 from glora_search.progress import say
 from glora_search.run.context import Context
@@ -35,6 +36,7 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
             say(f"baselines: {baseline_diverged(run, name)}")
         else:
             model.save_pretrained(str(where))
+            write_card(where, task.model_path, run.facts(figures["params"], figures["validation"]))
         del figures["direction"]
         result["list"].append({"name": f"{name} r={config.r}", "method": name, **figures})
     return result

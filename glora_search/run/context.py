@@ -106,10 +106,10 @@ class Context:
 
     def facts(self, params: int, validation: float) -> dict[str, Any]:
         """What an adapter's card says about it."""
-        labels = self.task.data.labels
+        outputs, problem = self.task.outputs, self.task.problem_type
         return {
             "experiment": self.recipe.name,
-            **({"labels": len(labels)} if labels else {}),
+            **({"labels": outputs, "problem type": problem} if problem else {}),
             "adapter parameters": f"{params:,}",
             "budget": self.recipe.search.max_params,
             f"validation {self.task.metric}": f"{validation:.4f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from glora_search.run.context import Context
 from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
 from glora_search.run.retrain import retraining_diverged
-from glora_search.scoring import Batches, evaluate
+from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.tasks import Task
 
 
@@ -33,15 +34,18 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
 
     adapters = [*(name for name in compared if name not in diverged), *dict.fromkeys(["best", source])]
-    scores: dict[str, float | None] = dict.fromkeys(diverged)
+    scored: dict[str, Evaluation] = {}
     with track("evaluate", len(adapters) + 1) as bar:
         for name in adapters:
-            scores[name] = evaluate(run.load(name), batches, task).metric
+            scored[name] = evaluate(run.load(name), batches, task)
             bar.advance()
         options = {"trust_remote_code": recipe.task.trust_remote_code}
         plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
-        scores["merged"] = evaluate(plain, batches, task).metric
+        scored["merged"] = evaluate(plain, batches, task)
         bar.advance()
+    scores: dict[str, float | None] = dict.fromkeys(diverged)
+    scores |= {name: evaluation.metric for name, evaluation in scored.items()}
+    also = {name: evaluation.also for name, evaluation in scored.items() if evaluation.also}
     steps, cost = recipe.search.calibration_steps, spent(view)
     return {
         "name": recipe.name,
@@ -56,6 +60,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
             *larger_subnets(run),
             *notes(view, task),
+            *further_figures(also),
         ],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
@@ -77,6 +82,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "validation": merged["validation"],
             "test": scores["merged"],
         },
+        **({"also": also} if also else {}),
         **({} if cost is None else {"lora_trainings": round(cost, 2)}),
         "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)},
     }
@@ -103,9 +109,17 @@ def notes(view: RunFolder, task: Task) -> list[str]:
                 "supernet needs more epochs or another learning rate"
             )
     if found["params"] == 0:
-        trained = "the head alone was trained" if task.data.labels else "nothing was trained"
+        trained = "the head alone was trained" if task.outputs else "nothing was trained"
         said.append(f"the best subnet has no adapter parameters at all: {trained}")
     again, final = view.done("retrained"), view.final()
     if again is not None and not again.get("diverged") and final is not None and final[0] == "best":
         said.append(f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept")
     return said
+
+
+def further_figures(also: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a task reports beside its metric, a line for each model."""
+    return [
+        f"{name} on test: {', '.join(f'{figure} {value:.4f}' for figure, value in figures.items())}"
+        for name, figures in also.items()
+    ]

@@ -55,17 +55,28 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
     from glora_search.tasks import task_class
 
     # transformers has no pipeline for models that read one text and write another
-    name, merged = getattr(task_class(task["type"]), "pipeline", None), folder / "merged"
+    cls, merged = task_class(task["type"]), folder / "merged"
+    name = getattr(cls, "pipeline", None)
     limits = {"truncation": True, "max_length": task.get("max_length")} if name == "text-classification" else {}
     trust = bool(task.get("trust_remote_code"))
     try:
         if name is None:
             return _seq2seq(str(merged), task["max_length"], trust_remote_code=trust)
-        return functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
+        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
+        return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{merged}: cannot be used ({_reason(error)}); merge again: glora-search merge {folder} --again"
         ) from error
+
+
+def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:
+    """Every label whose probability is above one half, as the task's metric counts them; none is a row of its own."""
+
+    def labels(text: str) -> list[dict[str, Any]]:
+        return [row for row in use(text, top_k=None) if row["score"] > 0.5] or [{"label": None, "score": None}]
+
+    return labels
 
 
 def _use(use: Callable[[str], Any], text: str, given: str) -> Any:

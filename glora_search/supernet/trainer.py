@@ -111,10 +111,17 @@ class SupernetTrainer(PathTrainer):
 def divergence_from_teacher(logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
     """The mean Kullback-Leibler divergence of a subnet's outputs from the teacher's.
 
+    Where labels are no classes, it is what the teacher's answers cost as labels: squared errors of numbers, or the
+    cross-entropy of each output's own yes or no.
+
     Args:
         logits, teacher: ``[..., classes]``.
         labels: where there is one for each row of outputs, rows labelled -100 (padding) do not count.
     """
+    if labels is not None and labels.is_floating_point():
+        if labels.shape == logits.shape:
+            return F.binary_cross_entropy_with_logits(logits.float(), teacher.float().sigmoid())
+        return F.mse_loss(logits.float(), teacher.float())
     own, other = (F.log_softmax(values.float(), dim=-1) for values in (logits, teacher))
     divergence = F.kl_div(own, other, reduction="none", log_target=True).sum(-1)
     if labels is not None and labels.shape == divergence.shape:

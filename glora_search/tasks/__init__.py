@@ -10,6 +10,8 @@ from glora_search.tasks.base import Task
 
 MODULES = {
     "text-classification": "text_classification.TextClassification",
+    "text-regression": "text_regression.TextRegression",
+    "multi-label": "multi_label.MultiLabel",
     "token-classification": "token_classification.TokenClassification",
     "causal-lm": "causal_lm.CausalLM",
     "seq2seq-lm": "seq2seq_lm.Seq2SeqLM",

@@ -13,11 +13,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
+from glora_search.progress import say
 from glora_search.recipe.data import Columns
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
+from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
     check_vocabulary,
+    draw_head,
+    head_labels,
+    head_options,
     load_pretrained,
     longest_input,
     modules_to_save,
@@ -35,9 +40,11 @@ class Task(abc.ABC):
     Attributes:
         metric: name of the metric.
         direction: whether a higher or a lower metric is better; everything that compares metrics asks here.
+        by_rows: whether the metric needs the tallies of all rows, not only their sums.
         task_type: peft's name of the task; None where peft has none.
         auto_class: loads the base model and the merged one.
-        labelled: whether the target is a label, or a list of labels, out of few.
+        target: what a row's target is, see `glora_search.tasks.labels`; None where it is text.
+        problem_type: transformers' name of what the model's head learns; None where it has none of the task's own.
         one_label: whether a row has one label, and the model's logits are ``[rows, classes]``.
         prompted: whether the task reads the recipe's prompt.
         pipeline, example: transformers' pipeline of the task, and what it is called with, in Python.
@@ -55,9 +62,11 @@ class Task(abc.ABC):
 
     metric: str
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    by_rows: ClassVar[bool] = False
     task_type: ClassVar[str | None]
     auto_class: ClassVar[Any]
-    labelled: ClassVar[bool] = False
+    target: ClassVar[Target | None] = None
+    problem_type: ClassVar[str | None] = None
     one_label: ClassVar[bool] = False
     prompted: ClassVar[bool] = False
     pipeline: ClassVar[str]
@@ -67,9 +76,12 @@ class Task(abc.ABC):
         self.recipe = recipe
         inputs, targets = self.inputs(), self.targets()
         self._check_columns([*inputs, *targets])
-        self.data = load_data(recipe.data, recipe.seed, inputs=inputs, targets=targets, labelled=self.labelled)
+        self.data = load_data(recipe.data, recipe.seed, inputs=inputs, targets=targets, target=self.target)
         self.model_path = resolve_model(recipe.task.model)
+        self.config = self.load(AutoConfig)
+        self.data.labels = in_order_of(head_labels(self.config), self.data.labels) or self.data.labels
         self.modules_to_save: list[str] = []
+        self._said = False
         self.processor = self.load_processor()
         self.collator = self.make_collator()
         self.train = self._encoded(self.data.train, "data.train")
@@ -83,7 +95,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def targets(self) -> list[Column]:
-        """What it has to say; one column where the task is ``labelled``."""
+        """What it has to say; one column where there is a ``target``."""
 
     @abc.abstractmethod
     def load_processor(self) -> Any:
@@ -106,7 +118,7 @@ class Task(abc.ABC):
             labels: ``[rows, ...]``, on the same.
 
         Returns:
-            ``[rows, k]`` counts or sums.
+            ``[rows, k]`` counts or sums, or with ``by_rows`` whatever the metric needs of a row.
         """
 
     @abc.abstractmethod
@@ -114,18 +126,27 @@ class Task(abc.ABC):
         """The metric.
 
         Args:
-            sums: ``[k]``, of what `tally` returned for all rows.
+            sums: ``[k]``, of what `tally` returned for all rows; with ``by_rows``, ``[rows, k]``.
         """
+
+    def also(self, sums: np.ndarray) -> dict[str, float]:
+        """Further figures that are reported beside the metric, of the same sums."""
+        return {}
 
     def model_options(self) -> dict[str, Any]:
         """What else ``auto_class.from_pretrained`` is given."""
-        return {}
+        return {} if self.problem_type is None else head_options(self.outputs, self.problem_type)
 
     def trivial_score(self) -> float | None:
         """The validation metric of the best constant answer, or None."""
         return None
 
     # -- what all share --------------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what the head of a model says, in order; empty where it has none of the task's own."""
+        return self.data.labels
 
     def column(self, key: str) -> str:
         """The column that a key of the data section names; the built-in data has its columns by their plain names."""
@@ -137,12 +158,23 @@ class Task(abc.ABC):
         return [(f"data.{key}", self.column(key)) for key in keys]
 
     def model(self) -> PreTrainedModel:
-        """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed."""
+        """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed.
+
+        A head of other names than the task's is drawn anew, whatever its size.
+        """
         set_seed(self.recipe.seed)
         model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
-        type_, labels = self.task_type, bool(self.data.labels)
-        self.modules_to_save = modules_to_save(model, loaded, task_type=type_, labels=labels)
+        if self.outputs and not self.keeps_head() and draw_head(model, loaded) and not self._said:
+            self._said = True
+            names = ", ".join(head_labels(self.config)[:3])
+            say(f"task.model: its head has other labels ({names}, ...) than the data: it is drawn anew", "dim")
+        head = bool(self.outputs)
+        self.modules_to_save = modules_to_save(model, loaded, task_type=self.task_type, head=head)
         return model
+
+    def keeps_head(self) -> bool:
+        """Whether a head that the base model has says what the task's says."""
+        return in_order_of(head_labels(self.config), self.outputs) is not None
 
     def test_split(self) -> Dataset:
         """Read and encode the test split; call it once, at the end."""
@@ -207,9 +239,8 @@ class TextTask(Task):
         self.tokenizer = self.load(AutoTokenizer)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        config = self.load(AutoConfig)
-        check_vocabulary(self.tokenizer, config, name=self.recipe.task.model)
-        longest = longest_input(self.tokenizer, config)
+        check_vocabulary(self.tokenizer, self.config, name=self.recipe.task.model)
+        longest = longest_input(self.tokenizer, self.config)
         if longest is not None and self.max_length > longest:
             raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
         return self.tokenizer
@@ -231,33 +262,17 @@ class Labelled(Task):
     """A task whose rows have one label each, scored by accuracy."""
 
     metric = "accuracy"
-    labelled = True
+    target: ClassVar[Target | None] = "label"
+    problem_type = "single_label_classification"
 
     def targets(self) -> list[Column]:
         """``label_column``."""
         return self.columns("label_column")
 
-    def model_options(self) -> dict[str, Any]:
-        """A head for these labels; one of another number of classes in the checkpoint is replaced."""
-        labels = self.data.labels
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-            "ignore_mismatched_sizes": True,
-        }
-
     def classes(self, rows: Dataset) -> list[int]:
-        """The class of each row.
-
-        Raises:
-            UserError: a row has a list of labels.
-        """
+        """The class of each row."""
         index = {label: number for number, label in enumerate(self.data.labels)}
-        values = list(rows[self.column("label_column")])
-        if values and not isinstance(values[0], str):
-            raise invalid("data.label_column", values[0], "a column with one label in each row")
-        return [index[label] for label in values]
+        return [index[label] for label in rows[self.column("label_column")]]
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``[rows, 2]``: whether the row is right, and 1."""

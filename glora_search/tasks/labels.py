@@ -1,61 +1,190 @@
-"""Labels: the names of a column's labels, and their check."""
+"""Labels: one contract for what a row's target is called, whichever task reads it.
+
+Names lose outer white space and are in Unicode's form NFC. Two names that letter case alone separates are refused.
+The classes are in the order of the base model's head where that has the same names, letter case aside; else in the
+order that the data set declares (`datasets.ClassLabel`); else in numeric order; else sorted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
 
 from glora_search.errors import invalid
-from glora_search.tasks.rows import with_column
+from glora_search.tasks.rows import Column, with_column
 
+Target = Literal["label", "tags", "labels", "number"]
+"""What a row is given: one label, one for each of its words, any number of them, or a number."""
 Labels = list[list[str]]
-"""For each row the labels that it has: one, one for each of its words, or none."""
+"""For each row the labels that it has."""
+SEPARATOR = "|"
+"""Between the labels of a row that has several, where they are written as text."""
+FEW = 10
+"""So many whole numbers are classes, however few rows each has."""
+
+
+def clean(name: object) -> str:
+    """A label's name as it is known everywhere."""
+    return unicodedata.normalize("NFC", str(name)).strip()
+
+
+def folded(name: str) -> str:
+    """What is equal for names that letter case alone separates."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def labels_of(rows: Dataset, column: str) -> Labels:
-    """The labels of each row, of a column of `named_labels`."""
+    """The labels of each row, of a column that `read_targets` made."""
     return [[value] if isinstance(value, str) else value for value in rows[column]]
 
 
-def check_labels(found: Labels, known: Sequence[str], key: str) -> None:
+def counted(labels: Labels) -> Counter[str]:
+    """How often each label occurs."""
+    return Counter(name for names in labels for name in names)
+
+
+def read_targets(rows: Dataset, column: Column, target: Target, *, split: str) -> Dataset:
+    """The rows with names of labels, lists of them, or numbers, in place of what a file has.
+
+    Args:
+        column: of the targets, with its key.
+        split: for the messages.
+
+    Raises:
+        UserError: a row lacks a target, or has one of another kind.
+    """
+    key, name = column
+    classes, values = _classes(rows, name), list(rows[name])
+    if target == "number":
+        made: list[Any] = [_number_in(value, split, row) for row, value in enumerate(values, 1)]
+    elif target == "labels":
+        made = [_several(value, classes, split, row) for row, value in enumerate(values, 1)]
+    else:
+        made = [_named(value, classes) for value in values]
+        for row, names in enumerate(made, 1):
+            if target == "label" and isinstance(names, list):
+                allowed = "a column with one label in each row; rows with several are learned by task.type multi-label"
+                raise invalid(key, values[row - 1], allowed)
+            if not all([names] if isinstance(names, str) else names):
+                raise _lacking(split, row)
+    return rows if made == values else with_column(rows, name, made)
+
+
+def declared_names(rows: Dataset, column: str) -> list[str]:
+    """The names of a column's classes in their order, where the data set declares them."""
+    classes = _classes(rows, column)
+    return [] if classes is None else [clean(name) for name in classes.names]
+
+
+def check_labels(found: Counter[str], known: Counter[str], key: str) -> None:
     """Refuse rows with a label that train has not.
 
     Args:
-        found: of the rows.
-        known: the label names of train.
+        found: the rows' labels.
+        known: train's.
         key: the split, for the message.
 
     Raises:
         UserError: names the label, and those that train has.
     """
-    unknown = sorted({name for names in found for name in names} - set(known))
+    unknown = sorted(found.keys() - known.keys())
     if unknown:
-        raise invalid(key, f"label {unknown[0]!r}", f"labels that train has: {', '.join(known)}")
+        check_case(found + known, key)
+        raise invalid(key, f"label {unknown[0]!r}", f"labels that train has: {', '.join(in_order(known))}")
 
 
-def named_labels(rows: Dataset, column: str, key: str) -> Dataset:
-    """The rows with a label's name, or a list of names, in place of its number.
-
-    Args:
-        column: of the labels.
-        key: the split, for the message.
+def check_case(found: Counter[str], key: str) -> None:
+    """Refuse labels that letter case alone separates.
 
     Raises:
-        UserError: a row has no label.
+        UserError: names them, with how often each occurs.
     """
+    alike: dict[str, list[str]] = {}
+    for name in sorted(found):
+        alike.setdefault(folded(name), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            counts = ", ".join(f"{name} ({found[name]} times)" for name in names)
+            raise invalid(key, counts, "one spelling of a label: letter case alone separates these")
+
+
+def check_classes(found: Counter[str], key: str) -> None:
+    """Refuse labels that are no classes: numbers on a scale, or several labels in one.
+
+    Raises:
+        UserError: names the task that learns them.
+    """
+    numbers = {name: number for name in found if (number := _number(name)) is not None}
+    broken = [name for name, number in numbers.items() if not number.is_integer()]
+    if len(numbers) == len(found) and (broken or len(found) > max(FEW, found.total() / 2)):
+        shown = f"numbers such as {(broken or list(numbers))[0]}, {len(found)} different ones in {found.total()} rows"
+        raise invalid(key, shown, "names of classes; numbers on a scale are learned by task.type text-regression")
+    parts = Counter(part for name in found for part in {clean(part) for part in name.split(SEPARATOR)})
+    joined = [name for name in found if SEPARATOR in name and any(parts[clean(p)] > 1 for p in name.split(SEPARATOR))]
+    if joined:
+        allowed = f"one label in each row; labels separated by {SEPARATOR} are learned by task.type multi-label"
+        raise invalid(key, joined[0], allowed)
+
+
+def in_order(found: Collection[str], declared: Sequence[str] = ()) -> list[str]:
+    """Labels in the order that the data set declares, else in numeric order, else sorted."""
+    known = [name for name in dict.fromkeys(declared) if name in found]
+    if len(known) == len(found):
+        return known
+    numbers = {name: _number(name) for name in found}
+    if None not in numbers.values():
+        return sorted(found, key=lambda name: (numbers[name], name))
+    return sorted(found)
+
+
+def in_order_of(head: Iterable[str], found: Collection[str]) -> list[str] | None:
+    """Labels in the order of a head that has the same names, letter case aside; None where it has others."""
+    spelt = {folded(name): name for name in found}
+    names = [folded(clean(name)) for name in head]
+    return [spelt[name] for name in names] if sorted(names) == sorted(spelt) else None
+
+
+def _classes(rows: Dataset, column: str) -> ClassLabel | None:
     feature = rows.features[column]
-    classes = getattr(feature, "feature", feature)  # of a list, those of what it holds
+    inner = getattr(feature, "feature", feature)  # of a list, what it holds
+    return inner if isinstance(inner, ClassLabel) else None
 
-    def name(value: Any) -> str:
-        if isinstance(classes, ClassLabel) and value is not None:
-            return str(classes.int2str(int(value))) if value >= 0 else ""
-        return "" if value is None else str(value)
 
-    values = list(rows[column])
-    names = [[name(item) for item in value] if isinstance(value, list) else name(value) for value in values]
-    for number, found in enumerate(names, 1):
-        if not all(item.strip() for item in ([found] if isinstance(found, str) else found)):
-            raise invalid(key, f"no label in row {number}", "rows that each have a label")
-    return rows if names == values else with_column(rows, column, names)
+def _named(value: Any, classes: ClassLabel | None) -> Any:
+    if isinstance(value, list):
+        return [_named(item, classes) for item in value]
+    if value is None or (classes is not None and value < 0):
+        return ""
+    return clean(value if classes is None else classes.int2str(int(value)))
+
+
+def _several(value: Any, classes: ClassLabel | None, split: str, row: int) -> list[str]:
+    if value is None:
+        raise _lacking(split, row)
+    items = value.split(SEPARATOR) if isinstance(value, str) else value
+    names = [_named(item, classes) for item in (items if isinstance(items, list) else [items])]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _number_in(value: Any, split: str, row: int) -> float:
+    number = None if value is None else _number(clean(value))
+    if number is None:
+        raise invalid(f"data.{split}", value, f"a number as every row's target; this is row {row}")
+    return number
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _lacking(split: str, row: int) -> Exception:
+    return invalid(f"data.{split}", f"no label in row {row}", "rows that each have a label")

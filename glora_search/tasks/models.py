@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,63 @@ def heads_of(model: PreTrainedModel) -> list[str]:
     return [name for name, child in children.items() if child is not base and any(True for _ in child.parameters())]
 
 
+def head_labels(config: PretrainedConfig) -> list[str]:
+    """The names of what a checkpoint's head says, in order; transformers makes some up where it has none."""
+    names = getattr(config, "id2label", None) or {}
+    return [str(names[index]) for index in sorted(names)]
+
+
+def head_options(outputs: Sequence[str], problem_type: str) -> dict[str, Any]:
+    """What ``from_pretrained`` is given for a head: its names and what it learns, in place of the checkpoint's.
+
+    Args:
+        outputs: the names, in order.
+        problem_type: as in transformers.
+    """
+    return {
+        "id2label": dict(enumerate(outputs)),
+        "label2id": {name: index for index, name in enumerate(outputs)},
+        "problem_type": problem_type,
+        "ignore_mismatched_sizes": True,
+    }
+
+
+def draw_head(model: PreTrainedModel, loaded: Mapping[str, Any]) -> bool:
+    """Draw a head's weights at random, in place of the checkpoint's; what is drawn already stays.
+
+    Args:
+        loaded: see `modules_to_save`.
+
+    Returns:
+        Whether the checkpoint has any.
+    """
+    drawn, found = _drawn(loaded), False
+    for head in heads_of(model):
+        for name, module in model.get_submodule(head).named_modules(prefix=head):
+            own = {parameter for parameter, _ in module.named_parameters(prefix=name, recurse=False)}
+            found |= not own <= set(loaded["missing_keys"])
+            if own - drawn and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return found
+
+
+def _drawn(loaded: Mapping[str, Any]) -> set[str]:
+    """The parameters that a checkpoint lacks or has in another size."""
+    return {name for name, *_ in loaded["mismatched_keys"]} | set(loaded["missing_keys"])
+
+
 def modules_to_save(
-    model: PreTrainedModel, loaded: Mapping[str, Any], *, task_type: str | None, labels: bool
+    model: PreTrainedModel, loaded: Mapping[str, Any], *, task_type: str | None, head: bool
 ) -> list[str]:
-    """What an adapter's ``modules_to_save`` has to name: a head of labels, and what was drawn at random.
+    """What an adapter's ``modules_to_save`` has to name: a task's head, and what was drawn at random.
 
     Args:
         loaded: transformers' ``loading_info``: which parameters the checkpoint lacks or has in another size.
         task_type: peft's name of the task; where there is one, peft adds the usual heads itself.
-        labels: whether the head is one of labels.
+        head: whether the task has a head of its own.
     """
-    replaced = {name for name, *_ in loaded["mismatched_keys"]}
-    saved = {name.rpartition(".")[0] for name in replaced | set(loaded["missing_keys"])}
-    if labels:
+    saved = {name.rpartition(".")[0] for name in _drawn(loaded)}
+    if head:
         saved |= set(heads_of(model))
         if task_type is not None:
             saved = {name for name in saved if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES}

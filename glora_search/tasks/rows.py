@@ -19,7 +19,7 @@ def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:
     """The rows with a column of plain values, in place of the one of that name if there is one; nothing is copied or
     decoded."""
     made = Dataset.from_dict({column: values})
-    table, new = rows.flatten_indices().data.table, made.data.table.column(column)
+    table, new = rows.with_format("arrow")[:], made.data.table.column(column)
     if column in table.column_names:
         table = table.set_column(table.column_names.index(column), column, new)
     else:

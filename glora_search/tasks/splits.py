@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,18 @@ from datasets import Dataset, Image
 from glora_search.errors import invalid
 from glora_search.recipe.data import BbcHeadlines, Files, Hub, Saved
 from glora_search.tasks.fingerprints import image_digest, rows_digest
-from glora_search.tasks.labels import Labels, check_labels, labels_of, named_labels
+from glora_search.tasks.labels import (
+    Labels,
+    Target,
+    check_case,
+    check_classes,
+    check_labels,
+    counted,
+    declared_names,
+    in_order,
+    labels_of,
+    read_targets,
+)
 from glora_search.tasks.rows import Column
 from glora_search.tasks.sources import Source, open_source
 
@@ -23,12 +35,12 @@ class Data:
     """Train and validation rows, the label names, and where the test rows are.
 
     The test rows stay out of reach until `read_test`: training and search are handed this object's two other
-    splits only. Up to then nothing but the names of the test labels is looked at, so that a label which no model
-    could have learned is reported before the work and not after it.
+    splits only. Up to then nothing but the test targets is looked at, so that a label which no model could have
+    learned, or a number that is none, is reported before the work and not after it.
 
     Attributes:
         train, validation: the rows to learn from and to search on, with the columns that the task reads.
-        labels: label names, sorted; a label's class is its index. Empty where the task has none.
+        labels: label names; a label's class is its index. Empty where the task has none.
         unlabelled: further rows, with the columns of the inputs alone; None where the recipe names none.
     """
 
@@ -61,7 +73,7 @@ def load_data(
     *,
     inputs: Sequence[Column],
     targets: Sequence[Column] = (),
-    labelled: bool = True,
+    target: Target | None = "label",
 ) -> Data:
     """Read a recipe's data.
 
@@ -71,16 +83,17 @@ def load_data(
     Args:
         inputs: what the model is given.
         targets: what it has to say.
-        labelled: whether the first target holds a label, or a list of labels, in each row.
+        target: what the first target holds; None is text.
 
     Raises:
-        UserError: a file, column or split is missing; a label is in the validation or test split only; the data
-            cannot be had without a network.
+        UserError: a file, column or split is missing; a target is not what it has to be; the data cannot be had
+            without a network.
     """
-    reader = _Reader(open_source(data), inputs, targets, labelled)
+    reader = _Reader(open_source(data), inputs, targets, target)
     rng = np.random.default_rng(seed)
     rows = reader.read("train")
-    labels = sorted({name for names in reader.labels(rows) for name in names})
+    known = counted(reader.labels(rows))
+    reader.check_train(rows, known)
     test: Callable[[], Dataset]
     test_digest: Callable[[], str]
     if getattr(data, "test", None) is None:
@@ -93,26 +106,27 @@ def load_data(
         rows, validation = reader.cut(rows, data.validation_fraction, rng)
     else:
         validation = reader.read("validation")
-        check_labels(reader.labels(validation), labels, "data.validation")
-    if labelled and getattr(data, "test", None) is not None:
-        check_labels(reader.labels(reader.read("test", labels_only=True)), labels, "data.test")
+        check_labels(counted(reader.labels(validation)), known, "data.validation")
+    if target is not None and getattr(data, "test", None) is not None:
+        check_labels(counted(reader.labels(reader.read("test", targets_only=True))), known, "data.test")
     if data.max_train_rows is not None and len(rows) > data.max_train_rows:
         rows = reader.some(rows, data.max_train_rows, rng)
-    if labelled and len(labels) < 2:
-        raise invalid(targets[0][0], labels, "a column with at least 2 different labels")
     unlabelled = None
     if getattr(data, "unlabelled", None) is not None:
         unlabelled = reader.unlabelled([rows, validation])
-    return Data(rows, validation, labels, test, test_digest, unlabelled)
+    return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled)
 
 
 class _Reader:
     """Reads the columns of a task, and cuts the rows."""
 
-    def __init__(self, source: Source, inputs: Sequence[Column], targets: Sequence[Column], labelled: bool) -> None:
-        self.source, self.used = source, [*inputs, *targets]
+    def __init__(
+        self, source: Source, inputs: Sequence[Column], targets: Sequence[Column], target: Target | None
+    ) -> None:
+        self.source, self.used, self.target = source, [*inputs, *targets], target
         self.inputs = [column for _, column in inputs]
-        self.label = targets[0][1] if labelled else None
+        self.key, self.column = targets[0] if target is not None else ("", "")
+        self.declared: list[str] = []
 
     def check(self, split: str, inputs_only: bool = False) -> None:
         """Raise a UserError where a split cannot be read or lacks a column."""
@@ -121,14 +135,30 @@ class _Reader:
             if name not in found and not (inputs_only and name not in self.inputs):
                 raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(str, found))}")
 
-    def read(self, split: str, labels_only: bool = False) -> Dataset:
+    def read(self, split: str, targets_only: bool = False) -> Dataset:
         """A split; labels are their names."""
         self.check(split)
-        columns = [self.label] if labels_only and self.label else [column for _, column in self.used]
+        columns = [self.column] if targets_only else [column for _, column in self.used]
         rows = self.source.read(split, list(dict.fromkeys(columns)))
         if len(rows) == 0:
-            raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.label else ""))
-        return named_labels(rows, self.label, f"data.{split}") if self.label else rows
+            raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.column else ""))
+        if self.target is None:
+            return rows
+        if split == "train":
+            self.declared = declared_names(rows, self.column)
+        return read_targets(rows, (self.key, self.column), self.target, split=split)
+
+    def check_train(self, rows: Dataset, known: Counter[str]) -> None:
+        """Raise a UserError where the targets of all train rows cannot be learned."""
+        if self.target is None:
+            return
+        if self.target == "label" and not self.declared:
+            check_classes(known, self.key)
+        check_case(known, self.key)
+        kind = "numbers" if self.target == "number" else "labels"
+        found = sorted(set(rows[self.column]) if self.target == "number" else known)
+        if len(found) < 2:
+            raise invalid(self.key, found, f"a column with at least 2 different {kind}")
 
     def unlabelled(self, known: Sequence[Dataset]) -> Dataset:
         """The unlabelled rows, without those whose inputs are known with a label."""
@@ -142,7 +172,7 @@ class _Reader:
 
     def labels(self, rows: Dataset) -> Labels:
         """The labels of each row."""
-        return [[]] * len(rows) if self.label is None else labels_of(rows, self.label)
+        return [[]] * len(rows) if self.target in (None, "number") else labels_of(rows, self.column)
 
     def cut(self, rows: Dataset, fraction: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
         """Split rows in ``(kept, cut off)``: equal inputs stay together, and every label keeps a row."""

@@ -27,6 +27,7 @@ class TokenClassification(Labelled, TextTask):
     """
 
     task_type = "TOKEN_CLS"
+    target = "tags"
     auto_class = AutoModelForTokenClassification
     pipeline = "token-classification"
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from glora_search.files.text import read_json
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
-from glora_search.scoring import Scoring
+from glora_search.scoring import Scoring, summed
 from glora_search.training.trainer import PathTrainer
 
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
@@ -81,7 +81,7 @@ def train(
         eval_dataset=validation,
         data_collator=scoring.collator,
         preprocess_logits_for_metrics=lambda logits, labels: scoring.tally(_first(logits), labels),
-        compute_metrics=lambda found: {scoring.metric: scoring.score(found.predictions.astype(float).sum(0))},
+        compute_metrics=lambda found: {scoring.metric: scoring.score(summed(scoring, found.predictions.astype(float)))},
         **trainer_options,
     )
     last = last_checkpoint(Path(args.output_dir)) if resume else None

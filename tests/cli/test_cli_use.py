@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
+import torch
 import yaml
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
 
 from glora_search.run.predict import prediction_rows
 
@@ -96,6 +104,37 @@ def test_predictions_are_those_of_the_merged_model_in_transformers(call, finishe
     assert code == 0
     assert "label" in out
     assert f"{found[1]['output'][0]['score']:.4f}" in out
+
+
+def learned(folder, problem, bias):
+    """Change what a merged model's head has learned, and its biases."""
+    path = folder / "merged" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": problem}))
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data[:] = torch.tensor(bias)
+    model.save_pretrained(folder / "merged")
+
+
+@pytest.mark.parametrize(
+    ("bias", "labels"), [([1.0, 2.0], ["tech", "sports"]), ([1.0, -1.0], ["sports"]), ([-1.0, -1.0], [None])]
+)
+def test_several_labels_are_those_above_one_half(call, other, bias, labels):
+    learned(other("task", type="multi-label"), "multi_label_classification", bias)
+    code, out, _ = call("predict", other.folder, "goal", "--json")
+    assert code == 0
+    found = json.loads(out)[0]["output"]
+    assert [row["label"] for row in found] == labels
+    if labels != [None]:
+        assert found[0]["score"] == pytest.approx(1 / (1 + math.exp(-max(bias))))
+    assert call("predict", other.folder, "goal")[0] == 0
+
+
+def test_a_regression_predicts_its_number(call, other):
+    learned(other("task", type="text-regression"), "regression", [7.25, -3.0])
+    code, out, _ = call("predict", other.folder, "goal", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["output"][0]["score"] == pytest.approx(7.25)
 
 
 def test_a_sequence_to_sequence_model_answers_as_long_as_it_was_trained(call, finished, other, tiny_model):

@@ -291,6 +291,16 @@ def test_distilled_subnets_learn_from_the_first_ones_outputs(make_trainer, bind)
     assert runs[True] == pytest.approx(runs[False] / 3, abs=1e-4)
 
 
+def test_a_teacher_of_numbers_or_of_several_labels_is_learned_as_those_are():
+    logits, teacher = (torch.randn(4, 3, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    found = divergence_from_teacher(logits, teacher, torch.zeros(4, 3))
+    bernoulli = torch.distributions.Bernoulli
+    apart = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=logits)).mean()
+    torch.testing.assert_close(found, apart + bernoulli(logits=teacher).entropy().mean())
+    numbers = divergence_from_teacher(logits[:, :1], teacher[:, :1], torch.zeros(4))
+    torch.testing.assert_close(numbers, ((logits[:, 0] - teacher[:, 0]) ** 2).mean())
+
+
 def test_distillation_is_the_divergence_from_the_teacher_over_the_rows_that_are_labelled():
     generator = torch.Generator().manual_seed(0)
     own, teacher = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from peft import AutoPeftModel
 from transformers import Trainer
 
 from glora_search.adapters.load import load_adapter
-from glora_search.files.text import write_json
+from glora_search.files.text import read_json, write_json
 from glora_search.recipe.schema import Recipe
 from glora_search.report import write_report
 from glora_search.run.runner import Run
@@ -39,6 +38,24 @@ def texts(folder, make):
     frame = pd.DataFrame([{"text": text, "label": int(label == "tech")} for text, label in make.sentences(24)])
     frame.to_parquet(folder / "train.parquet")
     return {"source": "parquet", "train": str(folder / "train.parquet")}
+
+
+def stars(folder, make):
+    """A csv file of texts and numbers."""
+    rows = [
+        {"text": text, "stars": 0.5 * n + 2 * (label == "tech")} for n, (text, label) in enumerate(make.sentences(32))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "stars.csv", index=False)
+    return {"source": "csv", "train": str(folder / "stars.csv"), "label_column": "stars"}
+
+
+def topics(folder, make):
+    """A csv file of texts and any number of labels."""
+    rows = [
+        {"text": text, "label": f"{label}|news" if n % 3 else ""} for n, (text, label) in enumerate(make.sentences(32))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "topics.csv", index=False)
+    return {"source": "csv", "train": str(folder / "topics.csv")}
 
 
 def tagged(folder, make):
@@ -80,6 +97,8 @@ PROMPTS = {"prompt": ["{instruction} of the {input} says", "{instruction} says"]
 CASES = {
     "bert, pairs": ("bert", "text-classification", pairs, {}),
     "roberta": ("roberta", "text-classification", texts, {}),
+    "bert, numbers": ("bert", "text-regression", stars, {}),
+    "roberta, several labels": ("roberta", "multi-label", topics, {}),
     "distilbert": ("distilbert", "token-classification", tagged, {}),
     "gpt2": ("gpt2", "causal-lm", plain, {}),
     "llama": ("llama", "causal-lm", instructions, PROMPTS),
@@ -90,11 +109,36 @@ CASES = {
 }
 METRICS = {
     "text-classification": "accuracy",
+    "text-regression": "spearman",
+    "multi-label": "micro_f1",
     "token-classification": "f1",
     "causal-lm": "perplexity",
     "seq2seq-lm": "perplexity",
     "image-classification": "accuracy",
 }
+
+
+ALSO = {"text-regression": {"pearson", "rmse"}, "multi-label": {"macro_f1"}}
+
+
+def check_names(run, merged, batch):
+    """Every adapter folder has the labels, and its card loads a model that knows them."""
+    names = dict(enumerate(run.context.task.outputs))
+    assert (merged.config.id2label, merged.config.problem_type) == (names, run.context.task.problem_type)
+    for adapter in ("best", "retrained", "baselines/lora"):
+        folder = run.folder / adapter
+        found = {}
+        exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], found)
+        plain = found["plain"].eval()
+        assert (plain.config.id2label, plain.config.problem_type) == (names, run.context.task.problem_type)
+        assert plain.config.label2id == {name: index for index, name in names.items()}
+        assert read_json(folder / "labels.json") == {
+            "labels": list(names.values()),
+            "problem_type": plain.config.problem_type,
+        }
+        if adapter == run.view.result("merged")["source"]:
+            with torch.no_grad():
+                torch.testing.assert_close(merged(**batch).logits, plain(**batch).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("architecture", "task", "data", "options"), CASES.values(), ids=CASES.keys())
@@ -131,12 +175,11 @@ def test_a_recipe_becomes_a_merged_model_that_says_what_the_adapter_says(
     assert (
         run.folder / "merged" / ("preprocessor_config.json" if architecture == "vit" else "tokenizer.json")
     ).is_file()
-    if architecture == "vit":  # peft has no name for the task
-        card = (run.folder / "best" / "README.md").read_text()
-        assert f"AutoPeftModel.from_pretrained({str(run.folder / 'best')!r}".replace("'", '"') in card
-        labels = len(run.context.task.data.labels)
-        loaded = AutoPeftModel.from_pretrained(str(run.folder / "best"), num_labels=labels)
-        assert type(loaded.get_base_model()) is type(merged)
+    if run.context.task.outputs:
+        check_names(run, merged, batch)
+    for name, value in metrics.get("also", {}).get("merged", {}).items():
+        assert f"{name} {value:.4f}" in write_report(run.folder).read_text()
+    assert set(metrics.get("also", {}).get("best", {})) == ALSO.get(task, set())
     if architecture in ("llama", "qwen3", "t5"):  # no layer has a bias
         assert {gene.path for gene in run.context.space.genes} == {"A_B"}
 

@@ -16,13 +16,13 @@ from glora_search.tasks.splits import load_data
 ROWS = [{"text": f"text {index}", "label": ["x", "y"][index % 2], "more": index} for index in range(20)]
 
 
-def load(data, inputs=("text",), target="label", labelled=True):
+def load(data, inputs=("text",), target="label", kind="label"):
     return load_data(
         data,
         0,
         inputs=[("data.text_column", name) for name in inputs],
         targets=[("data.label_column", target)] if target else [],
-        labelled=labelled,
+        target=kind,
     )
 
 
@@ -96,8 +96,8 @@ def test_numbered_classes_are_read_as_their_names_in_rows_and_in_lists(tmp_path)
     features = Features({"words": List(Value("string")), "tags": List(names), "kind": names})
     Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
     data = Saved(source="saved", folder=str(tmp_path / "saved"))
-    tagged = load(data, inputs=("words",), target="tags")
-    assert tagged.labels == ["B-X", "O"]
+    tagged = load(data, inputs=("words",), target="tags", kind="tags")
+    assert tagged.labels == ["O", "B-X"]
     assert tagged.train["tags"][0] == ["O", "B-X"]
     single = load(data, inputs=("words",), target="kind")
     assert set(single.train["kind"]) == {"O", "B-X"}
@@ -109,7 +109,7 @@ def test_rows_without_labels_need_none_and_equal_inputs_stay_together(tmp_path):
         Files(source="json", train=write("jsonl", tmp_path, rows)),
         inputs=("one", "two"),
         target="answer",
-        labelled=False,
+        kind=None,
     )
     assert data.labels == []
     splits = [
@@ -150,7 +150,7 @@ def test_images_without_a_folder_for_each_class_are_refused(make, tmp_path):
     with pytest.raises(UserError, match=r"data\.train.*a folder of images that exists"):
         load(Files(source="imagefolder", train=str(tmp_path / "nothing")), inputs=("image",))
     make.images(tmp_path / "a", 2)
-    with pytest.raises(UserError, match=r"enough rows to cut"):
+    with pytest.raises(UserError, match=r"at least 2 different labels"):
         load(Files(source="imagefolder", train=str(tmp_path / "a" / "dark")), inputs=("image",))
 
 

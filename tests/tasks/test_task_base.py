@@ -14,6 +14,8 @@ def test_every_task_of_a_recipe_has_a_class_that_says_what_is_better():
     directions = {name: task_class(name).direction for name in MODULES}
     assert directions == {
         "text-classification": "maximize",
+        "text-regression": "maximize",
+        "multi-label": "maximize",
         "token-classification": "maximize",
         "causal-lm": "minimize",
         "seq2seq-lm": "minimize",

@@ -1,0 +1,43 @@
+"""What the tasks share that say something of a whole text, or of a pair of texts."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+from glora_search.tasks.base import TextTask
+from glora_search.tasks.rows import Column, texts_of
+
+
+class WholeTexts(TextTask):
+    """Reads ``text_column`` and ``label_column``, and ``text_pair_column`` for pairs of texts."""
+
+    task_type = "SEQ_CLS"
+    auto_class = AutoModelForSequenceClassification
+    pipeline = "text-classification"
+
+    @abc.abstractmethod
+    def answers(self, rows: Dataset) -> list[Any]:
+        """What the model has to say of each row, as its loss takes it."""
+
+    def inputs(self) -> list[Column]:
+        """``text_column``, and ``text_pair_column`` where the recipe gives it."""
+        pairs = getattr(self.recipe.data, "text_pair_column", None) is not None
+        return self.columns("text_column", *(["text_pair_column"] if pairs else []))
+
+    def targets(self) -> list[Column]:
+        """``label_column``."""
+        return self.columns("label_column")
+
+    def make_collator(self) -> Any:
+        """Pads a batch to its longest row."""
+        return DataCollatorWithPadding(self.tokenizer)
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Columns of the tokenizer (``input_ids``, ``attention_mask``, ...) and ``labels``."""
+        texts = [texts_of(rows, column) for _, column in self.inputs()]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        return Dataset.from_dict({**encoded, "labels": self.answers(rows)})
