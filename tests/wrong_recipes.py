@@ -7,6 +7,7 @@ from wrong_world import (
     NO_MODEL,
     ROWS,
     SHIPPED,
+    adapter_for_model,
     arguments,
     broken_model,
     csv,
@@ -160,6 +161,12 @@ WRONG = {
     "a model that is not there": (setting("task.model=./none"), "a folder that exists", ["task.model", "./none"]),
     "a folder without a model": (without_model, NO_MODEL, ["task.model", "./model"]),
     "a model without its tokenizer": (without_tokenizer, "a model with its tokenizer", ["task.model", "30,522"]),
+    "a LoRA for a model": (
+        adapter_for_model("peft"), "a model; this is a", ["task.model", "./adapter", "LORA adapter of roberta-base", "merge"],
+    ),
+    "a run's adapter for a model": (
+        adapter_for_model("run"), "a model; this is a", ["GLORA_PATHS adapter of /", "glora-search merge RUN"],
+    ),
     "weights that are cut off": (broken_model, NO_MODEL, ["task.model", "./model"]),
     "a model that no hub has": (setting("task.model=owner/none"), NO_MODEL, ["task.model", "owner/none", "hub"]),
     "inputs longer than the model's": (setting("task.max_length=600"), "the model's longest input", ["max_length"]),
