@@ -68,6 +68,9 @@ WRONG = {
     "no workers": (arguments("search", "run", "--workers", "0"), "--workers: got 0; allowed: 1 or more", []),
     "a word for workers": (arguments("search", "run", "--workers", "two"), "Invalid value for", ["--workers", "two"]),
     "an unknown format": (after("export", "run", "--format", "onnx"), "--format: got", ["onnx", "peft", "lora"]),
+    "--pad for what is no LoRA": (
+        after("export", "run", "--format", "peft", "--pad"), "lora with --pad", ["--format", "peft"],
+    ),
     "--again for what is always new": (
         after("export", "run", "--format", "peft", "--again"), "which is always written anew", ["--again", "peft"],
     ),
