@@ -162,7 +162,7 @@ WRONG = {
     "a folder without a model": (without_model, NO_MODEL, ["task.model", "./model"]),
     "a model without its tokenizer": (without_tokenizer, "a model with its tokenizer", ["task.model", "30,522"]),
     "a LoRA for a model": (
-        adapter_for_model("peft"), "a model; this is a", ["task.model", "./adapter", "LORA adapter of roberta-base", "merge"],
+        adapter_for_model("peft"), "a model; this is a", ["task.model", "./adapter", "LORA adapter of roberta-base"],
     ),
     "a run's adapter for a model": (
         adapter_for_model("run"), "a model; this is a", ["GLORA_PATHS adapter of /", "glora-search merge RUN"],
