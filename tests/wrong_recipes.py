@@ -87,6 +87,20 @@ WRONG = {
         setting("supernet.training.load_best_model_at_end=true"), "what transformers.TrainingArguments takes",
         ["supernet.training", "load_best_model_at_end"],
     ),
+    "a package that a training argument needs": (
+        setting("supernet.training.report_to=wandb"), "arguments with which a training can start",
+        ["supernet.training", "wandb", "pip install"],
+    ),
+    "an argument that only the baseline has": (
+        setting("baseline.training.adam_beta1=2"), "arguments with which a training can start", ["baseline.training"],
+    ),
+    "a metric that no evaluation has": (
+        setting(
+            "retrain.training={use_cpu: true, eval_strategy: epoch, load_best_model_at_end: true, "
+            "metric_for_best_model: f1}"
+        ),
+        "metric_for_best_model", ["f1", "accuracy", "loss"],
+    ),
     "a learning rate's unknown kind": (setting("supernet.lr_factors={loar: 2}"), "lr_factors", ["loar", "lora"]),
     "an unknown baseline": (setting("baselines=[magic]"), "baselines.0: got", ["magic", "lora"]),
     # --set

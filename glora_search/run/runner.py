@@ -19,12 +19,9 @@ from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.making import is_made_from, make
+from glora_search.run.prepare import check
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import at_work
-from glora_search.search.study import check_search
-from glora_search.space import SearchSpace
-from glora_search.supernet import make_sampling
-from glora_search.tasks import Task, make_task
 
 
 class Run:
@@ -50,7 +47,7 @@ class Run:
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
         """Make a run folder, or open the one that the same recipe made before.
 
-        The recipe, its space, its model and its data are checked against each other before anything is written.
+        What its stages will do is tried before anything is written, see `prepare.check`.
 
         Args:
             folder: None is ``runs/<recipe's name>``.
@@ -62,7 +59,7 @@ class Run:
         folder = Path(folder) if folder is not None else Path("runs") / recipe.name
         if is_made_from(folder, recipe):
             return cls(folder)
-        task = _check(recipe)
+        task = check(recipe)
         make(folder, recipe)
         run = cls(folder)
         run.context.task = task
@@ -198,23 +195,3 @@ class Run:
 
 def _function(path: str) -> Any:
     return TypeAdapter(ImportString).validate_python(path)
-
-
-def _check(recipe: Recipe) -> Task:
-    """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
-    say("reading data and model", "dim")
-    task = make_task(recipe)
-    supernet, search = recipe.supernet, recipe.search
-    space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
-    check_search(
-        space,
-        sampler=search.sampler,
-        max_params=search.max_params,
-        objective=search.objective,
-        seed=recipe.seed,
-        options=search.options,
-        racing=search.racing,
-    )
-    options: dict[str, Any] = {"seed": recipe.seed, "max_params": search.max_params}
-    make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    return task

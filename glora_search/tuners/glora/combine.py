@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from glora_search.tuners.glora.layer import GLoraLayer
@@ -50,7 +50,7 @@ def weighted_sum(layer: GLoraLayer, weights: Mapping[str, float]) -> tuple[Layer
     return LayerPaths(**kinds, r=r), tensors
 
 
-def _as_factors(own: Mapping[str, Tensor], weight: float, path: str, layer: GLoraLayer) -> Factors:
+def _as_factors(own: nn.ParameterDict, weight: float, path: str, layer: GLoraLayer) -> Factors:
     if "Xd" in own:
         return weight * own["Xd"], own["Xu"]
     rows, columns = (layer.in_features, 1) if path == "C" else (layer.out_features, layer.in_features)
