@@ -99,7 +99,7 @@ WRONG = {
             "retrain.training={use_cpu: true, eval_strategy: epoch, load_best_model_at_end: true, "
             "metric_for_best_model: f1}"
         ),
-        "metric_for_best_model", ["f1", "accuracy", "loss"],
+        "metric_for_best_model", ["retrain.training.", "f1", "accuracy", "loss"],
     ),
     "a learning rate's unknown kind": (setting("supernet.lr_factors={loar: 2}"), "lr_factors", ["loar", "lora"]),
     "an unknown baseline": (setting("baselines=[magic]"), "baselines.0: got", ["magic", "lora"]),

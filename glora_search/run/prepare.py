@@ -18,6 +18,7 @@ from glora_search.errors import UserError, invalid
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import EVALUATED, finalist_args
 from glora_search.progress import say, track
+from glora_search.recipe.arguments import TRAINING_TYPES
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
@@ -197,7 +198,9 @@ def _refused(key: str, value: object, allowed: str) -> Iterator[None]:
     """Whatever goes wrong in this block is the user's to mend: the message says what was tried, and why it failed."""
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if str(error).partition(":")[0] in TRAINING_TYPES:  # a Trainer does not know in which section it stands
+            raise UserError(f"{key}.{error}") from error
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

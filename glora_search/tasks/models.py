@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -63,8 +64,10 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
     """
     try:
         return auto_class.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, UnpicklingError):
+            reason = "its weights are a pickle that is damaged, or would run code"
         allowed = f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})"
         raise invalid("task.model", name, allowed) from error
 
