@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -103,6 +104,9 @@ def train(
 
 
 def _go(trainer: Trainer, checkpoint: str | None) -> None:
+    if trainer.args.torch_compile:
+        torch.compiler.reset()  # its limit of graphs is one for all trainings of a process
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a supernet reaches it: docs/compatibility.md
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:  # torch loads numbers and no code
