@@ -351,7 +351,7 @@ def test_the_reference_of_recipes_is_up_to_date():
     assert (ROOT / "docs" / "recipe.md").read_text() == reference.page(), "make docs writes it anew"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -7,6 +7,7 @@ from wrong_world import (
     NO_MODEL,
     ROWS,
     SHIPPED,
+    adapter_for_model,
     arguments,
     broken_model,
     csv,
@@ -85,6 +86,20 @@ WRONG = {
     "a training argument that needs another": (
         setting("supernet.training.load_best_model_at_end=true"), "what transformers.TrainingArguments takes",
         ["supernet.training", "load_best_model_at_end"],
+    ),
+    "a package that a training argument needs": (
+        setting("supernet.training.report_to=wandb"), "arguments with which a training can start",
+        ["supernet.training", "wandb", "pip install"],
+    ),
+    "an argument that only the baseline has": (
+        setting("baseline.training.adam_beta1=2"), "arguments with which a training can start", ["baseline.training"],
+    ),
+    "a metric that no evaluation has": (
+        setting(
+            "retrain.training={use_cpu: true, eval_strategy: epoch, load_best_model_at_end: true, "
+            "metric_for_best_model: f1}"
+        ),
+        "metric_for_best_model", ["retrain.training.", "f1", "accuracy", "loss"],
     ),
     "a learning rate's unknown kind": (setting("supernet.lr_factors={loar: 2}"), "lr_factors", ["loar", "lora"]),
     "an unknown baseline": (setting("baselines=[magic]"), "baselines.0: got", ["magic", "lora"]),
@@ -198,6 +213,12 @@ WRONG = {
     "a model that is not there": (setting("task.model=./none"), "a folder that exists", ["task.model", "./none"]),
     "a folder without a model": (without_model, NO_MODEL, ["task.model", "./model"]),
     "a model without its tokenizer": (without_tokenizer, "a model with its tokenizer", ["task.model", "30,522"]),
+    "a LoRA for a model": (
+        adapter_for_model("peft"), "a model; this is a", ["task.model", "./adapter", "LORA adapter of roberta-base"],
+    ),
+    "a run's adapter for a model": (
+        adapter_for_model("run"), "a model; this is a", ["GLORA_PATHS adapter of /", "glora-search merge RUN"],
+    ),
     "weights that are cut off": (broken_model, NO_MODEL, ["task.model", "./model"]),
     "a model that no hub has": (setting("task.model=owner/none"), NO_MODEL, ["task.model", "owner/none", "hub"]),
     "inputs longer than the model's": (setting("task.max_length=600"), "the model's longest input", ["max_length"]),

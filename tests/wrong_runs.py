@@ -101,6 +101,9 @@ WRONG = {
     ),
     "a word for workers": (arguments("search", "run", "--workers", "two"), "Invalid value for", ["--workers", "two"]),
     "an unknown format": (after("export", "run", "--format", "onnx"), "--format: got", ["onnx", "peft", "lora"]),
+    "--pad for what is no LoRA": (
+        after("export", "run", "--format", "peft", "--pad"), "lora with --pad", ["--format", "peft"],
+    ),
     "--again for what is always new": (
         after("export", "run", "--format", "peft", "--again"), "which is always written anew", ["--again", "peft"],
     ),

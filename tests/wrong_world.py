@@ -19,7 +19,7 @@ class World:
     """A folder with a recipe in it, and what a test does to them before the command is called."""
 
     def __init__(self, folder, recipe, finished):
-        self.folder, self.recipe, self._finished = folder, recipe, finished
+        self.folder, self.recipe, self.source = folder, recipe, finished
 
     def write(self, name, content):
         """A file of this folder."""
@@ -34,7 +34,7 @@ class World:
 
     def finished(self, **damage):
         """A copy of a finished run folder; ``damage``: file -> its new content, or None to remove it."""
-        shutil.copytree(self._finished, self.folder / "run", dirs_exist_ok=True)
+        shutil.copytree(self.source, self.folder / "run", dirs_exist_ok=True)
         for name, content in damage.items():
             path = self.folder / "run" / name.replace("__", "/").replace("_json", ".json")
             if content is None:
@@ -96,6 +96,21 @@ def without_tokenizer(world):
     config = json.loads((source / "config.json").read_text())
     world.write("model/config.json", json.dumps({**config, "vocab_size": 30522}))
     return setting("task.model=./model")(world)
+
+
+def adapter_for_model(adapter):
+    """An adapter's folder in place of a model's: one of peft, or one of a run."""
+
+    def prepare(world):
+        if adapter == "peft":
+            config = {"peft_type": "LORA", "base_model_name_or_path": "roberta-base", "target_modules": ["query"]}
+            shutil.copytree(world.recipe["task"]["model"], world.folder / "adapter")  # one that has a config.json too
+            world.write("adapter/adapter_config.json", json.dumps(config))
+        else:
+            shutil.copytree(world.source / "retrained", world.folder / "adapter")
+        return setting("task.model=./adapter")(world)
+
+    return prepare
 
 
 def broken_model(world):

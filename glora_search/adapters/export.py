@@ -48,12 +48,30 @@ def _note_model_class(config: PeftConfig, model: PeftModel) -> None:
         config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
 
 
+def _ranks(config: PeftConfig) -> dict[str, str]:
+    """What the card of a LoRA says about its ranks, and who cannot read them."""
+    if not isinstance(config, LoraConfig):
+        return {}
+    ranks = set(config.rank_pattern.values()) or {config.r}
+    if len(ranks) == 1:
+        return {"rank": f"{min(ranks)} in all layers, which every reader of LoRA scales alike"}
+    which = f"{min(ranks)} to {max(ranks)}, by layer (`rank_pattern`, `alpha_pattern`)"
+    return {"rank": f"{which}; for llama.cpp, and others that do not know these patterns, export with `--pad`"}
+
+
 STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
 """What peft loads without this package: its own GLoRA, and LoRA."""
 
 
 def export_stock(
-    model: Any, form: str, folder: Path, *, base_model: str, facts: Mapping[str, Any], processor: Any
+    model: Any,
+    form: str,
+    folder: Path,
+    *,
+    base_model: str,
+    facts: Mapping[str, Any],
+    processor: Any,
+    pad: bool = False,
 ) -> None:
     """Write a model's adapter in one of `STOCK_FORMATS`, which plain peft loads.
 
@@ -63,6 +81,7 @@ def export_stock(
         model: a ``PeftModel`` with a `GLoraConfig` adapter.
         form: ``peft`` or ``lora``; one that is a LoRA already, as who wins the finals can be, is written as it is.
         processor: the tokenizer or image processor, saved beside it.
+        pad: of a ``lora``: one rank for all layers, see `to_lora`.
 
     Raises:
         UserError: the format cannot express the adapter; nothing was written.
@@ -72,13 +91,13 @@ def export_stock(
         config, weights = copy.copy(config), get_peft_model_state_dict(model)
         config.inference_mode = True
     else:
-        config, weights = STOCK_FORMATS[form](model)
+        config, weights = STOCK_FORMATS[form](model, **({"pad": pad} if form == "lora" else {}))
     config.base_model_name_or_path = base_model
     _note_model_class(config, model)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part, config, weights)
-    write_card(part, base_model, facts, folder)
+    write_card(part, base_model, {**facts, **_ranks(config)}, folder)
     processor.save_pretrained(str(part))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

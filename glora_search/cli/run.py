@@ -153,6 +153,10 @@ def export(
             "own GLoRA or LoRA (RUN/exports), which load without glora-search. merged: a plain model (RUN/merged).",
         ),
     ] = "glora",
+    pad: Annotated[
+        bool,
+        typer.Option("--pad", help="With --format lora: one rank for all layers, which any reader takes."),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -160,6 +164,8 @@ def export(
 
     Example: glora-search export runs/reviews --format peft
     """
+    if pad and form != "lora":
+        raise invalid("--format", form, "lora with --pad, which gives all layers of a LoRA one rank")
     stages = {"glora": "best", "merged": "merged"}
     if form in stages:
         _do(run, stages[form], again, quiet, as_json)
@@ -173,7 +179,7 @@ def export(
         raise invalid("--format", form, ["glora", *STOCK_FORMATS, "merged"])
     if again:
         raise UserError(f"--again: not with --format {form}, which is always written anew")
-    folder = export_as(current, form)
+    folder = export_as(current, form, pad=pad)
     if as_json:
         emit({"folder": str(folder), "format": form})
     else:

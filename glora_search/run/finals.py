@@ -177,7 +177,8 @@ class _Finals:
         if not members or not task.one_label:
             return None
         supernet = self.context.load("supernet")
-        chosen = draw_members(self.space, count=members, max_params=recipe.supernet_max_params, seed=recipe.seed)
+        largest = self.context.view.result("supernet").get("max_params", recipe.supernet_max_params)
+        chosen = draw_members(self.space, count=members, max_params=largest, seed=recipe.seed)
         facts: dict[str, float] = {"members": members}
         found = soft_labels(supernet, chosen, task.validation, task)
         truth = torch.tensor(task.validation["labels"])

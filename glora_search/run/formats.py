@@ -9,11 +9,12 @@ from glora_search.run.origin import check_origin
 from glora_search.run.runner import Run
 
 
-def export_as(run: Run, form: str) -> Path:
+def export_as(run: Run, form: str, *, pad: bool = False) -> Path:
     """Write the final subnet in a format that plain peft loads; leaves ``exports/<form>``.
 
     Args:
         form: ``peft`` (stock GLoRA) or ``lora``.
+        pad: of a ``lora``: one rank for all layers.
 
     Returns:
         The folder.
@@ -27,6 +28,6 @@ def export_as(run: Run, form: str) -> Path:
         source, figures = run.view.final() or ("best", run.view.result("best"))
         facts = {**context.facts(figures["params"], figures["validation"]), "exported from": source}
         folder.parent.mkdir(exist_ok=True)
-        processor, base_model = context.task.processor, context.task.model_path
-        export_stock(context.load(source), form, folder, base_model=base_model, facts=facts, processor=processor)
+        options = {"base_model": context.task.model_path, "processor": context.task.processor, "pad": pad}
+        export_stock(context.load(source), form, folder, facts=facts, **options)
     return folder

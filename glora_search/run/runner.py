@@ -24,12 +24,10 @@ from glora_search.run.cost import estimate
 from glora_search.run.folder import LOCK, RunFolder
 from glora_search.run.making import is_run_folder, make, resolved
 from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
+from glora_search.run.prepare import check
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import at_work
-from glora_search.search.study import check_search
-from glora_search.space import SearchSpace
-from glora_search.supernet import make_sampling
-from glora_search.tasks import Task, make_task
+from glora_search.tasks import Task
 
 
 class Run:
@@ -55,8 +53,8 @@ class Run:
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
         """Make a run folder, or open the one that the recipe made before.
 
-        The recipe, its space, its model and its data are checked against each other before anything is written. Where
-        sections of later stages have changed, the run takes them: what they make stale is said and removed.
+        What its stages will do is tried before anything is written, see `prepare.check`. Where sections of later
+        stages have changed, the run takes them: what they make stale is said and removed.
 
         Args:
             folder: None is ``runs/<recipe's name>``.
@@ -71,8 +69,8 @@ class Run:
             run = cls(folder)
             found = changes(run.view, noted)
             check_changes(run.view, found)
-            return run._changed(noted, _check(recipe)) if found else run
-        task = _check(recipe)  # messages have the paths that the user wrote
+            return run._changed(noted, check(recipe)) if found else run
+        task = check(recipe)  # messages have the paths that the user wrote
         with writing_in(folder):
             if not is_run_folder(folder, recipe):
                 make(folder, noted)
@@ -282,23 +280,3 @@ def writing_in(folder: Path) -> Iterator[None]:
 
 def _function(path: str) -> Any:
     return TypeAdapter(ImportString).validate_python(path)
-
-
-def _check(recipe: Recipe) -> Task:
-    """Everything that can be wrong with a recipe and is cheap to find out, before the first stage."""
-    say("reading data and model", "dim")
-    task = make_task(recipe)
-    supernet, search = recipe.supernet, recipe.search
-    space = SearchSpace.load(recipe.space).bind(task.model(), task.modules_to_save)
-    check_search(
-        space,
-        sampler=search.sampler,
-        max_params=search.max_params,
-        objective=search.objective,
-        seed=recipe.seed,
-        options=search.options,
-        racing=search.racing,
-    )
-    options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
-    make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    return task

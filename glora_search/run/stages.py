@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
             "Search for the best subnet under the budget.",
             needs=("supernet",),
             keys=("search", "search.max_params"),
-            goes_on=("search.trials", "search.batch_size"),
+            goes_on=("search.trials", "search.batch_size", "search.fold"),
             joined_by=f"{_HERE}.search:assist",
         ),
         Stage(

@@ -61,7 +61,22 @@ def adaptable_layers(
             f"names that match a layer of {type(model).__name__}, e.g. {', '.join(linear[:4]) or 'none'}"
             + (f" (exclude is {exclude!r})" if exclude else ""),
         )
+    _refuse_shared(model, [layer.name for layer in layers], targets)
     return layers
+
+
+def _refuse_shared(model: nn.Module, layers: list[str], targets: str | list[str]) -> None:
+    """Refuse layers whose weight or bias another module has too: folding an adapter into one would change both."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr() or id(parameter), []).append(name)  # no memory yet, no pointer
+    sharing = [names for names in owners.values() if len(names) > 1]
+    for layer in layers:
+        for own in (f"{layer}.weight", f"{layer}.bias"):
+            for names in (names for names in sharing if own in names):
+                others = " and ".join(name for name in names if name != own)
+                allowed = f"layers that share no weight: {own} is {others} too; set space.exclude to [{layer}]"
+                raise invalid("space.targets", targets, allowed)
 
 
 def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:

@@ -237,7 +237,7 @@ class BoundSpace:
         Returns:
             A config that targets the layers with any path, and no other module; see `targets`.
         """
-        from glora_search.space.configs import paths_to_config
+        from glora_search.tuners.glora.config import paths_to_config
 
         self.check(genome)
         return paths_to_config(self.layer_paths(genome), self.namesakes, **kwargs)

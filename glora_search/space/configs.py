@@ -1,39 +1,14 @@
-"""A subnet as a `GLoraConfig`, and back."""
+"""The subnet of a `GLoraConfig`; for the way there see `paths_to_config`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from glora_search.compat import check_target_module_exists
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome, SpaceLayer, combinations
 from glora_search.tuners.glora import GLoraConfig
-from glora_search.tuners.targets import exact_targets
 from glora_search.vocabulary import LayerPaths
-
-
-def paths_to_config(layer_paths: Mapping[str, LayerPaths], namesakes: Iterable[str] = (), **kwargs: Any) -> GLoraConfig:
-    """A `GLoraConfig` with exactly these paths.
-
-    Args:
-        namesakes: the model's other modules whose names end like one of these layers'.
-        kwargs: further fields of the config.
-    """
-    used = {name: paths for name, paths in layer_paths.items() if not paths.empty} or dict(layer_paths)
-    pattern = {
-        name: {**{p: k for p, k in paths.kinds.items() if k != "none"}, **({"r": paths.r} if paths.r else {})}
-        for name, paths in used.items()
-    }
-    return GLoraConfig(
-        r=max(1, *(paths.r for paths in used.values())) if used else 1,
-        target_modules=exact_targets(used, [*layer_paths, *namesakes]),
-        config_A_B="none",
-        config_C="none",
-        config_D_E="none",
-        path_pattern=pattern,
-        **kwargs,
-    )
 
 
 def genome_of(config: GLoraConfig, layers: Sequence[SpaceLayer]) -> Genome:

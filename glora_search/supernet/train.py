@@ -35,6 +35,8 @@ def train_supernet(
     patience: int | None = None,
     max_params: int | None = None,
     resume: bool = False,
+    description: str = "train-supernet",
+    trainer_cls: type[Trainer] = SupernetTrainer,
 ) -> tuple[PeftModel, Trainer]:
     """Train all choices of every layer jointly.
 
@@ -50,7 +52,8 @@ def train_supernet(
         lr_factors: learning rates by kind of path, see `PathTrainer`.
         patience: stop after so many evaluations that did not better the probes' mean metric; None trains to the end.
         max_params: the search's budget.
-        resume: see `glora_search.training.loop.train`.
+        resume, description: see `glora_search.training.loop.train`.
+        trainer_cls: a `SupernetTrainer`.
 
     Returns:
         The supernet and its trainer.
@@ -68,9 +71,9 @@ def train_supernet(
         rows,
         validation,
         args,
-        description="train-supernet",
+        description=description,
         resume=resume,
-        trainer_cls=SupernetTrainer,
+        trainer_cls=trainer_cls,
         sampling=strategy,
         probes=probe_subnets(space, max_params=max_params),
         lr_factors=lr_factors,

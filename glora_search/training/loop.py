@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from glora_search.errors import UserError
 from glora_search.files.text import read_json
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
@@ -68,6 +71,9 @@ def train(
 
     Returns:
         The trainer, after training; None where the model has nothing to train.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return None
@@ -89,12 +95,22 @@ def train(
         say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
     if not args.disable_tqdm or not description:
-        trainer.train(resume_from_checkpoint=last)
+        _go(trainer, last)
         return trainer
     with track(description, total_steps(trainer)) as bar:
         trainer.add_callback(TrainingProgress(bar))
-        trainer.train(resume_from_checkpoint=last)
+        _go(trainer, last)
     return trainer
+
+
+def _go(trainer: Trainer, checkpoint: str | None) -> None:
+    if trainer.args.torch_compile:
+        torch.compiler.reset()  # its limit of graphs is one for all trainings of a process
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a supernet reaches it: docs/compatibility.md
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:  # torch loads numbers and no code
+        raise UserError(f"{checkpoint}: damaged, or it would run code; remove this folder, and resume") from error
 
 
 def _first(outputs: Any) -> torch.Tensor:

@@ -86,12 +86,21 @@ def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call,
     with torch.no_grad():
         batch = {name: value for name, value in run.context.validation[0].items() if name != "labels"}
         expected = load_adapter(run.context.task.model(), folder / "best").eval()(**batch).logits
-        for form, kind in (("peft", peft.GloraConfig), ("lora", peft.LoraConfig)):
+        for form, kind, *pad in (
+            ("peft", peft.GloraConfig),
+            ("lora", peft.LoraConfig),
+            ("lora", peft.LoraConfig, "--pad"),
+        ):
             for _ in range(2):  # an earlier export is replaced
-                assert call("export", folder, "--format", form)[0] == 0
+                assert call("export", folder, "--format", form, *pad)[0] == 0
             where = folder / "exports" / form
-            assert type(PeftConfig.from_pretrained(where)) is kind
-            assert "glora_search" not in (where / "README.md").read_text()
+            config, card = PeftConfig.from_pretrained(where), (where / "README.md").read_text()
+            assert type(config) is kind
+            assert "glora_search" not in card
+            if form == "lora":
+                ranks = set(config.rank_pattern.values())
+                assert not (pad and ranks)
+                assert ("every reader of LoRA scales alike" if len(ranks) < 2 else "export with `--pad`") in card
             found = PeftModel.from_pretrained(run.context.task.model(), where).eval()(**batch).logits
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert sorted(path.name for path in (folder / "exports").iterdir()) == ["lora", "peft"]

@@ -8,7 +8,10 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForQuestionAnswering,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -16,6 +19,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -136,3 +141,65 @@ def test_the_head_of_a_question_answering_model_is_trained_as_it_is():
     model = get_peft_model(BertForQuestionAnswering(config), SupernetConfig(space="glora", task_type="QUESTION_ANS"))
     assert not any("qa_outputs" in layer.name for layer in model.space.layers)
     assert any("qa_outputs.modules_to_save" in name for name, value in model.named_parameters() if value.requires_grad)
+
+
+def tied_llama() -> nn.Module:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True))
+
+
+def masked_bert() -> nn.Module:
+    return BertForMaskedLM(BertConfig(**BERT_SIZE))
+
+
+class Twice(nn.Module):
+    """One layer under two names: peft would adapt the first alone, and merging would change both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Linear(3, 3)
+
+
+class Repeated(nn.Module):
+    """A block that stands several times in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(3, 3))] * 2)
+
+
+SHARED = {
+    "a tied head": (tied_llama, ["q_proj", "lm_head"], "lm_head.weight", "model.embed_tokens.weight"),
+    "a masked language model's head": (
+        masked_bert, ["decoder"], "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight",
+    ),
+    "a layer under two names": (Twice, "all-linear", "first.weight", "second.weight"),
+    "a repeated block": (Repeated, "all-linear", "blocks.0.0.weight", "blocks.1.0.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "targets", "own", "other"), SHARED.values(), ids=SHARED.keys())
+def test_a_layer_whose_weight_another_module_shares_is_refused_with_both_names(make, targets, own, other):
+    layer = own.rpartition(".")[0]
+    space = SearchSpace(targets=targets, paths={"B": ["lora", "none"]})
+    with pytest.raises(UserError) as error:
+        space.bind(make())
+    for part in ("space.targets", f"{own} is {other} too", f"set space.exclude to [{layer}]"):
+        assert part in str(error.value)
+
+
+def test_without_the_shared_layer_the_space_binds():
+    space = SearchSpace(targets=["q_proj", "lm_head"], exclude=["lm_head"], paths={"B": ["lora", "none"]})
+    assert [layer.name for layer in space.bind(tied_llama()).layers] == ["model.layers.0.self_attn.q_proj"]
+    assert len(SearchSpace.load("glora").bind(tied_llama()).layers) == 7  # all-linear leaves the head out
+
+
+def test_a_layer_that_is_used_several_times_is_adapted_each_time_and_merges_exactly(randomize):
+    config = AlbertConfig(**{**BERT_SIZE, "num_hidden_layers": 3}, embedding_size=8)
+    model, ids = AlbertForSequenceClassification(config).eval().double(), torch.tensor([[1, 2, 3]])
+    space = SearchSpace.load("glora").bind(model)
+    assert sum("albert_layers" in layer.name for layer in space.layers) == 6  # of the one block that all layers are
+    adapted = randomize(get_peft_model(model, space.to_config(space.largest, task_type="SEQ_CLS"))).eval()
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        torch.testing.assert_close(adapted.merge_and_unload()(input_ids=ids).logits, expected)

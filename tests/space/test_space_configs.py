@@ -16,9 +16,9 @@ from glora_search.compat import BaseTunerLayer
 from glora_search.errors import UserError
 from glora_search.files.shipped import shipped_folder
 from glora_search.space.bound import BoundSpace
-from glora_search.space.configs import paths_to_config
 from glora_search.space.layers import Genome
 from glora_search.space.schema import SearchSpace
+from glora_search.tuners.glora.config import paths_to_config
 from glora_search.vocabulary import LayerPaths
 
 SHIPPED = sorted(file.stem for file in shipped_folder("search_spaces").glob("*.yaml"))

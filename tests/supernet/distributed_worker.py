@@ -1,6 +1,7 @@
 """One process of a distributed training: ``distributed_worker.py FOLDER BATCH STRATEGY [ARGUMENT=VALUE ...]``.
 
-Run by torchrun in test_supernet_distributed.py; each rank's draws, losses and norms of weights go to FOLDER.
+Launched by test_supernet_distributed.py; each rank's draws, losses and norms of weights go to FOLDER. The strategy
+``adapter`` trains a fixed GLoRA adapter.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
+from glora_search import GLoraConfig, PathTrainer
 from glora_search.space.schema import SearchSpace
 from glora_search.supernet import Sampling, SupernetConfig, SupernetTrainer, make_sampling
 
@@ -40,7 +42,9 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
         BertConfig(vocab_size=50, max_position_embeddings=16, num_labels=3, **sizes, **dropout)
     )
     space = SearchSpace.load("glora-paper").bind(base)
-    model = get_peft_model(base, SupernetConfig(space=space, task_type="SEQ_CLS"))
+    fixed = strategy == "adapter"
+    config = GLoraConfig(target_modules="all-linear", config_C="vector", config_D_E="vector", task_type="SEQ_CLS")
+    model = get_peft_model(base, config if fixed else SupernetConfig(space=space, task_type="SEQ_CLS"))
     ids = torch.randint(1, 50, (48, 6), generator=torch.Generator().manual_seed(0))
     rows = [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
     arguments = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in settings)}
@@ -58,8 +62,9 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
         seed=7,
         **arguments,
     )
-    sampling = Log(make_sampling(strategy, space, seed=7))
-    trainer = SupernetTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows[:8], sampling=sampling)
+    options = {"model": model, "args": args, "train_dataset": rows, "eval_dataset": rows[:8]}
+    sampling = Log(make_sampling("sizes" if fixed else strategy, space, seed=7))
+    trainer = PathTrainer(**options) if fixed else SupernetTrainer(**options, sampling=sampling)
     trainer.train()
     found = {
         "processes": trainer.accelerator.num_processes,

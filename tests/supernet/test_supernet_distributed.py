@@ -14,33 +14,39 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 ROOT = Path(__file__).parent.parent.parent
 
 
-def train(folder, processes, batch, strategy, *settings):
-    """What each rank found."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --nproc_per_node=2",
+    "accelerate launch": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 "
+    "--mixed_precision=no --dynamo_backend=no",  # the script says that there is no GPU
+}
+
+
+def train(folder, launcher, batch, strategy, *settings):
+    """What each rank found; without a launcher there is one."""
+    launch = ["-m", *LAUNCHERS[launcher].split()] if launcher else []
     command = [sys.executable, *launch, str(WORKER), str(folder), str(batch), strategy, *settings]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2 if launcher else 1)]
 
 
+SEVERAL = ["gradient_accumulation_steps=2", "gradient_checkpointing=true"]
 CASES = {
-    "sizes": ("sizes", []),
-    "several subnets a step, micro-batches and checkpointing": (
-        "sandwich",
-        ["gradient_accumulation_steps=2", "gradient_checkpointing=true"],
-    ),
+    "sizes": ("torchrun", "sizes", []),
+    "several subnets a step, micro-batches and checkpointing": ("accelerate launch", "sandwich", SEVERAL),
+    "a GLoRA adapter": ("accelerate launch", "adapter", []),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "settings"), CASES.values(), ids=CASES.keys())
-def test_two_processes_train_as_one_with_the_summed_batch(strategy, settings, tmp_path):
+@pytest.mark.parametrize(("launcher", "strategy", "settings"), CASES.values(), ids=CASES.keys())
+def test_two_processes_train_as_one_with_the_summed_batch(launcher, strategy, settings, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    (one,) = train(tmp_path / "one", 1, 8, strategy, *settings)
-    first, second = train(tmp_path / "two", 2, 4, strategy, *settings)
+    (one,) = train(tmp_path / "one", None, 8, strategy, *settings)
+    first, second = train(tmp_path / "two", launcher, 4, strategy, *settings)
     assert (one["processes"], first["processes"]) == (1, 2)
     assert first["drawn"] == second["drawn"] == one["drawn"]
     assert first["weights"] == second["weights"]

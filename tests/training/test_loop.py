@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import pytest
+import torch
 from datasets import Dataset
 from peft import get_peft_model
 
 from glora_search import GLoraConfig, RowMetric
-from glora_search.training.loop import steps_for, train, training_arguments
+from glora_search.training.loop import _go, steps_for, train, training_arguments
 
 
 @pytest.fixture
@@ -49,3 +53,18 @@ def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_pa
 )
 def test_the_steps_of_a_training_are_known_before_it(tmp_path, more, expected):
     assert steps_for(training_arguments(settings(**more), tmp_path, 0), 11) == expected
+
+
+def test_a_compiled_training_starts_anew_and_torch_does_not_warn_of_its_limit(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "level", logging.WARNING)
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    trained = []
+    for compiles in (False, True):
+        _go(
+            SimpleNamespace(args=SimpleNamespace(torch_compile=compiles), train=lambda **now: trained.append(now)), None
+        )
+        assert len(resets) == compiles
+    assert not logging.getLogger("torch._dynamo.convert_frame").isEnabledFor(logging.WARNING)
+    assert trained == [{"resume_from_checkpoint": None}] * 2

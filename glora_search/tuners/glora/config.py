@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from peft import PeftConfig
 from glora_search.compat import get_pattern_key
 from glora_search.errors import check_pattern, invalid
 from glora_search.tuners.registry import GLoraSearchType
+from glora_search.tuners.targets import exact_targets
 from glora_search.vocabulary import KINDS, PATHS, TIED, LayerPaths, check_kind, expand_tied
 
 
@@ -125,6 +127,29 @@ class GLoraConfig(PeftConfig):
         kinds |= expand_tied({name: value for name, value in settings.items() if name != "r"})
         paths = LayerPaths(**kinds, r=settings.get("r", self.r))
         return paths if has_bias else paths.without_bias()
+
+
+def paths_to_config(layer_paths: Mapping[str, LayerPaths], namesakes: Iterable[str] = (), **kwargs: Any) -> GLoraConfig:
+    """A `GLoraConfig` with exactly these paths.
+
+    Args:
+        namesakes: the model's other modules whose names end like one of these layers'.
+        kwargs: further fields of the config.
+    """
+    used = {name: paths for name, paths in layer_paths.items() if not paths.empty} or dict(layer_paths)
+    pattern = {
+        name: {**{p: k for p, k in paths.kinds.items() if k != "none"}, **({"r": paths.r} if paths.r else {})}
+        for name, paths in used.items()
+    }
+    return GLoraConfig(
+        r=max(1, *(paths.r for paths in used.values())) if used else 1,
+        target_modules=exact_targets(used, [*layer_paths, *namesakes]),
+        config_A_B="none",
+        config_C="none",
+        config_D_E="none",
+        path_pattern=pattern,
+        **kwargs,
+    )
 
 
 def _check_rank(key: str, value: object) -> None:

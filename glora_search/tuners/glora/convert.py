@@ -90,7 +90,7 @@ def from_stock(model: PeftModel, adapter_name: str | None = None) -> tuple[GLora
     return config, {key: value for key, value in weights.items() if not key.endswith(".zeros")}
 
 
-def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.LoraConfig, Weights]:
+def to_lora(model: PeftModel, adapter_name: str | None = None, *, pad: bool = False) -> tuple[peft.LoraConfig, Weights]:
     """An adapter with no other path than B as peft's LoRA, with a rank for every layer.
 
     A vector or a constant on B is a LoRA of rank 1 whose ``lora_A`` is ones.
@@ -98,6 +98,8 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
     Args:
         model: a ``PeftModel`` with a `GLoraConfig` adapter.
         adapter_name: which one; None is the active one.
+        pad: give every layer the largest rank, with zeros, for readers that do not know ``rank_pattern`` and
+            ``alpha_pattern``; the function stays the same.
 
     Raises:
         UserError: some layer has another path; the message names it.
@@ -106,6 +108,7 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
     ranks: dict[str, int] = {}
     bias = model.peft_config[name].bias
     converted = {key: value for key, value in weights.items() if ".glora_" not in key}
+    largest = max((layer.paths[name].r for layer in layers.values() if layer.paths[name].B != "none"), default=1)
     for module, layer in layers.items():
         paths = layer.paths[name]
         others = [path for path, kind in paths.kinds.items() if kind != "none" and path != "B"]
@@ -113,7 +116,7 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
             found = f"{module} with {paths.describe()}"
             raise invalid("to_lora", found, f"subnets of B paths alone; a LoRA cannot express {', '.join(others)}")
         if paths.B != "none" or bias != "none":  # a trained bias goes along with its layer
-            ranks[module] = max(1, paths.r)
+            ranks[module] = max(1, largest if pad else paths.r)
             own = _widen(
                 _tensors_of(weights, module, "B"), "B", "lora", layer.in_features, layer.out_features, ranks[module]
             )
@@ -122,7 +125,7 @@ def to_lora(model: PeftModel, adapter_name: str | None = None) -> tuple[peft.Lor
     if not ranks:
         raise invalid("to_lora", "an adapter without any path", "subnets with a B path")
     # peft takes the first pattern that matches the end of a module's name: the longest has to come first.
-    pattern = {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
+    pattern = {} if pad else {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
     config = peft.LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),

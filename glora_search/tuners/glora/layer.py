@@ -251,8 +251,10 @@ class GLoraLayer(FrozenLinear):
 
     def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
         """What these adapters add up to on this layer, in this dtype."""
+        # A replica of nn.DataParallel has tensors for parameters, which only the slower lookup of items() finds.
         adapters: list[Any] = [
-            {path: own._parameters for path, own in self.path_tensors(name).items()} for name in adapter_names
+            {path: own._parameters or dict(own.items()) for path, own in self.path_tensors(name).items()}
+            for name in adapter_names
         ]
         return collect(adapters, dtype)
 

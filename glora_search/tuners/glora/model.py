@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from glora_search.compat import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
-from glora_search.tuners.glora.config import GLoraConfig
+from glora_search.errors import invalid
+from glora_search.tuners.glora.combine import weighted_sum
+from glora_search.tuners.glora.config import GLoraConfig, paths_to_config
 from glora_search.tuners.glora.layer import GLoraLayer, GLoraLinear, base_linear
 from glora_search.tuners.heads import AnyHead
 
@@ -52,6 +55,49 @@ class GLoraModel(AnyHead):
             self._replace_module(parent, target_name, layer, target)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add an adapter that is the weighted sum of others, exactly; `set_adapter` makes it the active one.
+
+        A path has the largest of their kinds, and ranks add up. Trained heads and biases are not combined.
+
+        Args:
+            adapters (`list`): names of adapters.
+            weights (`list`): a weight for each of them.
+            adapter_name (`str`): the new adapter's name.
+            combination_type (`str`): ``linear``; peft's other types lose something.
+
+        Raises:
+            UserError: an unknown adapter or type, another number of weights, or a name that is taken.
+        """
+        if combination_type != "linear":
+            raise invalid("combination_type", combination_type, ["linear"])
+        if not adapters or any(name not in self.peft_config for name in adapters):
+            raise invalid("adapters", adapters, f"names among {', '.join(self.peft_config)}")
+        if len(weights) != len(adapters) or len(set(adapters)) != len(adapters):
+            raise invalid("weights", weights, f"one weight for each of {len(adapters)} different adapters")
+        if adapter_name in self.peft_config:
+            raise invalid("adapter_name", adapter_name, f"a name that is none of {', '.join(self.peft_config)}")
+        modules = [name for name, _ in self.model.named_modules()]
+        sums = {
+            name: weighted_sum(module, dict(zip(adapters, weights, strict=True)))
+            for name, module in self.model.named_modules()
+            if isinstance(module, GLoraLinear) and any(module.has_adapter(adapter) for adapter in adapters)
+        }
+        first = self.peft_config[adapters[0]]
+        paths = {name: own for name, (own, _) in sums.items()}
+        self.peft_config[adapter_name] = paths_to_config(
+            paths, modules, task_type=first.task_type, base_model_name_or_path=first.base_model_name_or_path
+        )
+        self.inject_adapter(self.model, adapter_name)
+        for name, (_, tensors) in sums.items():
+            layer = self.model.get_submodule(name)
+            for path, made in layer.path_tensors(adapter_name).items() if layer.has_adapter(adapter_name) else ():
+                for tensor, value in made.items():
+                    value.copy_(tensors[path][tensor])
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -143,6 +143,20 @@ def test_as_a_lora_every_layer_keeps_its_own_rank_and_layers_without_a_path_are_
     assert config.target_modules == set(ranks)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_padded_lora_has_one_rank_and_a_scale_of_1_for_every_reader(architecture, make_model, randomize, logits):
+    gpt2 = {"target_modules": ["c_attn", "c_fc"], "path_pattern": {"c_fc": {"B": "vector"}}}
+    own = gpt2 if architecture == "gpt2" else {}
+    model = randomize(get_peft_model(make_model(architecture).double(), b_only(**own)))
+    config, weights = to_lora(model, pad=True)
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
+    assert config.target_modules == to_lora(model)[0].target_modules
+    downs = {value.shape[0] for name, value in weights.items() if "lora_A" in name}
+    # llama.cpp divides lora_alpha by each tensor's own rank, vLLM by r.
+    assert downs == {config.r} == {config.lora_alpha}
+    close(logits(loaded(make_model(architecture).double(), config, weights)), logits(model))
+
+
 def test_other_paths_than_b_are_refused_as_a_lora_with_the_layer_and_the_paths(make_model, randomize):
     model = randomize(get_peft_model(make_model("bert"), b_only(config_E="vector")))
     with pytest.raises(UserError, match=r"query with B=lora\(r=2\) E=vector.*a LoRA cannot express E"):

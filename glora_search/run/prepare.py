@@ -1,0 +1,208 @@
+"""What the stages will do with a recipe, tried before the first: what can be found out now does not end a run later.
+
+Nothing is trained, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from glora_search.errors import UserError, invalid
+from glora_search.finals.rungs import whole
+from glora_search.finals.training import EVALUATED, finalist_args
+from glora_search.progress import say, track
+from glora_search.recipe.arguments import TRAINING_TYPES
+from glora_search.recipe.schema import Recipe
+from glora_search.scoring import Batches, Sums
+from glora_search.search.calibration import calibration_args
+from glora_search.search.study import check_search
+from glora_search.space import BoundSpace, SearchSpace
+from glora_search.supernet import make_sampling
+from glora_search.supernet.train import train_supernet
+from glora_search.supernet.trainer import SupernetTrainer
+from glora_search.tasks import Task, make_task
+from glora_search.training.baselines import baseline_settings, lora_within
+from glora_search.training.distillation import DistillationTrainer
+from glora_search.training.loop import steps_for, train, training_arguments
+from glora_search.training.rehearsal import rehearsal
+from glora_search.training.trainer import PathTrainer
+
+LOOKED_UP = ("input_ids", "decoder_input_ids")
+"""Of a batch: what a model looks up in its embedding."""
+
+
+def check(recipe: Recipe) -> Task:
+    """Try a recipe: its data, its model, and the training arguments of every section, without a training step.
+
+    Returns:
+        The task, its train and validation rows loaded.
+
+    Raises:
+        UserError: a stage would fail.
+    """
+    say("reading data and model", "dim")
+    task = make_task(recipe)
+    model = task.model()
+    supernet, search = recipe.supernet, recipe.search
+    space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
+    check_search(
+        space,
+        sampler=search.sampler,
+        max_params=search.max_params,
+        objective=search.objective,
+        seed=recipe.seed,
+        options=search.options,
+        racing=search.racing,
+    )
+    options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
+    make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
+    _try_rows(task, model)
+    say("trying the training arguments", "dim")
+    _Trainings(recipe, task, space, model).rehearse()
+    return task
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _try_rows(task: Task, model: PreTrainedModel) -> None:
+    """Make every batch of every split, look for tokens that the model does not have, and give it the longest rows.
+
+    Of the test rows nothing is kept: no model has learned anything yet.
+    """
+    splits = {"train": task.train, "validation": task.validation, "test": task.test_split()}
+    batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
+    known, name = _known_tokens(model), task.recipe.task.model
+    with track("checking rows", sum(map(len, batches.values()))) as bar:
+        for split, own in batches.items():
+            for index in range(len(own)):
+                batch = _batch(own, index, f"data.{split}")
+                tokens = max((int(batch[key].max()) for key in LOOKED_UP if key in batch), default=0)
+                if known is not None and tokens >= known:
+                    allowed = f"a model with every token of its tokenizer; data.{split} has token {tokens}"
+                    raise invalid("task.model", name, f"{allowed}, and this one's embedding has {known}")
+                bar.advance(1)
+            with _refused("task.model", name, f"a model that takes the longest rows of data.{split}"):
+                Sums().add(model, [dict(task.collator([splits[split][int(row)] for row in own.order[-2:]]))], task)
+
+
+def _batch(batches: Batches, index: int, key: str) -> dict[str, Any]:
+    """A batch; where it cannot be made, the message names the row."""
+    try:
+        return batches[index]  # type: ignore[no-any-return]
+    except Exception:
+        start = index * batches.batch_size
+        for row in batches.order[start : start + batches.batch_size]:
+            with _refused(key, f"row {row + 1}", "rows that can be read and put into a batch"):
+                batches.collator([batches.dataset[int(row)]])
+        raise
+
+
+def _known_tokens(model: PreTrainedModel) -> int | None:
+    """How many tokens a model has; None where its inputs are none."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+# -- trainings ---------------------------------------------------------------------------------------------------------
+
+
+class _Trainings:
+    """The training of every section that trains: a Trainer with its optimizer, scheduler and callbacks.
+
+    Args:
+        base: a fresh base model, which the supernet is made from.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, space: BoundSpace, base: PreTrainedModel) -> None:
+        self.recipe, self.task, self.space, self.base = recipe, task, space, base
+
+    def rehearse(self) -> None:
+        """Set up one training after the other."""
+        recipe = self.recipe
+        settings = {
+            "supernet": recipe.supernet.settings(self.task.metric),
+            "retrain": recipe.retrain.training,
+            **({"finals": {**recipe.finals.training, **EVALUATED}} if recipe.finals is not None else {}),
+            **({"baseline": baseline_settings(recipe, len(self.task.train))} if recipe.baselines else {}),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            for section, own in settings.items():
+                with _refused(f"{section}.training", own, "arguments with which a training can start"):
+                    getattr(self, section)(training_arguments(own, Path(folder), recipe.seed))
+
+    def supernet(self, args: TrainingArguments) -> None:
+        """As the first stage trains it, and as the search calibrates it."""
+        settings, search = self.recipe.supernet, self.recipe.search
+        if search.calibration_steps:
+            calibration_args(args, search.calibration_steps)
+        train_supernet(
+            self.base,
+            self.space,
+            self.task,
+            self.task.train,
+            self.task.validation,
+            args,
+            task_type=self.task.task_type,
+            modules_to_save=self.task.modules_to_save,
+            sharing=settings.sharing,
+            sampling=settings.sampling,
+            sampling_options=settings.sampling_options,
+            lr_factors=settings.lr_factors,
+            patience=settings.patience,
+            max_params=self.recipe.supernet_max_params,
+            description="",
+            trainer_cls=rehearsal(SupernetTrainer),
+        )
+
+    def retrain(self, args: TrainingArguments) -> None:
+        """The largest subnet."""
+        self._adapter(self._subnet(), args, self.recipe.lr_factors(self.recipe.retrain), PathTrainer)
+
+    def finals(self, args: TrainingArguments) -> None:
+        """The largest subnet, as a finalist."""
+        steps = whole(steps_for(args, len(self.task.train)))
+        own = finalist_args(args, Path(args.output_dir), rate=1.0, steps=steps)
+        factors = self.recipe.finals.lr_factors if self.recipe.finals is not None else None
+        self._adapter(self._subnet(), own, factors or self.recipe.supernet.lr_factors, DistillationTrainer)
+
+    def baseline(self, args: TrainingArguments) -> None:
+        """The LoRA that fits the budget, if one does."""
+        config = lora_within(self.space, self.recipe.search.max_params, self.task.task_type, self.task.modules_to_save)
+        if config is not None:
+            self._adapter(config, args, self.recipe.lr_factors(self.recipe.baseline), PathTrainer)
+
+    def _subnet(self) -> Any:
+        options: dict[str, Any] = {
+            "task_type": self.task.task_type,
+            "modules_to_save": self.task.modules_to_save or None,
+        }
+        return self.space.to_config(self.space.largest, **options)
+
+    def _adapter(self, config: Any, args: TrainingArguments, factors: Any, trainer_cls: type[Trainer]) -> None:
+        model, task = get_peft_model(self.task.model(), config), self.task
+        train(model, task, task.train, task.validation, args, trainer_cls=rehearsal(trainer_cls), lr_factors=factors)
+
+
+@contextmanager
+def _refused(key: str, value: object, allowed: str) -> Iterator[None]:
+    """Whatever goes wrong in this block is the user's to mend: the message says what was tried, and why it failed."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).partition(":")[0] in TRAINING_TYPES:  # a Trainer does not know in which section it stands
+            raise UserError(f"{key}.{error}") from error
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = ": ".join([type(error).__name__, *lines[:1]])
+        raise invalid(key, value, f"{allowed} ({reason})") from error

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+from peft import LoraConfig, PeftConfig, get_peft_model
+
+from glora_search import GLoraConfig
+from glora_search.adapters.export import export_stock
+
+
+class Processor:
+    """What is saved beside an adapter."""
+
+    def save_pretrained(self, folder):
+        pass
+
+
+OFF = {"config_A_B": "none", "config_C": "none", "config_D_E": "none", "config_B": "lora"}
+ONE = "in all layers, which every reader of LoRA scales alike"
+MANY = "2 to 3, by layer (`rank_pattern`, `alpha_pattern`); for llama.cpp, and others that do not know these patterns"
+CARDS = {
+    "a rank by layer": (GLoraConfig(r=2, **OFF, path_pattern={"value": {"r": 3}}), False, MANY),
+    "padded": (GLoraConfig(r=2, **OFF, path_pattern={"value": {"r": 3}}), True, f"3 {ONE}"),
+    "one rank": (GLoraConfig(r=2, **OFF), False, f"2 {ONE}"),
+    "a LoRA that has won": (LoraConfig(r=2, lora_alpha=4), True, f"2 {ONE}"),
+}
+
+
+@pytest.mark.parametrize(("config", "pad", "said"), CARDS.values(), ids=CARDS.keys())
+def test_the_card_of_a_lora_says_which_readers_need_one_rank(config, pad, said, make_model, tmp_path):
+    config.target_modules = {"query", "value"}
+    model, folder = get_peft_model(make_model("bert"), config), tmp_path / "lora"
+    export_stock(model, "lora", folder, base_model="base", facts={}, processor=Processor(), pad=pad)
+    assert f"| rank | {said}" in (folder / "README.md").read_text()
+    assert type(PeftConfig.from_pretrained(folder)) is LoraConfig

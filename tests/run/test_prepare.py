@@ -1,0 +1,130 @@
+"""What the stages will do, tried before the first one: no training step, and nothing of it is found out later."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import json
+import shutil
+import typing
+import warnings
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, BertConfig, BertModel, EarlyStoppingCallback, Trainer
+
+from glora_search import Recipe, Run
+from glora_search.errors import UserError
+from glora_search.recipe.arguments import TRAINING_TYPES
+
+SECTIONS = {"supernet": {}, "retrain": {}, "finals": {}, "baseline": {"baselines": ["lora"]}}
+EVALUATING = {"eval_strategy": "epoch", "load_best_model_at_end": True}
+FOO = "a scheduler's unknown argument"
+CANNOT_START = {
+    "an optimizer whose package is not there": ({"optim": "lomo"}, "ImportError: You need to install `lomo_optim`"),
+    FOO: ({"lr_scheduler_kwargs": {"foo": 1}}, "unexpected keyword argument 'foo'"),
+    "a beta above 1": ({"adam_beta1": 1.5}, "Invalid beta parameter"),
+    "workers that cannot be": ({"dataloader_num_workers": -1}, "num_workers"),
+}
+
+
+def with_training(tiny_recipe, section, arguments):
+    recipe = copy.deepcopy({**tiny_recipe, **SECTIONS[section]})
+    recipe.setdefault(section, {}).setdefault("training", {"use_cpu": True}).update(arguments)
+    return Recipe.model_validate(recipe)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [*(("retrain", name) for name in CANNOT_START), *((one, FOO) for one in SECTIONS if one != "retrain")],
+)
+def test_arguments_with_which_a_training_cannot_start_are_refused(section, name, tiny_recipe, tmp_path):
+    arguments, reason = CANNOT_START[name]
+    with pytest.raises(UserError) as error:
+        Run.create(with_training(tiny_recipe, section, arguments), tmp_path / "run")
+    assert str(error.value).startswith(f"{section}.training: got ")
+    assert "arguments with which a training can start" in str(error.value)
+    assert reason in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section", ["supernet", "retrain", "baseline"])
+def test_a_metric_that_no_evaluation_has_is_refused_with_those_that_it_has(section, tiny_recipe, tmp_path):
+    recipe = with_training(tiny_recipe, section, {**EVALUATING, "metric_for_best_model": "f1"})
+    with pytest.raises(UserError, match=rf"^{section}\.training\.metric_for_best_model: got 'f1'; .*'accuracy'"):
+        Run.create(recipe, tmp_path / "run")
+
+
+def test_nothing_is_trained_and_nothing_reported(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(EarlyStoppingCallback, "on_train_begin", lambda *args, **kwargs: pytest.fail("reported"))
+    recipe = {**copy.deepcopy(tiny_recipe), "finals": {"training": {"use_cpu": True}}}
+    recipe["supernet"]["patience"] = 2
+    Run.create(Recipe.model_validate(recipe), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["recipe.yaml", "space.yaml"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_token_that_the_model_does_not_have_is_refused_in_every_split(split, tiny_recipe, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["task"]["model"])
+    tokenizer.add_tokens(["brandnew"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(vocab_size=len(tokenizer) - 1, **sizes)).save_pretrained(tmp_path / "model")
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["task"]["model"] = str(tmp_path / "model")
+    own = shutil.copy(recipe["data"][split], tmp_path / "own.csv")
+    recipe["data"][split] = str(own)
+    Run.create(Recipe.model_validate(recipe), tmp_path / "run")
+    with open(own, "a") as file:
+        file.write("a brandnew goal,sports\n")
+    token = len(tokenizer) - 1
+    with pytest.raises(UserError, match=rf"task\.model.*data\.{split} has token {token}, .*embedding has {token}"):
+        Run.create(Recipe.model_validate(recipe), tmp_path / "other")
+
+
+def values(name: str) -> st.SearchStrategy:
+    """Values of a training argument's type, right ones and wrong ones, with which a tiny training stays short."""
+    kinds = {kind for kind in [TRAINING_TYPES[name], *typing.get_args(TRAINING_TYPES[name])] if isinstance(kind, type)}
+    found = [st.sampled_from(["foo", "no", "loss", "epoch", "steps"])] if str in kinds else []
+    for kind in kinds:
+        if issubclass(kind, enum.Enum):
+            found.append(st.sampled_from([member.value for member in kind]))
+    if bool in kinds:
+        found.append(st.booleans())
+    if int in kinds:
+        found.append(st.integers(-1, 3))
+    if float in kinds:
+        found.append(st.sampled_from([-1.0, 0.0, 0.3, 1.0, float("nan"), float("inf")]))
+    if "dict" in str(TRAINING_TYPES[name]):
+        found.append(st.sampled_from([{}, {"foo": 1}]))
+    return st.one_of([*found, st.just(["foo"])] if "list" in str(TRAINING_TYPES[name]) else found or [st.none()])
+
+
+ARGUMENTS = st.lists(st.sampled_from(sorted(TRAINING_TYPES)), min_size=1, max_size=3, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: values(name) for name in names})
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(section=st.sampled_from(sorted(SECTIONS)), arguments=ARGUMENTS)
+def test_any_training_arguments_end_with_a_result_or_a_message(section, arguments, tiny_recipe, call, tmp_path_factory):
+    if arguments.get("torch_compile"):  # with the default one, it takes minutes
+        arguments["torch_compile_backend"] = "eager"
+    folder = tmp_path_factory.mktemp("any")
+    recipe = copy.deepcopy({**tiny_recipe, **SECTIONS[section]})
+    recipe["supernet"]["training"]["num_train_epochs"] = recipe["search"]["trials"] = 1
+    recipe.setdefault(section, {}).setdefault("training", {"use_cpu": True}).update(arguments)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            code, _, err = call("run", folder / "recipe.yaml", "--run-dir", folder / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert code in (0, 2), err
+    assert (code == 2) == err.startswith("error: ") or code == 0
+    assert "Traceback" not in err
