@@ -210,7 +210,7 @@ def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None
 
 
 def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
-    from glora_search.report import result_rows, write_report
+    from glora_search.report import BUDGET_COLUMNS, budget_rows, result_rows, write_report
     from glora_search.tasks import task_class
 
     page = write_report(run.folder)
@@ -220,6 +220,9 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     budget = "no budget" if metrics["budget"] is None else f"budget {metrics['budget']:,} parameters"
     columns = ("model", "adapter parameters", "validation", "test")
     table(f"{metrics['name']}: {metrics['metric']}, {budget}", columns, result_rows(metrics))
+    budgets = budget_rows(run.view)
+    if budgets:
+        table("trained adapters under each budget", BUDGET_COLUMNS, budgets)
     for note in metrics["notes"]:
         result(f"Note: {note}.")
     difference = metrics["merged"]["max_abs_logit_difference"]

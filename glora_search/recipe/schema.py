@@ -138,6 +138,9 @@ class Search(Section):
             import path of an Optuna sampler.
         trials: number of subnets to evaluate.
         max_params: the budget: maximum number of trainable adapter parameters, without the head; None sets no budget.
+            A list is several budgets, the largest of which is kept here.
+        budgets: the smaller ones of several budgets. Each has a search, and all that follows, of its own, on the same
+            supernet, in ``RUN/budgets/``.
         objective: ``best`` searches for the best score under the budget, ``front`` for the Pareto front of score and
             parameters, of which the subnet with the best score is exported.
         score: what to optimise on the validation split: the ``loss``, or the ``metric`` with the loss as tie-breaker.
@@ -153,6 +156,7 @@ class Search(Section):
     sampler: str = "evolution"
     trials: int = Field(default=1000, ge=1)
     max_params: int | None = Field(default=None, ge=0)
+    budgets: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     objective: Literal["best", "front"] = "best"
     score: Literal["loss", "metric"] = "loss"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -160,6 +164,23 @@ class Search(Section):
     racing: bool = False
     calibration_steps: int = Field(default=0, ge=0)
     fold: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_budgets(cls, values: Any) -> Any:
+        given = values.get("max_params") if isinstance(values, dict) else None
+        if not isinstance(given, list) or not given or not all(type(one) is int for one in given):
+            return values
+        if values.get("budgets"):
+            raise invalid("budgets", values["budgets"], "no value, where max_params lists all budgets")
+        return {**values, "max_params": max(given), "budgets": [one for one in given if one < max(given)]}
+
+    @model_validator(mode="after")
+    def _check_budgets(self) -> Self:
+        self.budgets = sorted(set(self.budgets))
+        if self.budgets and (self.max_params is None or self.budgets[-1] >= self.max_params):
+            raise invalid("budgets", self.budgets, f"budgets below max_params, {self.max_params}")
+        return self
 
     @field_validator("sampler")
     @classmethod
@@ -273,6 +294,13 @@ class Recipe(Section):
         if self.supernet.max_params is not None or budget is None:
             return self.supernet.max_params
         return TEACHER_SIZE * budget if teaches else budget
+
+    def under(self, budget: int) -> Recipe:
+        """The experiment under one of its smaller budgets, on the same supernet."""
+        found = self.model_copy(deep=True)
+        found.name, found.supernet.max_params = f"{self.name}-{budget}", self.supernet_max_params
+        found.search.max_params, found.search.budgets = budget, []
+        return found
 
     def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
         """The learning-rate factors of a section; those of the supernet if it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from glora_search.vocabulary import PATHS
 
 MIN_AGREEMENT = 0.1
 """Below it, gene importance is not drawn."""
+BUDGET_COLUMNS = ("budget", "final", "adapter parameters", "validation", "test", "baseline validation", "baseline test")
 CONFIG = {"responsive": True, "displayModeBar": False}
 
 
@@ -59,12 +61,16 @@ def write_report(folder: str | Path) -> Path:
     """
     run = RunFolder(folder)
     path = run.path / "report.html"
-    write_text(path, render(read_run(run)))
+    write_text(path, render(read_run(run), budget_rows(run)))
     return path
 
 
-def render(data: RunData) -> str:
-    """The page; whatever comes from the run is escaped."""
+def render(data: RunData, budgets: Sequence[tuple[str, ...]] = ()) -> str:
+    """The page; whatever comes from the run is escaped.
+
+    Args:
+        budgets: see `budget_rows`.
+    """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -76,6 +82,8 @@ def render(data: RunData) -> str:
         name=data.metrics["name"],
         plotly=Markup(get_plotlyjs()),
         result=result_rows(data.metrics),
+        budgets=budgets,
+        budget_columns=BUDGET_COLUMNS,
         result_notes=_result_notes(data),
         front=_front(data),
         progress=_progress(data),
@@ -105,6 +113,22 @@ def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         (name, _number(entry.get("params")), _score(entry, "validation"), _score(entry, "test"))
         for name, entry in models
     ]
+
+
+def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
+    """The trained adapters of a run with several budgets, one row a budget, see `BUDGET_COLUMNS`.
+
+    Returns:
+        The rows of the budgets that are done; none where the recipe has one budget.
+    """
+    smaller = run.smaller()
+    rows = []
+    for metrics in (done for one in [*smaller, run] if smaller and (done := one.done("test")) is not None):
+        final: dict[str, Any] = metrics["final"]
+        baseline: dict[str, Any] = next(iter(metrics["baselines"]), {})
+        scores = [_score(entry, split) for entry in (final, baseline) for split in ("validation", "test")]
+        rows.append((_number(metrics["budget"]), str(final["source"]), _number(final["params"]), *scores))
+    return rows
 
 
 def _score(entry: dict[str, Any], split: str) -> str:

@@ -100,6 +100,9 @@ def count(run: Context, step: float, forward: float) -> Estimate:
         unit = training(baseline_settings(recipe, rows))
         if recipe.baselines:
             found["baselines"] = unit
+    for name in found:
+        if name != "train-supernet":
+            found[name] *= 1 + len(recipe.search.budgets)
     return Estimate(found, unit)
 
 

@@ -23,7 +23,7 @@ from glora_search.search.trials import STUDY_NAME
 
 SECTIONS = ("name", "task", "data", "supernet", "search")
 """What every recipe has."""
-LOCK = ".lock"
+LOCK, BUDGETS = ".lock", "budgets"
 
 
 class RunFolder:
@@ -59,6 +59,12 @@ class RunFolder:
         """The most parameters that an adapter may have."""
         found: int | None = self.recipe["search"].get("max_params")
         return found
+
+    def smaller(self) -> list[RunFolder]:
+        """The runs under smaller budgets that this one has begun, the smallest first."""
+        asked = self.recipe["search"].get("budgets") or []
+        folders = [self.path / BUDGETS / str(budget) for budget in asked]
+        return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
 
     def asks_for(self, stage: Stage) -> bool:
         """Whether the recipe asks for a stage."""

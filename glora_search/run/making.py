@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -14,11 +15,13 @@ import torch
 import yaml
 
 from glora_search.errors import invalid
-from glora_search.files.text import write_text
+from glora_search.files.text import write_json, write_text
 from glora_search.recipe.data import SPLITS, Files, Hub, Saved
 from glora_search.recipe.schema import Recipe
+from glora_search.run.folder import RunFolder
 from glora_search.space.schema import SearchSpace
 
+ORIGIN = "origin.json"
 VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
 
 
@@ -44,6 +47,16 @@ def make(folder: Path, recipe: Recipe) -> None:
     """Make a run folder; the recipe is written last, since it is what makes a folder a run folder."""
     for name, text in _files(recipe).items():
         write_text(folder / name, text)
+
+
+def share_supernet(run: RunFolder, folder: Path) -> None:
+    """Give a new run folder another run's supernet, and what that was made from; what says that it is there is last."""
+    done = run.result("supernet")
+    shutil.copy2(run.path / ORIGIN, folder / ORIGIN)
+    shutil.copy2(run.path / "environment.json", folder / "environment.json")
+    unfinished = shutil.ignore_patterns("stage.json", "checkpoints")
+    shutil.copytree(run.path / "supernet", folder / "supernet", ignore=unfinished, dirs_exist_ok=True)
+    write_json(folder / "supernet" / "stage.json", {**done, "seconds": 0.0})
 
 
 def resolved(recipe: Recipe) -> Recipe:

@@ -13,12 +13,11 @@ from glora_search.files.text import read_json, write_json
 from glora_search.progress import say
 from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
-from glora_search.run.making import versions
+from glora_search.run.making import ORIGIN, versions
 from glora_search.run.stages import STAGES
 from glora_search.tasks import Task
 from glora_search.tasks.fingerprints import file_digest
 
-NAME = "origin.json"
 MODEL_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.py"),
     *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
@@ -35,7 +34,7 @@ def check_origin(run: Context) -> None:
     Raises:
         UserError: something differs; the message names it, and what to do.
     """
-    path = run.folder / NAME
+    path = run.folder / ORIGIN
     noted = origin_of(run.view)
     if noted is None:
         _ = run.space  # what the hub has of the model is on this disk from here on
@@ -58,7 +57,7 @@ def check_origin(run: Context) -> None:
 
 def origin_of(run: RunFolder) -> dict[str, Any] | None:
     """What is noted of a run's origin; None where nothing was made from it, or an earlier version noted nothing."""
-    path = run.path / NAME
+    path = run.path / ORIGIN
     return read_json(path) if path.is_file() and run.has_begun() else None
 
 
@@ -66,7 +65,7 @@ def forget_unlabelled(run: RunFolder) -> None:
     """Unlabelled rows may be others: only the finals learn from them."""
     noted = origin_of(run)
     if noted is not None and noted["data"].pop("unlabelled", None) is not None:
-        write_json(run.path / NAME, noted)
+        write_json(run.path / ORIGIN, noted)
 
 
 def differences(noted: dict[str, Any], task: Task) -> list[str]:

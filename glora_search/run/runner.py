@@ -21,8 +21,8 @@ from glora_search.recipe.schema import Recipe
 from glora_search.run.changes import Change, changes, check_changes, made_from_another, stale_stages
 from glora_search.run.context import Context
 from glora_search.run.cost import estimate
-from glora_search.run.folder import LOCK, RunFolder
-from glora_search.run.making import is_run_folder, make, resolved
+from glora_search.run.folder import BUDGETS, LOCK, RunFolder
+from glora_search.run.making import is_run_folder, make, resolved, share_supernet
 from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
 from glora_search.run.prepare import check
 from glora_search.run.stages import STAGES, Stage, made_from
@@ -126,7 +126,25 @@ class Run:
         for stage in STAGES.values():
             if self.view.asks_for(stage):
                 self.do(stage.name)
+        for budget in self.context.recipe.search.budgets:
+            say(f"budget {budget:,}")
+            self.under(budget).all_stages()
         return self.view.result("test")
+
+    def under(self, budget: int) -> Run:
+        """The run of one of the recipe's smaller budgets, on this one's supernet, which is trained already.
+
+        Raises:
+            UserError: the supernet is not trained yet.
+        """
+        self.view.result("supernet")
+        recipe, folder = self.context.recipe.under(budget), self.folder / BUDGETS / str(budget)
+        recipe.space = str((self.folder / "space.yaml").resolve())
+        run = Run.create(recipe, folder)
+        if run.view.done("supernet") is None:
+            with run.working():
+                share_supernet(self.view, folder)
+        return run
 
     def do(self, name: str, **options: Any) -> dict[str, Any]:
         """Do a stage's work unless it is done; what was made without its result is removed.

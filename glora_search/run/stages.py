@@ -77,6 +77,7 @@ STAGES: dict[str, Stage] = {
             "train-supernet",
             f"{_HERE}.supernet:train",
             "Train the supernet: all choices of every layer.",
+            beside=("budgets",),
         ),
         Stage(
             "search",
@@ -85,7 +86,7 @@ STAGES: dict[str, Stage] = {
             "Search for the best subnet under the budget.",
             needs=("supernet",),
             keys=("search", "search.max_params"),
-            goes_on=("search.trials", "search.batch_size", "search.fold"),
+            goes_on=("search.trials", "search.batch_size", "search.fold", "search.budgets"),
             joined_by=f"{_HERE}.search:assist",
         ),
         Stage(

@@ -1,0 +1,89 @@
+"""Several budgets on one supernet: a final adapter for each."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from pydantic import ValidationError
+
+from glora_search import Recipe, Run
+from glora_search.report import budget_rows, write_report
+from glora_search.run import supernet
+from glora_search.run.runner import Run as Runner
+
+
+def several(tiny_recipe, budgets):
+    data = copy.deepcopy(tiny_recipe)
+    data["search"] |= {"max_params": budgets, "trials": 6}
+    data["baselines"] = []
+    return data
+
+
+@pytest.fixture(scope="session")
+def ran(tiny_recipe, tmp_path_factory):
+    recipe = Recipe.model_validate(several(tiny_recipe, [600, 1000, 300]))
+    run = Run.create(recipe, tmp_path_factory.mktemp("budgets") / "run")
+    return run, run.all_stages()
+
+
+def test_a_list_of_budgets_is_the_largest_and_the_smaller_ones(tiny_recipe):
+    search = Recipe.model_validate(several(tiny_recipe, [600, 1000, 300, 600])).search
+    assert (search.max_params, search.budgets) == (1000, [300, 600])
+    assert Recipe.model_validate(several(tiny_recipe, [600])).search.budgets == []
+
+
+@pytest.mark.parametrize("budgets", [[1.5, 3], ["a"], [], [-1, 3]])
+def test_what_is_no_budget_is_refused(tiny_recipe, budgets):
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(several(tiny_recipe, budgets))
+
+
+def test_a_smaller_budget_is_below_the_largest(tiny_recipe):
+    data = several(tiny_recipe, 500)
+    data["search"]["budgets"] = [500]
+    with pytest.raises(ValidationError, match=r"budgets.*below max_params, 500"):
+        Recipe.model_validate(data)
+
+
+def test_each_budget_ends_in_a_merged_model_within_it(ran):
+    run, metrics = ran
+    assert metrics["final"]["params"] <= 1000
+    assert [one.budget for one in run.view.smaller()] == [300, 600]
+    for one in run.view.smaller():
+        assert one.done("test")["final"]["params"] <= one.budget
+        assert (one.path / "merged" / "config.json").is_file()
+
+
+def test_the_supernet_is_trained_once_and_the_same_everywhere(ran):
+    run, _ = ran
+    assert {one.weights() for one in run.view.smaller()} == {run.view.weights()}
+    assert {one.done("supernet")["seconds"] for one in run.view.smaller()} == {0.0}
+    assert {one.done("supernet")["max_params"] for one in run.view.smaller()} == {1000}
+
+
+def test_the_table_has_a_row_for_each_budget(ran):
+    run, _ = ran
+    assert [row[0] for row in budget_rows(run.view)] == ["300", "600", "1,000"]
+    assert "Trained adapters under each budget" in write_report(run.folder).read_text()
+
+
+def test_again_it_does_nothing_and_another_budget_searches_alone(ran, tiny_recipe, monkeypatch):
+    run, metrics = ran
+    monkeypatch.setattr(supernet, "train_supernet", lambda *args, **kwargs: pytest.fail("trained again"))
+    did = []
+    work = Runner._work
+    monkeypatch.setattr(Runner, "_work", lambda self, stage, options: did.append(stage) or work(self, stage, options))
+    assert run.all_stages() == metrics
+    assert did == []
+    more = Recipe.model_validate(several(tiny_recipe, [300, 400, 600, 1000]))
+    again = Run.create(more, run.folder)
+    assert again.all_stages() == metrics
+    assert {stage.name for stage in did} == {"search", "best", "retrained", "merged", "test"}
+    assert [one.budget for one in again.view.smaller()] == [300, 400, 600]
+
+
+def test_another_supernet_removes_what_was_made_from_it(ran):
+    run, _ = ran
+    run.forget("supernet")
+    assert not (run.folder / "budgets").exists()
