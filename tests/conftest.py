@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 import sys
@@ -43,6 +44,13 @@ torch.set_num_threads(1)  # the tensors are tiny
 # The same examples in every run, and no folder of old ones.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections():
+    """Each Trainer collects garbage, which takes long where the libraries' modules are looked at each time."""
+    gc.collect()
+    gc.freeze()
 
 
 TINY_ENCODER = {

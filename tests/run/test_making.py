@@ -144,14 +144,14 @@ def test_paths_are_whole_so_that_any_working_directory_will_do(
 
 
 def test_of_two_recipes_that_make_a_folder_at_once_one_is_refused(recipe, tiny_recipe, tmp_path, monkeypatch):
-    check = runner._check
+    check = runner.check
 
     def beaten(asked):
-        monkeypatch.setattr(runner, "_check", check)
+        monkeypatch.setattr(runner, "check", check)
         Run.create(Recipe.model_validate({**tiny_recipe, "seed": 7}), tmp_path / "run")
         return check(asked)
 
-    monkeypatch.setattr(runner, "_check", beaten)
+    monkeypatch.setattr(runner, "check", beaten)
     with pytest.raises(UserError, match="no other process makes a run in"):
         Run.create(recipe, tmp_path / "run")
     assert Run(tmp_path / "run").context.recipe.seed == 7
