@@ -78,6 +78,8 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     Of the test rows nothing is kept: no model has learned anything yet.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test_split()}
+    if (unlabelled := task.unlabelled()) is not None:
+        splits["unlabelled"] = unlabelled
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     with track("checking rows", sum(map(len, batches.values()))) as bar:
@@ -172,8 +174,9 @@ class _Trainings:
         """The largest subnet, as a finalist."""
         steps = whole(steps_for(args, len(self.task.train)))
         own = finalist_args(args, Path(args.output_dir), rate=1.0, steps=steps)
-        factors = self.recipe.finals.lr_factors if self.recipe.finals is not None else None
-        self._adapter(self._subnet(), own, factors or self.recipe.supernet.lr_factors, DistillationTrainer)
+        given = self.recipe.finals.lr_factors if self.recipe.finals is not None else None
+        factors = self.recipe.supernet.lr_factors if given is None else given
+        self._adapter(self._subnet(), own, factors, DistillationTrainer)
 
     def baseline(self, args: TrainingArguments) -> None:
         """The LoRA that fits the budget, if one does."""
