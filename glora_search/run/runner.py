@@ -186,12 +186,18 @@ class Run:
 
     def _work(self, stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
         self._check_needs(stage)  # again, under the lock
-        check_origin(self.context)
+        folder = self.folder / stage.name
+        new = stage.has_folder and not folder.exists()
+        if new:
+            folder.mkdir()  # by which others see at once what this process is at
+        try:
+            check_origin(self.context)
+        except UserError:
+            if new:
+                folder.rmdir()
+            raise
         for left in self.folder.glob(".removed-*"):  # by a kill
             shutil.rmtree(left)
-        folder = self.folder / stage.name
-        if stage.has_folder:
-            folder.mkdir(exist_ok=True)
         started = time.perf_counter()
         done: dict[str, Any] = _function(stage.function)(self.context, folder, **options)
         done.setdefault("seconds", round(time.perf_counter() - started, 1))

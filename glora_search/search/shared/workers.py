@@ -5,11 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+from glora_search.errors import UserError
+from glora_search.files.disk import full_disk
 
 
 @contextmanager
@@ -65,4 +70,9 @@ def _help(work: Callable[[], None], threads: int) -> None:
     transformers.logging.disable_progress_bar()
     glora_search.progress.console.quiet = True  # the first process shows the progress of all
     torch.set_num_threads(threads)
-    work()
+    try:
+        work()
+    except UserError as error:
+        if full_disk(error, Path.cwd()) is None:  # of a full disk, the first process tells
+            print(f"worker: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -9,11 +10,13 @@ import sys
 import pandas as pd
 import pytest
 
-from glora_search import cli
+from glora_search import cli, progress
+from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
 from glora_search.run.runner import Run
 from glora_search.run.search import forget_shared_search
 from glora_search.search import SubnetEvaluator, open_storage
+from glora_search.search.shared import workers
 
 pytestmark = pytest.mark.slow
 
@@ -195,3 +198,15 @@ def test_every_way_of_searching_leaves_a_subnet_to_export(tiny_recipe, tmp_path,
         assert losses == sorted(losses, reverse=True)
         assert sizes == sorted(set(sizes))
     assert run.do("best")["params"] == best["params"]
+
+
+@pytest.mark.parametrize(("cause", "said"), [(OSError(errno.ENOSPC, "No space left on device"), False), (None, True)])
+def test_a_helper_that_cannot_go_on_ends_without_a_traceback(monkeypatch, capsys, cause, said):
+    monkeypatch.setattr(progress.console, "quiet", False)  # which it is not afterwards
+
+    def work():
+        raise UserError("search: the storage cannot be used") from cause
+
+    with pytest.raises(SystemExit, match="2"):
+        workers._help(work, 1)
+    assert capsys.readouterr().err == ("worker: search: the storage cannot be used\n" if said else "")
