@@ -11,7 +11,7 @@ from glora_search import Recipe, find_adapter, search
 RECIPE = Recipe.model_validate(
     {"name": "made-up", "task": {"model": "none"}, "data": {"source": "csv", "train": "none.csv"}, "space": "glora"}
 )
-ELSEWHERE = {"training", "options", "lr_factors", "sampling_options", "sampler", "objective", "racing"}
+ELSEWHERE = {"budgets", "training", "options", "lr_factors", "sampling_options", "sampler", "objective", "racing"}
 """Training arguments stand for themselves, `find_adapter` passes on what only the search reads, and {} is None."""
 
 

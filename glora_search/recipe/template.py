@@ -48,8 +48,9 @@ supernet:                       # holds all choices of every layer, with shared 
   #patience: null               # stop after this many evaluations without improvement
 
 search:                         # finds the best subnet on the validation split
-  max_params: {budget}          # the budget: maximum number of adapter parameters; a list gives one adapter each
+  max_params: {budget}          # the budget: maximum number of trainable adapter parameters; null sets no budget
   trials: {trials}              # number of subnets to evaluate
+  #budgets: []                  # smaller budgets, each with a final adapter of its own on the same supernet
   #sampler: evolution           # or paper, nsga2, tpe, random
   #objective: best              # or front: the Pareto front of score and parameters, with nsga2 or tpe
   #score: loss                  # what to optimise: the validation loss, or the metric
