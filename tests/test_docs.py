@@ -255,7 +255,7 @@ def stock(tiny_model, tmp_path_factory):
         "space": "glora-ranks",
         "supernet": {"training": training},
         "search": {"trials": 6, "max_params": 1000},
-        "retrain": {"training": training},
+        "finals": {"subnets": 1, "rates": [1], "teacher": 2, "training": training},
     }
     run = Run.create(Recipe.model_validate(recipe), folder / "runs" / "quickstart")
     run.all_stages()

@@ -65,6 +65,37 @@ WRONG = {
         setting("supernet.sampling_options={share: 3}"), "supernet.sampling_options", ["share"],
     ),
     "an unknown task": (setting("task.type=poetry"), "task.type", ["poetry", "text-classification"]),
+    "a smaller budget that is not smaller": (
+        setting("search.max_params=600", "search.budgets=[700]"), "budgets below max_params",
+        ["search.budgets", "700"],
+    ),
+    "budgets twice": (
+        setting("search.max_params=[600, 300]", "search.budgets=[200]"), "where max_params lists all budgets", ["200"],
+    ),
+    "a supernet of smaller subnets than the budget": (
+        setting("search.max_params=600", "supernet.max_params=500"), "at least search.max_params",
+        ["supernet.max_params", "500", "600"],
+    ),
+    "a learning rate of 0 in the finals": (
+        setting("finals={rates: [0]}"), "allowed: greater than", ["finals.rates.0", "0"],
+    ),
+    "a share above 1": (
+        setting("finals={teacher_share: 2}"), "allowed: less than or equal to", ["finals.teacher_share", "2"],
+    ),
+    "evaluations of one's own in the finals": (
+        setting("finals={training: {eval_steps: 3}}"), "nothing: the race sets it", ["finals.training.eval_steps", "3"],
+    ),
+    "unlabelled rows without a teacher": (
+        setting("data.unlabelled=more.csv"), "null without finals.teacher", ["data.unlabelled", "more.csv"],
+    ),
+    "unlabelled rows that are not there": (
+        setting("finals={}", "data.unlabelled=more.csv"), "a csv file that exists", ["data.unlabelled", "more.csv"],
+    ),
+    "unlabelled rows that all have a label": (
+        lambda world: csv("train", ROWS, "finals={}", f"data.unlabelled={world.write('all.csv', ROWS)}")(world),
+        "rows that are in no other split", ["data.unlabelled"],
+    ),
+    "a word for whether to fold": (setting("search.fold=perhaps"), "a valid boolean", ["search.fold", "perhaps"]),
     "an unknown source": (setting("data.source=ftp"), "data.source", ["ftp", "csv", "hub"]),
     "no source": (setting("data={train: a.csv}"), "data.source", ["None", "one of"]),
     "an unknown training argument": (

@@ -96,9 +96,11 @@ def load_data(
     reader.check_train(rows, known)
     test: Callable[[], Dataset]
     test_digest: Callable[[], str]
+    others: list[Dataset] = []
     if getattr(data, "test", None) is None:
         rows, cut = reader.cut(rows, data.test_fraction, rng)
         test, test_digest = lambda: cut, lambda: rows_digest(cut)
+        others.append(cut)
     else:
         reader.check("test")
         test, test_digest = lambda: reader.read("test"), lambda: reader.source.digest("test")
@@ -113,7 +115,7 @@ def load_data(
         rows = reader.some(rows, data.max_train_rows, rng)
     unlabelled = None
     if getattr(data, "unlabelled", None) is not None:
-        unlabelled = reader.unlabelled([rows, validation])
+        unlabelled = reader.unlabelled([rows, validation, *others])
     return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled)
 
 
@@ -161,7 +163,7 @@ class _Reader:
             raise invalid(self.key, found, f"a column with at least 2 different {kind}")
 
     def unlabelled(self, known: Sequence[Dataset]) -> Dataset:
-        """The unlabelled rows, without those whose inputs are known with a label."""
+        """The unlabelled rows, without those whose inputs are in another split."""
         self.check("unlabelled", inputs_only=True)
         rows = self.source.read("unlabelled", self.inputs)
         seen = {key for split in known for key in _keys(split, self.inputs)}
