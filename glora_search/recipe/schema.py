@@ -302,7 +302,7 @@ class Recipe(Section):
         found.search.max_params, found.search.budgets = budget, []
         return found
 
-    def lr_factors(self, section: Retrain | BaselineTraining) -> LrFactors:
+    def lr_factors(self, section: Retrain | BaselineTraining | Finals) -> LrFactors:
         """The learning-rate factors of a section; those of the supernet if it has none."""
         return self.supernet.lr_factors if section.lr_factors is None else section.lr_factors
 

@@ -114,23 +114,22 @@ def _timed(run: Context) -> tuple[float, float]:
     base = task.model()
     model = (base if config is None else get_peft_model(base, config)).to(run.device)
     size = args.per_device_train_batch_size
-    batches = list(Batches(_some(task.train, size), task.collator, size))
-    scored = list(Batches(_some(task.validation, recipe.search.batch_size), task.collator, recipe.search.batch_size))
+    scored_size = recipe.search.batch_size
+    batch = _on(Batches(_some(task.train, size), task.collator, size)[0], run.device)
+    scored = _on(Batches(_some(task.validation, scored_size), task.collator, scored_size)[0], run.device)
 
     def train() -> None:
-        for batch in batches[:1]:
-            model.train()
-            model(**_on(batch, run.device))["loss"].backward()
+        model.train()
+        model(**batch)["loss"].backward()
 
     @torch.inference_mode()
     def score() -> None:
-        for batch in scored[:1]:
-            model.eval()
-            model(**_on(batch, run.device))
+        model.eval()
+        model(**scored)
 
     return (
         _median(train, run.device) * args.gradient_accumulation_steps,
-        _median(score, run.device) / len(scored[0]["labels"]),
+        _median(score, run.device) / len(scored["labels"]),
     )
 
 

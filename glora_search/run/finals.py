@@ -58,7 +58,7 @@ class _Finals:
         self.steps = whole(steps_for(self.args, len(self.task.train)))
         self.trained = 0  # steps, by this process, in so many seconds
         self.seconds = 0.0
-        self.factors = settings.lr_factors if settings.lr_factors is not None else run.recipe.supernet.lr_factors
+        self.factors = run.recipe.lr_factors(settings)
 
     def run(self) -> dict[str, Any]:
         """See `run_finals`."""

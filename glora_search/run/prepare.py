@@ -20,6 +20,7 @@ from glora_search.finals.training import EVALUATED, finalist_args
 from glora_search.progress import say, track
 from glora_search.recipe.arguments import TRAINING_TYPES
 from glora_search.recipe.schema import Recipe
+from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
 from glora_search.search.study import check_search
@@ -144,9 +145,9 @@ class _Trainings:
 
     def supernet(self, args: TrainingArguments) -> None:
         """As the first stage trains it, and as the search calibrates it."""
-        settings, search = self.recipe.supernet, self.recipe.search
-        if search.calibration_steps:
-            calibration_args(args, search.calibration_steps)
+        calibration_steps = self.recipe.search.calibration_steps
+        if calibration_steps:
+            calibration_args(args, calibration_steps)
         train_supernet(
             self.base,
             self.space,
@@ -154,14 +155,7 @@ class _Trainings:
             self.task.train,
             self.task.validation,
             args,
-            task_type=self.task.task_type,
-            modules_to_save=self.task.modules_to_save,
-            sharing=settings.sharing,
-            sampling=settings.sampling,
-            sampling_options=settings.sampling_options,
-            lr_factors=settings.lr_factors,
-            patience=settings.patience,
-            max_params=self.recipe.supernet_max_params,
+            **supernet_options(self.recipe, self.task),
             description="",
             trainer_cls=rehearsal(SupernetTrainer),
         )
@@ -174,9 +168,8 @@ class _Trainings:
         """The largest subnet, as a finalist."""
         steps = whole(steps_for(args, len(self.task.train)))
         own = finalist_args(args, Path(args.output_dir), rate=1.0, steps=steps)
-        given = self.recipe.finals.lr_factors if self.recipe.finals is not None else None
-        factors = self.recipe.supernet.lr_factors if given is None else given
-        self._adapter(self._subnet(), own, factors, DistillationTrainer)
+        assert self.recipe.finals is not None
+        self._adapter(self._subnet(), own, self.recipe.lr_factors(self.recipe.finals), DistillationTrainer)
 
     def baseline(self, args: TrainingArguments) -> None:
         """The LoRA that fits the budget, if one does."""

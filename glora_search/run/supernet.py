@@ -8,10 +8,12 @@ from typing import Any
 
 from glora_search.errors import invalid
 from glora_search.files.text import write_json
+from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.making import environment
 from glora_search.scoring import has_diverged
 from glora_search.supernet.train import train_supernet
+from glora_search.tasks import Task
 
 
 def train(run: Context, folder: Path) -> dict[str, Any]:
@@ -27,14 +29,7 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         task.train,
         task.validation,
         run.arguments(settings.settings(task.metric), folder),
-        task_type=task.task_type,
-        modules_to_save=task.modules_to_save,
-        sharing=settings.sharing,
-        sampling=settings.sampling,
-        sampling_options=settings.sampling_options,
-        lr_factors=settings.lr_factors,
-        patience=settings.patience,
-        max_params=recipe.supernet_max_params,
+        **supernet_options(recipe, task),
         resume=True,
     )
     write_json(folder / "history.json", trainer.state.log_history)
@@ -45,3 +40,18 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
     supernet.save_pretrained(str(folder))
     size = {"layers": len(space.layers), "genes": len(space.genes), "genomes": str(space.count())}
     return {"metric": task.metric, "direction": task.direction, "max_params": recipe.supernet_max_params, **size}
+
+
+def supernet_options(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """What a recipe says of its supernet, as keyword arguments of `train_supernet`."""
+    settings = recipe.supernet
+    return {
+        "task_type": task.task_type,
+        "modules_to_save": task.modules_to_save,
+        "sharing": settings.sharing,
+        "sampling": settings.sampling,
+        "sampling_options": settings.sampling_options,
+        "lr_factors": settings.lr_factors,
+        "patience": settings.patience,
+        "max_params": recipe.supernet_max_params,
+    }
