@@ -19,7 +19,6 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,17 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import get_peft_model
-from torch import Tensor
 from transformers import set_seed
 
 from glora_search import Recipe, Run, SearchSpace
 from glora_search.adapters.load import adapter_params
 from glora_search.scoring import IGNORED, evaluate, length_sorted_batches
-from glora_search.supernet.teacher import draw_members, soft_labels
+from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks import make_task
 from glora_search.tasks.rows import with_column
 from glora_search.training.baselines import lora_within
-from glora_search.training.distillation import DistillationTrainer, with_soft_labels, with_unlabelled
+from glora_search.training.distillation import DistillationTrainer, with_unlabelled
 from glora_search.training.loop import train, training_arguments
 from glora_search.training.trainer import PathTrainer
 
@@ -128,8 +126,8 @@ def unlabelled_rows(name: str, folder: Path, rows: int, seed: int, known: Datase
 
 
 @functools.lru_cache(maxsize=1)
-def teacher(name: str, folder: Path, rows: int, seed: int) -> tuple[Callable[[Dataset], Tensor], float]:
-    """Train a supernet: rows -> the mean distribution of its members; and the seconds that it took."""
+def teacher(name: str, folder: Path, rows: int, seed: int) -> tuple[Teacher, float]:
+    """Train a supernet: the mean of some of its subnets; and the seconds that it took."""
     started = time.perf_counter()
     task = load(name, folder, rows, seed)
     base = task.model()
@@ -141,22 +139,21 @@ def teacher(name: str, folder: Path, rows: int, seed: int) -> tuple[Callable[[Da
             base, space, task, task.train, task.validation, args, lr_factors=SUPERNET_RATES, **options
         )
     members = draw_members(space, count=SUPERNET["members"], max_params=SUPERNET["largest"], seed=seed)
-    return lambda split: soft_labels(supernet, members, split, task), time.perf_counter() - started
+    return Teacher(supernet, members, task), time.perf_counter() - started
 
 
 def teach(part: str, task: Any, name: str, folder: Path, rows: int, seed: int) -> tuple[Dataset, dict[str, Any]]:
     """The rows of a part that is taught, and what the teacher is worth on validation."""
-    predict, seconds = teacher(name, folder, rows, seed)
-    found, truth = predict(task.validation), torch.tensor(task.validation["labels"])
-    taught = with_soft_labels(task.train, predict(task.train))
+    found, seconds = teacher(name, folder, rows, seed)
+    worth, taught = found.evaluate(task.validation), found.teach(task.train)
     facts = {
-        "teacher_validation": float((found.argmax(-1) == truth).float().mean()),
-        "teacher_validation_loss": float(-found[torch.arange(len(truth)), truth].log().mean()),
+        "teacher_validation": worth.metric,
+        "teacher_validation_loss": worth.loss,
         "teacher_seconds": round(seconds, 1),
     }
     if part == "unlabelled":
         others = unlabelled_rows(name, folder, rows, seed, task.train)
-        taught = with_unlabelled(taught, with_soft_labels(others, predict(others)))
+        taught = with_unlabelled(taught, found.teach(others))
         facts["unlabelled"] = len(others)
     return taught, facts
 

@@ -238,7 +238,7 @@ class Finals(Section):
         subnets: the search's best subnets that compete, with the weights that they inherit.
         rates: learning rates of LoRA, as factors of the training's.
         teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
-            taught, uniform methods compete with and without it. For tasks with one label a row.
+            taught, uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.
         lr_factors: as in the supernet's section, whose factors are used where none are given.
         training: any field of TrainingArguments but those that evaluate and save.

@@ -91,7 +91,7 @@ def count(run: Context, step: float, forward: float) -> Estimate:
     if recipe.finals is not None:
         steps = whole(steps_for(_args(recipe.finals.training, recipe), rows))
         unit = training(recipe.finals.training, steps) + PARTS * scored
-        taught = recipe.finals.teacher if task.one_label else 0
+        taught = recipe.finals.teacher
         others = rows + len(task.data.unlabelled or ())
         field = field_size(space, recipe.finals, recipe.search.max_params, teacher=taught > 0)
         found["finals"] = race_cost(field, 2 if taught else 1) * unit + taught * (scored + forward * others)

@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 import pandas as pd
-import torch
 from datasets import Dataset
 from optuna.storages import JournalStorage
 from peft import PeftModel, get_peft_model
@@ -31,9 +30,9 @@ from glora_search.scoring import evaluate
 from glora_search.search.results import genome_of, ranked
 from glora_search.search.shared.storage import JournalFile
 from glora_search.space.layers import Genome
-from glora_search.supernet.teacher import draw_members, soft_labels
+from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.training.baselines import fitting_lora, lora_within
-from glora_search.training.distillation import with_soft_labels, with_unlabelled
+from glora_search.training.distillation import with_unlabelled
 from glora_search.training.loop import steps_for
 from glora_search.tuners.glora import save_adapter
 
@@ -169,28 +168,22 @@ class _Finals:
     # -- the teacher -----------------------------------------------------------------------------------------------
 
     def _teach(self) -> Dataset | None:
-        """What taught finalists learn from: the train rows, and unlabelled ones, with the teacher's distributions.
+        """What taught finalists learn from: the train rows, and unlabelled ones, with what the teacher says of them.
 
         The teacher is the mean of some of the supernet's subnets. None where there is no teacher.
         """
         members, recipe, task = self.settings.teacher, self.context.recipe, self.task
-        if not members or not task.one_label:
+        if not members:
             return None
-        supernet = self.context.load("supernet")
         largest = self.context.view.result("supernet").get("max_params", recipe.supernet_max_params)
         chosen = draw_members(self.space, count=members, max_params=largest, seed=recipe.seed)
-        facts: dict[str, float] = {"members": members}
-        found = soft_labels(supernet, chosen, task.validation, task)
-        truth = torch.tensor(task.validation["labels"])
-        own = found[torch.arange(len(truth)), truth]
-        facts["validation"] = float((found.argmax(-1) == truth).float().mean())
-        facts["validation_loss"] = float(-own.log().mean())
-        taught = with_soft_labels(task.train, soft_labels(supernet, chosen, task.train, task))
-        unlabelled = task.unlabelled()
+        teacher = Teacher(self.context.load("supernet"), chosen, task, recipe.search.batch_size)
+        worth = teacher.evaluate(task.validation)
+        facts = {"members": members, "validation": worth.metric, "validation_loss": worth.loss}
+        taught, unlabelled = teacher.teach(task.train), task.unlabelled()
         if unlabelled is not None:
             facts["unlabelled"] = len(unlabelled)
-            soft = soft_labels(supernet, chosen, unlabelled, task)
-            taught = with_unlabelled(taught, with_soft_labels(unlabelled, soft))
+            taught = with_unlabelled(taught, teacher.teach(unlabelled))
         write_json(self.folder / "teacher.json", facts)
         return taught
 

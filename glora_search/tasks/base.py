@@ -210,7 +210,11 @@ class Task(abc.ABC):
                 raise invalid(f"data.{key}", value, f"nothing: this {task.type} reads {names}")
         rows = getattr(self.recipe.data, "unlabelled", None)
         if rows is not None and not self.one_label:
-            raise invalid("data.unlabelled", rows, f"nothing: a {task.type} has no teacher that could label rows")
+            raise invalid(
+                "data.unlabelled",
+                rows,
+                f"nothing: only a class for each row is learned without labels, not {task.type}",
+            )
         if task.prompts and not self.prompted:
             raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
         seen: dict[str, str] = {}

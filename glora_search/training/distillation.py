@@ -1,4 +1,4 @@
-"""Learning from a teacher as well as from the labels: soft labels made once, one distribution a train row.
+"""Learning from a teacher as well as from the labels: what it says of the train rows, made once.
 
 Source: distillation, Hinton et al. (arXiv 1503.02531), at temperature 1; the teacher is the mean of several subnets of
 a supernet.
@@ -7,7 +7,7 @@ a supernet.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,19 +16,23 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from glora_search.errors import invalid
-from glora_search.scoring import IGNORED, Batch, Batches
+from glora_search.scoring import IGNORED
 from glora_search.tasks.rows import with_column
+from glora_search.training.answers import Answers
 from glora_search.training.trainer import PathTrainer
 
 SOFT_LABELS = "soft_labels"
-"""The column, and the key of a batch, that has the teacher's distribution."""
+"""The column, and the key of a batch, that has what the teacher says: ``[k]`` of a row, or ``[items, top]``."""
+SOFT_CLASSES = "soft_classes"
+"""Where rows have many items: the classes that the teacher's distributions are of, ``[items, top]``."""
 
 
 class DistillationTrainer(PathTrainer):
     """A `PathTrainer` whose train rows may have soft labels, see `with_soft_labels`.
 
-    The loss of a row is ``(1 - share) * loss + share * KL(teacher || student)``, and the second term alone, at share 1,
-    where its label is -100: an unlabelled row. Rows of an evaluation have no soft labels and are scored as always.
+    The loss is ``(1 - share) * loss + share * distance``, where the distance to the teacher is the mean of
+    `Answers.distances`. A row of one class whose label is -100 is unlabelled: it learns from the teacher alone. Rows of
+    an evaluation have no soft labels and are scored as always.
 
     Args:
         teacher_share: the teacher's share of the loss, 0 to 1.
@@ -57,9 +61,22 @@ class DistillationTrainer(PathTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the labels and of the teacher while training, the plain loss otherwise."""
-        soft = inputs.pop(SOFT_LABELS, None)
+        soft, classes = inputs.pop(SOFT_LABELS, None), inputs.pop(SOFT_CLASSES, None)
         if soft is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        if labels.ndim == 1 and not labels.is_floating_point():
+            loss, outputs = self._class_loss(model, inputs, soft)
+        else:
+            plain, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            answers = Answers.of(self.accelerator.unwrap_model(model), outputs["logits"], labels)
+            logits, _ = answers.items(outputs["logits"], labels)
+            distances = answers.distances(logits, *_flat(answers, soft, classes, labels))
+            loss = (1 - self.teacher_share) * plain + self.teacher_share * self._mean(distances, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _class_loss(self, model: nn.Module, inputs: dict[str, Any], soft: Tensor) -> tuple[Tensor, Any]:
+        """The loss of rows with one label each, where some may have none."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs["logits"].float()
@@ -67,14 +84,34 @@ class DistillationTrainer(PathTrainer):
             raise invalid("soft_labels", tuple(soft.shape), f"one distribution a row of logits {tuple(logits.shape)}")
         smoothing = self.args.label_smoothing_factor
         plain = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=IGNORED, reduction="none")
-        divergence = F.kl_div(F.log_softmax(logits, dim=-1), soft.to(logits), reduction="none").sum(-1)
+        distances = Answers("class").distances(logits, soft.to(logits))
         share = torch.where(labels == IGNORED, 1.0, self.teacher_share)
-        loss = ((1 - share) * plain + share * divergence).mean()
-        return (loss, outputs) if return_outputs else loss
+        return ((1 - share) * plain + share * distances).mean(), outputs
+
+    def _mean(self, distances: Tensor, items: Tensor | int | None) -> Tensor:
+        """The mean over the items of the optimizer step, divided as Trainer divides the plain loss."""
+        if items is None or not self.model_accepts_loss_kwargs:
+            return distances.mean()
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return distances.sum() / items * processes
+
+
+def _flat(
+    answers: Answers, soft: Tensor, classes: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+    """What the teacher says of a batch's items; of tokens, without what rows are padded with."""
+    if not answers.by_token:
+        return (soft.float(),)
+    assert classes is not None
+    counted = (labels[:, 1:] if answers.kind == "next tokens" else labels).ne(IGNORED).sum(1, keepdim=True)
+    there = torch.arange(soft.shape[1], device=soft.device) < counted
+    if int(there.sum()) != int(counted.sum()):
+        raise invalid("soft_labels", int(there.sum()), f"one distribution for each of {int(counted.sum())} tokens")
+    return soft[there].float(), classes[there]
 
 
 class SoftCollator:
-    """A collator of rows that may have soft labels: ``[rows, classes]`` beside what the inner one makes.
+    """A collator of rows that may have soft labels, which are put beside what the inner one makes.
 
     Args:
         collator: list of encoded rows -> batch.
@@ -85,20 +122,27 @@ class SoftCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch."""
-        plain = [{name: value for name, value in row.items() if name != SOFT_LABELS} for row in rows]
+        own = (SOFT_LABELS, SOFT_CLASSES)
+        plain = [{name: value for name, value in row.items() if name not in own} for row in rows]
         batch = dict(self.collator(plain))
-        if SOFT_LABELS in rows[0]:
-            batch[SOFT_LABELS] = torch.tensor([row[SOFT_LABELS] for row in rows], dtype=torch.float32)
+        for name, kind in zip(own, (torch.float32, torch.long), strict=True):
+            if name in rows[0]:
+                values = [torch.tensor(row[name], dtype=kind) for row in rows]
+                batch[name] = nn.utils.rnn.pad_sequence(values, batch_first=True)
         return batch
 
 
-def with_soft_labels(rows: Dataset, soft: Tensor) -> Dataset:
-    """The rows with a teacher's distributions.
+def with_soft_labels(
+    rows: Dataset, soft: Tensor | Sequence[Tensor], classes: Sequence[Tensor] | None = None
+) -> Dataset:
+    """The rows with what a teacher says of them.
 
     Args:
-        soft: ``[rows, classes]``, each row adds up to 1.
+        soft: ``[rows, k]``; or for each row ``[items, top]``.
+        classes: for each row ``[items, top]``.
     """
-    return with_column(rows, SOFT_LABELS, soft.tolist())
+    made = with_column(rows, SOFT_LABELS, [row.tolist() for row in soft])
+    return made if classes is None else with_column(made, SOFT_CLASSES, [row.tolist() for row in classes])
 
 
 def with_unlabelled(labelled: Dataset, unlabelled: Dataset) -> Dataset:
@@ -109,22 +153,3 @@ def with_unlabelled(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     """
     times = max(1, round(len(unlabelled) / len(labelled)))
     return concatenate_datasets([*[labelled] * times, unlabelled])
-
-
-@torch.inference_mode()
-def distributions(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
-    """A model's distributions over the classes, batch by batch: ``[rows, classes]`` in float32."""
-    model.eval()
-    device = next(model.parameters()).device
-    found = []
-    for batch in batches:
-        output = model(**{name: value.to(device) for name, value in batch.items()})
-        found.append(F.softmax(output.logits.float(), dim=-1).cpu())
-    return torch.cat(found)
-
-
-def in_order(batches: Batches, found: Tensor) -> Tensor:
-    """What was found batch by batch, in the order of the data set's rows."""
-    ordered = torch.empty_like(found)
-    ordered[torch.as_tensor(batches.order)] = found
-    return ordered

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from glora_search.training.answers import predicts_next
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -27,9 +28,7 @@ class PathTrainer(Trainer):
     def __init__(self, *args: Any, lr_factors: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lr_factors = check_lr_factors(lr_factors or {})
-        model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not type(base).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        if not predicts_next(self.accelerator.unwrap_model(self.model)):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
             # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
             # processes.

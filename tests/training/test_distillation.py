@@ -11,12 +11,10 @@ from transformers import DataCollatorWithPadding, TrainingArguments
 
 from glora_search import GLoraConfig
 from glora_search.errors import UserError
-from glora_search.scoring import IGNORED, Batches
+from glora_search.scoring import IGNORED
 from glora_search.training.distillation import (
     DistillationTrainer,
     SoftCollator,
-    distributions,
-    in_order,
     with_soft_labels,
     with_unlabelled,
 )
@@ -136,12 +134,3 @@ def test_a_batch_keeps_its_rows_as_they_are(rows, collator):
     batch = SoftCollator(collator)(given)
     assert batch["soft_labels"].shape == (2, 3)
     assert "soft_labels" in given[0]
-
-
-def test_what_is_found_in_batches_comes_back_in_the_rows_order(make_model, rows, collator):
-    model = make_model("bert")
-    batches = Batches(rows, collator, 2)
-    found = in_order(batches, distributions(model, batches))
-    for number in range(len(rows)):
-        alone = model(**dict(collator([rows[number]]))).logits.softmax(-1)
-        torch.testing.assert_close(found[number], alone[0], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,98 @@
+"""How logits of each kind are read, and how far a student is from its teacher, against float64 written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from glora_search.errors import UserError
+from glora_search.scoring import IGNORED
+from glora_search.training.answers import Answers
+
+torch.manual_seed(0)
+
+
+class TinyForCausalLM(nn.Module):
+    """Only its name counts."""
+
+
+def draw(*shape):
+    return torch.randn(*shape)
+
+
+def test_the_kind_is_told_by_labels_and_model():
+    plain, causal = nn.Linear(1, 1), TinyForCausalLM()
+    tokens = torch.tensor([[1, IGNORED], [0, 2]])
+    assert Answers.of(plain, draw(2, 3), torch.tensor([0, 1])).kind == "class"
+    assert Answers.of(plain, draw(2, 3), torch.tensor([[0.0, 1, 1], [1, 0, 0]])).kind == "decisions"
+    assert Answers.of(plain, draw(2, 1), torch.tensor([0.5, 1.5])).kind == "numbers"
+    assert Answers.of(plain, draw(2, 2, 3), tokens).kind == "tokens"
+    assert Answers.of(causal, draw(2, 2, 3), tokens).kind == "next tokens"
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (draw(2, 3, 4), torch.tensor([0, 1])),
+        (draw(2, 3), torch.tensor([0.5, 1.5])),
+        (draw(2, 3), torch.ones(2, 3).long()),
+    ],
+)
+def test_logits_that_nothing_can_be_learned_from_are_refused(logits, labels):
+    with pytest.raises(UserError, match=r"finals\.teacher.*cannot be learned from"):
+        Answers.of(nn.Linear(1, 1), logits, labels)
+
+
+def test_items_of_next_tokens_are_those_that_count_one_to_the_left():
+    logits, labels = draw(2, 3, 5), torch.tensor([[IGNORED, 1, 2], [IGNORED, IGNORED, 4]])
+    found, truth = Answers("next tokens").items(logits, labels)
+    torch.testing.assert_close(found, torch.stack([logits[0, 0], logits[0, 1], logits[1, 1]]))
+    assert truth.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("kind", ["class", "tokens", "next tokens"])
+def test_a_distance_of_distributions_is_the_divergence(kind):
+    logits, taught = draw(4, 6), draw(4, 6).softmax(-1)
+    p, q = taught.double(), logits.double().softmax(-1)
+    wanted = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(Answers(kind).distances(logits, taught).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_of_the_likeliest_classes_alone_the_rest_is_one_class():
+    logits, taught = draw(4, 6), draw(4, 6).softmax(-1)
+    best, classes = taught.topk(2)
+    p, q = best.double(), logits.double().softmax(-1).gather(-1, classes)
+    rest_p, rest_q = 1 - p.sum(-1), 1 - q.sum(-1)
+    wanted = (p * (p / q).log()).sum(-1) + rest_p * (rest_p / rest_q).log()
+    found = Answers("tokens").distances(logits, best, classes)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert (found.double() <= (taught.double() * (taught / logits.softmax(-1)).double().log()).sum(-1) + 1e-6).all()
+
+
+def test_all_classes_are_compared_exactly_also_where_they_are_named():
+    logits, taught = draw(4, 3).requires_grad_(), draw(4, 3).softmax(-1)
+    best, classes = taught.topk(3)
+    found = Answers("tokens").distances(logits, best, classes)
+    torch.testing.assert_close(found, Answers("class").distances(logits, taught), rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_distance_of_decisions_is_the_mean_divergence_of_each_label():
+    logits, taught = draw(4, 3), torch.rand(4, 3)
+    p, q = taught.double(), logits.double().sigmoid()
+    wanted = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean(-1)
+    torch.testing.assert_close(Answers("decisions").distances(logits, taught).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_distance_of_numbers_is_the_squared_error():
+    logits, taught = draw(4, 1), draw(4, 1)
+    torch.testing.assert_close(Answers("numbers").distances(logits, taught), (logits - taught)[:, 0] ** 2)
+
+
+@pytest.mark.parametrize("kind", ["class", "decisions", "numbers"])
+def test_logits_say_what_they_were_made_from(kind):
+    answers, logits = Answers(kind), draw(4, 3)
+    said = answers.said(logits)
+    torch.testing.assert_close(answers.said(answers.logits_of(said)), said)
