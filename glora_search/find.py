@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
+from glora_search.files.checked import validate
+from glora_search.finals.contest import Contest, finite
+from glora_search.finals.finalists import Finalist
+from glora_search.finals.race import STUDY_NAME
+from glora_search.finals.training import EVALUATED
 from glora_search.ranking import is_finite, rank_key
+from glora_search.recipe.schema import TEACHER_SIZE, Finals
 from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
-from glora_search.search.trials import best_trial
+from glora_search.search.trials import PARAMS, best_trial, trial_key
 from glora_search.space import BoundSpace, Genome, SearchSpace
 from glora_search.supernet import make_sampling
+from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.training.loop import train as train_on
-from glora_search.tuners.glora import GLoraConfig
+from glora_search.tuners.heads import bare
 
 
 @dataclass(frozen=True)
@@ -37,21 +48,25 @@ class FoundAdapter:
 
     Attributes:
         model: the base model with the found adapter: to be trained on, saved, or merged.
-        config: the adapter's fixed configuration.
-        genome: gene -> choice.
+        config: the adapter's fixed configuration; peft's ``LoraConfig`` where LoRA has won the finals.
+        genome: gene -> choice; None where LoRA has won.
         params: trainable parameters of the adapter, the head not counted.
         evaluation: metric and loss of ``model`` on the validation rows.
-        inherited: the same with the weights of the supernet, before it was trained on.
+        inherited: of the search's best subnet, with the weights of the supernet, before it was trained on.
         study: the search, one finished trial a subnet.
+        finals: how the race ended, a row for each finalist, the winner first; empty without one.
+        baseline: the name of the tuned uniform method among them, trained without a teacher; None without one.
     """
 
     model: PeftModel
-    config: GLoraConfig
-    genome: Genome
+    config: PeftConfig
+    genome: Genome | None
     params: int
     evaluation: Evaluation
     inherited: Evaluation
     study: optuna.Study
+    finals: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    baseline: str | None = None
 
 
 def find_adapter(
@@ -63,6 +78,7 @@ def find_adapter(
     metric: Metric,
     args: TrainingArguments,
     retrain_args: TrainingArguments | None = None,
+    finals: Mapping[str, Any] | None = None,
     space: str | SearchSpace | BoundSpace = "glora",
     max_params: int | None = None,
     sampling: str = "sizes",
@@ -95,6 +111,8 @@ def find_adapter(
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept; a
             warning says where it has diverged.
+        finals: ends the search in a race of trainings, each with ``retrain_args``: a mapping of ``subnets``, ``rates``,
+            ``teacher`` and ``teacher_share``, as in a recipe; ``{}`` takes their defaults. The race compares losses.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.
@@ -126,6 +144,10 @@ def find_adapter(
     if calibration_steps != 0:
         calibration_args(args, calibration_steps)  # refused before the training, not after it
     make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
+    ending = None if finals is None else _checked(finals, retrain_args)
+    largest = max_params
+    if ending is not None and ending.teacher and max_params is not None:
+        largest = TEACHER_SIZE * max_params  # larger subnets teach better
     scoring = RowMetric(metric, data_collator, direction)
     set_seed(args.seed)
     supernet, _ = train_supernet(
@@ -142,7 +164,7 @@ def find_adapter(
         sampling_options=sampling_options,
         lr_factors=lr_factors,
         patience=patience,
-        max_params=max_params,
+        max_params=largest,
     )
     if has_diverged(supernet):
         raise invalid("args.learning_rate", args.learning_rate, "a lower one: the supernet has diverged")
@@ -165,6 +187,10 @@ def find_adapter(
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params
     inherited = evaluator.inherit(genome)
+    if ending is not None:
+        assert retrain_args is not None
+        rows = (train, validation)
+        return _race(supernet, evaluator, study, rows, retrain_args, ending, (max_params, largest), lr_factors)
 
     found = get_peft_model(supernet.unload(), inherited.config)
     set_peft_model_state_dict(found, inherited.weights)
@@ -187,6 +213,93 @@ def find_adapter(
             final = inherited.evaluation
     return FoundAdapter(
         found.eval(), inherited.config, genome, bound.params(genome), final, inherited.evaluation, study
+    )
+
+
+def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None) -> Finals:
+    """The settings of a race."""
+    if retrain_args is None:
+        raise invalid("retrain_args", None, "with finals, the TrainingArguments of its trainings")
+    for name in ("training", "lr_factors"):
+        if name in finals:
+            raise invalid(f"finals.{name}", finals[name], "nothing: retrain_args and lr_factors are the race's too")
+    return validate(Finals, dict(finals), source="finals")
+
+
+def _race(
+    supernet: Any,
+    evaluator: SubnetEvaluator,
+    study: optuna.Study,
+    rows: tuple[Dataset, Dataset],
+    args: TrainingArguments,
+    settings: Finals,
+    budgets: tuple[int | None, int | None],
+    lr_factors: Mapping[str, float] | None,
+) -> FoundAdapter:
+    """End a search in a race; the winner, at its best checkpoint, is what was found.
+
+    Args:
+        rows: to learn from, and to validate on.
+        budgets: of the adapter, and of the subnets that teach.
+    """
+    (train, validation), (max_params, largest) = rows, budgets
+    space, scoring, batches = supernet.space, evaluator.scoring, evaluator.batches
+    config = supernet.peft_config[supernet.active_adapter]
+    trials = sorted(
+        (trial for trial in study.get_trials(deepcopy=False) if trial.values and trial.user_attrs[PARAMS] > 0),
+        key=lambda trial: trial_key(trial, study.directions[0]),
+    )
+    subnets = [(trial.params, int(trial.user_attrs[PARAMS])) for trial in trials[: settings.subnets]]
+    inherited = {str(genome): evaluator.inherit(genome) for genome, _ in subnets}
+    best = evaluator.inherit(best_trial(study).params)
+    taught = None
+    if settings.teacher:
+        members = draw_members(space, count=settings.teacher, max_params=largest, seed=args.seed)
+        taught = Teacher(supernet, members, scoring, evaluator.batch_size).teach(train)
+    current: list[PeftModel] = [supernet]
+
+    def start(one: Finalist, base: Any) -> PeftModel:
+        model = get_peft_model(base, inherited[str(one.genome)].config)
+        set_peft_model_state_dict(model, inherited[str(one.genome)].weights)
+        return model
+
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="finals-", dir=args.output_dir) as folder:
+        contest = Contest(
+            space=space,
+            scoring=scoring,
+            train=train,
+            validation=validation,
+            taught=taught,
+            args=dataclasses.replace(args, **EVALUATED),
+            folder=Path(folder),
+            settings=settings,
+            max_params=max_params,
+            base=lambda: bare(current[-1]),
+            inherit=start,
+            made=current.append,
+            lr_factors=lr_factors,
+            task_type=config.task_type,
+            modules_to_save=config.modules_to_save or (),
+        )
+        field = contest.field(subnets)
+        if not field:
+            raise invalid("max_params", max_params, "with finals, a budget within which a subnet or a method can train")
+        result = contest.race(field, optuna.create_study(study_name=STUDY_NAME))
+        winner = next(one for one in field if one.name == result.last[0])
+        if not finite(result, winner.name):
+            raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")
+        model = load_adapter(bare(current[-1]), contest.best(winner, result.standings[winner.name]), trainable=True)
+    return FoundAdapter(
+        model.eval(),
+        model.peft_config[model.active_adapter],
+        winner.genome,
+        adapter_params(model),
+        evaluate(model, batches, scoring),
+        best.evaluation,
+        study,
+        contest.table(field, result),
+        result.baseline,
     )
 
 

@@ -191,3 +191,67 @@ def test_a_wrong_option_is_refused_before_the_training(find, monkeypatch, option
 def test_a_subnet_with_nothing_to_train_is_returned_as_it_is(find):
     found = find(retrain={"num_train_epochs": 1}, max_params=0)
     assert found.params == 0
+
+
+RACE = {"subnets": 1, "rates": [1, 4], "teacher": 2}
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta"])
+def test_a_search_ends_in_a_race(find, make_model, logits, weights, tmp_path, model):
+    from peft import PeftModel
+
+    found = find(model=model, retrain={"num_train_epochs": 4}, finals=RACE)
+    names = [row["name"] for row in found.finals]
+    assert len(names) == len(set(names))
+    assert {"subnet 1 + teacher", found.baseline} <= set(names)
+    assert "teacher" not in found.baseline
+    last = [row for row in found.finals if row["steps"] == 32]
+    assert found.finals[0] == min(last, key=lambda row: row["validation_loss"])
+    assert found.evaluation.loss == pytest.approx(found.finals[0]["validation_loss"], abs=1e-5)
+    assert found.params == found.finals[0]["params"] <= BUDGET
+    untouched = weights(make_model(model))
+    for name, value in weights(found.model).items():
+        assert name.startswith("classifier") or torch.equal(value, untouched[name])
+    assert not list((tmp_path / "out").glob("finals-*"))
+    found.model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(make_model(model), tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), logits(found.model))
+
+
+def test_every_training_of_a_race_begins_as_a_fresh_one(find, make_model, monkeypatch):
+    from glora_search.finals import contest
+
+    began, untouched = [], {name: value.clone() for name, value in make_model("bert").state_dict().items()}
+    original = contest.train_to
+
+    def spy(step, model, *args, **options):
+        heads = dict(model.base_model.model.classifier.modules_to_save["default"].named_parameters())
+        began.append({name: value.detach().clone() for name, value in heads.items()})
+        return original(step, model, *args, **options)
+
+    monkeypatch.setattr(contest, "train_to", spy)
+    find(retrain={"num_train_epochs": 4}, finals={**RACE, "subnets": 0, "teacher": 0})
+    assert len(began) > 4
+    assert all(torch.equal(head["weight"], untouched["classifier.weight"]) for head in began)
+
+
+@pytest.mark.parametrize(
+    ("retrain", "finals", "words"),
+    [
+        (None, {}, ["retrain_args", "with finals"]),
+        ({}, {"subnet": 1}, ["finals: subnet", "subnets"]),
+        ({}, {"teacher": -1}, ["finals: teacher", "-1"]),
+        ({}, {"training": {}}, ["finals.training", "retrain_args"]),
+    ],
+)
+def test_wrong_settings_of_a_race_are_refused_before_the_training(find, monkeypatch, retrain, finals, words):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(UserError) as error:
+        find(retrain=retrain, finals=finals)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_race_in_which_all_diverge_is_refused(find):
+    with pytest.raises(UserError, match=r"retrain_args\.learning_rate.*every finalist has diverged"):
+        find(retrain={"learning_rate": 1e30, "max_grad_norm": 0.0, "num_train_epochs": 1}, finals=RACE)

@@ -37,6 +37,7 @@ class SubnetEvaluator:
 
     Attributes:
         calibrated: genome -> a block in which the supernet holds what the subnet is scored with.
+        batches: the rows in batches of ``batch_size``.
 
     Args:
         supernet: a ``PeftModel`` made with a `SupernetConfig`.
@@ -61,7 +62,7 @@ class SubnetEvaluator:
         self.supernet, self.scoring = supernet, scoring
         self.calibrated = calibration or (lambda genome: nullcontext())
         self.batches = length_sorted_batches(dataset, scoring.collator, batch_size)
-        self._dataset, self._batch_size, self._fold = dataset, batch_size, fold
+        self._dataset, self.batch_size, self._fold = dataset, batch_size, fold
 
     @functools.cached_property
     def folds(self) -> bool:
@@ -102,6 +103,6 @@ class SubnetEvaluator:
     def _legs(self) -> list[list[Batch]]:
         """The rows in random parts, each sorted by length; a part smaller than a batch is not worth its forward."""
         order = np.random.default_rng(0).permutation(len(self._dataset))
-        ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= self._batch_size] + [len(order)]
+        ends = [len(order) // part for part in (8, 4, 2) if len(order) // part >= self.batch_size] + [len(order)]
         parts = [self._dataset.select(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        return [length_sorted_batches(part, self.scoring.collator, self._batch_size) for part in parts]
+        return [length_sorted_batches(part, self.scoring.collator, self.batch_size) for part in parts]
