@@ -1,7 +1,10 @@
 """What a tuned LoRA reaches under a budget, alone, with a supernet's subnets as its teacher, and a run with finals.
 
-    python experiments/race.py --parts lora taught unlabelled finals --data FOLDER --datasets bbc-headlines sst2
+    python experiments/race.py --parts lora taught unlabelled finals random untaught --data FOLDER --datasets sst2
     python experiments/race.py --parts report
+
+The parts random and untaught are the same finals with subnets that were drawn at random and not searched, and without a
+teacher. They follow the part finals, whose supernet they share.
 
 FOLDER holds a folder with train.csv, test.csv and mostly validation.csv for each data set (columns text and label);
 bbc-headlines come from their wheel. The unlabelled rows are train rows that were not drawn, without their labels.
@@ -17,6 +20,7 @@ import csv
 import functools
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -53,7 +57,15 @@ RATES = {
     "taught": (2e-3,),
     "unlabelled": (2e-3,),
     "finals": (2e-3,),
+    "random": (2e-3,),
+    "untaught": (2e-3,),
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "finals": {},
+    "random": {"search": {"trials": 2, "sampler": "random"}},
+    "untaught": {"finals": {"teacher": 0}},
+}
+"""Part -> how its recipe differs from that of the finals."""
 EPOCHS = {500: 20, 2000: 10}
 VALIDATION_ROWS, UNLABELLED_ROWS = 500, 2_000
 HEAD = {"head": 3.0}
@@ -194,7 +206,7 @@ def lora(task: Any, rate: float, epochs: int, seed: int, taught: Dataset | None 
     }
 
 
-def finals(name: str, folder: Path, rows: int, seed: int, rate: float, runs: Path) -> dict[str, Any]:
+def finals(part: str, name: str, folder: Path, rows: int, seed: int, rate: float, runs: Path) -> dict[str, Any]:
     """A whole run that ends in finals, from recipe to test; it goes on where a kill left it."""
     training = {
         "learning_rate": rate,
@@ -213,7 +225,11 @@ def finals(name: str, folder: Path, rows: int, seed: int, rate: float, runs: Pat
         "search": {"max_params": BUDGET, "trials": TRIALS},
         "finals": {"training": {**training, "num_train_epochs": EPOCHS[rows]}},
     }
-    run = Run.create(Recipe.model_validate(recipe), runs / f"{name}-{rows}-{seed}")
+    for section, keys in VARIANTS[part].items():
+        recipe[section] |= keys
+    home = runs / f"{name}-{rows}-{seed}"
+    own = home if part == "finals" else home.with_name(f"{home.name}-{part}")
+    run = sharing(Recipe.model_validate(recipe), home, own)
     fewer(run.context.task, seed)
     metrics = run.all_stages()
     done, seconds = run.view.result("finals"), run.view.seconds()
@@ -231,12 +247,22 @@ def finals(name: str, folder: Path, rows: int, seed: int, rate: float, runs: Pat
         "baseline_validation": baseline["validation"],
         "baseline_validation_loss": baseline["validation_loss"],
         "baseline_test": baseline["test"],
-        "teacher_validation_loss": done["teacher"]["validation_loss"],
+        "teacher_validation_loss": done.get("teacher", {}).get("validation_loss"),
         "trainings": done["trainings"],
         "supernet_seconds": seconds["train-supernet"],
         "search_seconds": seconds["search"],
         "finals_seconds": seconds["finals"],
     }
+
+
+def sharing(recipe: Recipe, finished: Path, folder: Path) -> Run:
+    """A run with the supernet of a finished one."""
+    if folder != finished and not folder.is_dir():
+        made = folder.with_suffix(".making")
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.copytree(finished, made)
+        made.rename(folder)
+    return Run.create(recipe, folder)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -266,8 +292,8 @@ def run(part: str, name: str, seed: int, args: argparse.Namespace) -> None:
     left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
     task, taught, facts = None, None, {}
     for key in left:
-        if part == "finals":
-            found = finals(name, args.data, args.rows, seed, key["rate"], args.results / "runs")
+        if part in VARIANTS:
+            found = finals(part, name, args.data, args.rows, seed, key["rate"], args.results / "runs")
         else:
             if task is None:
                 task = load(name, args.data, args.rows, seed)
@@ -287,13 +313,15 @@ def report(results: Path) -> None:
         best = frame.loc[frame.groupby(["data", "rows", "seed"])["validation_loss"].idxmin()]
         chosen[part] = best.set_index(["data", "rows", "seed"])[["rate", *figures]]
         print(f"{part}: at the rate with the lowest validation loss\n{chosen[part].to_string()}\n")
-    for part in chosen.keys() - {"lora"}:
-        pairs = chosen[part].join(chosen["lora"], rsuffix="_alone", how="inner")
+    against = [(part, "lora") for part in chosen if part != "lora"]
+    against += [("finals", part) for part in ("random", "untaught") if part in chosen]
+    for part, other in against:
+        pairs = chosen[part].join(chosen[other], rsuffix="_alone", how="inner")
         for figure in figures:
             difference = pairs[figure] - pairs[f"{figure}_alone"]
             by_set = difference.groupby("data").mean().round(4).to_dict()
             error = difference.std() / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
-            print(f"{part} - lora, {figure}: {difference.mean():+.4f} +- {error:.4f}, {by_set}")
+            print(f"{part} - {other}, {figure}: {difference.mean():+.4f} +- {error:.4f}, {by_set}")
 
 
 def main() -> None:
