@@ -49,7 +49,7 @@ class FoundAdapter:
     Attributes:
         model: the base model with the found adapter: to be trained on, saved, or merged.
         config: the adapter's fixed configuration; peft's ``LoraConfig`` where LoRA has won the finals.
-        genome: gene -> choice; None where LoRA has won.
+        genome: gene -> choice; None where a uniform method has won.
         params: trainable parameters of the adapter, the head not counted.
         evaluation: metric and loss of ``model`` on the validation rows.
         inherited: of the search's best subnet, with the weights of the supernet, before it was trained on.
@@ -111,8 +111,9 @@ def find_adapter(
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept; a
             warning says where it has diverged.
-        finals: ends the search in a race of trainings, each with ``retrain_args``: a mapping of ``subnets``, ``rates``,
-            ``teacher`` and ``teacher_share``, as in a recipe; ``{}`` takes their defaults. The race compares losses.
+        finals: ends the search in a race of trainings, each with ``retrain_args``, which compares losses: a mapping of
+            ``subnets``, ``methods``, ``rates``, ``teacher`` and ``teacher_share``, as in a recipe; ``{}`` takes their
+            defaults.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from glora_search.recipe.schema import Finals
 from glora_search.scoring import Scoring
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
-from glora_search.training.baselines import fitting_lora, lora_within
 from glora_search.training.loop import steps_for
+from glora_search.training.uniform import Uniform, uniform_methods
 
 Subnet = tuple[Genome, int]
 """A genome, and its parameters."""
@@ -62,7 +62,7 @@ class Contest:
     max_params: int | None
     base: Callable[[], Any]
     inherit: Callable[[Finalist, Any], PeftModel]
-    lr_factors: Any
+    lr_factors: Mapping[str, float] | None
     task_type: str | None
     modules_to_save: Sequence[str]
     made: Callable[[PeftModel], None] = lambda model: None
@@ -76,14 +76,8 @@ class Contest:
 
     def field(self, subnets: Sequence[Subnet]) -> list[Finalist]:
         """Who competes: these subnets, and the uniform methods within the budget."""
-        return finalists(
-            self.space,
-            subnets,
-            rates=self.settings.rates,
-            lora=self._lora(),
-            max_params=self.max_params,
-            teacher=self.taught is not None,
-        )
+        methods = uniform_methods(self.space, self.max_params, self.settings.methods)
+        return finalists(subnets, methods, rates=self.settings.rates, teacher=self.taught is not None)
 
     def race(self, competing: Sequence[Finalist], study: optuna.Study | None = None) -> Result:
         """Train the field, rung by rung."""
@@ -116,33 +110,19 @@ class Contest:
         ]
         return sorted(rows, key=lambda row: (-row["steps"], row["validation_loss"]))
 
-    def _lora(self) -> tuple[str, int] | None:
-        """Name and parameters of the LoRA that fits the budget."""
-        found = fitting_lora(self.space, self.max_params)
-        if found is None:
-            return None
-        rank, layers = found
-        where = "" if len(layers) == len(self.space.layers) else " on query+value"
-        return f"LoRA r={rank}{where}", rank * sum(layer.in_features + layer.out_features for layer in layers)
-
     def _fresh(self, one: Finalist) -> PeftModel:
         """A finalist as it is at its beginning."""
         set_seed(self.args.seed)
         base = self.base()
-        if one.inherits:
-            model = self.inherit(one, base)
-        elif one.genome is not None:
-            saved = list(self.modules_to_save) or None
-            config = self.space.to_config(one.genome, task_type=self.task_type, modules_to_save=saved)
-            model = get_peft_model(base, config)
+        if isinstance(one.origin, Uniform):
+            model = get_peft_model(base, one.origin.config(self.task_type, self.modules_to_save))
         else:
-            lora = lora_within(self.space, self.max_params, self.task_type, self.modules_to_save)
-            assert lora is not None
-            model = get_peft_model(base, lora)
+            model = self.inherit(one, base)
         self.made(model)
         return model
 
     def _train_to(self, one: Finalist, step: int, bar: Bar) -> Standing:
+        own = one.origin.lr_factors if isinstance(one.origin, Uniform) else {}
         rows = self.taught if one.taught and self.taught is not None else self.train
         args = finalist_args(self.args, self.home(one) / "checkpoints", rate=one.rate, steps=self.steps)
         started, before = time.perf_counter(), standing(Path(args.output_dir), self.scoring)
@@ -154,7 +134,7 @@ class Contest:
             self.validation,
             args,
             progress=bar,
-            lr_factors=self.lr_factors,
+            lr_factors={**own, **(self.lr_factors or {})},
             teacher_share=self.settings.teacher_share,
         )
         self.trained += reached.step - (before.step if before else 0)

@@ -10,10 +10,7 @@ from typing import Any
 from glora_search.recipe.schema import Finals
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
-from glora_search.training.baselines import fitting_lora
-
-SIMPLE = ("(IA)3", "BitFit")
-"""Uniform methods beside LoRA that need no rank."""
+from glora_search.training.uniform import Uniform, uniform_methods
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,7 @@ class Finalist:
     Attributes:
         name: what tables call it.
         method: what it is but for rate and teacher.
-        genome: the subnet; None is peft's own LoRA at the largest rank within the budget.
-        inherits: whether it starts with the supernet's weights.
+        origin: the genome of a subnet, which starts with the supernet's weights, or a uniform method.
         rate: what the learning rate is multiplied by.
         taught: whether it learns from the supernet's subnets too.
         params: of the adapter.
@@ -32,8 +28,7 @@ class Finalist:
 
     name: str
     method: str
-    genome: Genome | None
-    inherits: bool
+    origin: Genome | Uniform
     rate: float
     taught: bool
     params: int
@@ -46,52 +41,48 @@ class Finalist:
     @property
     def uniform(self) -> bool:
         """Whether it is a method that needs no search."""
-        return not self.inherits
+        return isinstance(self.origin, Uniform)
+
+    @property
+    def genome(self) -> Genome | None:
+        """Of a subnet."""
+        return None if isinstance(self.origin, Uniform) else self.origin
 
 
 def finalists(
-    space: BoundSpace,
     found_subnets: Sequence[tuple[Genome, int]],
+    methods: Sequence[Uniform],
     *,
     rates: Sequence[float],
-    lora: tuple[str, int] | None,
-    max_params: int | None,
     teacher: bool,
 ) -> list[Finalist]:
     """The field of a race.
 
     Args:
-        space: the bound space.
         found_subnets: genome and parameters of the search's best subnets, taught where there is a teacher.
+        methods: the uniform ones.
         rates: of LoRA, as factors of the learning rate.
-        lora: name and parameters of the LoRA that fits the budget; None where none does.
-        max_params: the budget.
         teacher: whether there is one; uniform methods then compete with and without it.
     """
     found: list[Finalist] = []
     for number, (genome, params) in enumerate(found_subnets, 1):
-        found.append(_named(f"subnet {number}", genome, True, 1.0, teacher, params))
+        found.append(_named(f"subnet {number}", genome, 1.0, teacher, params))
     for taught in (False, True) if teacher else (False,):
-        if lora is not None:
-            found += [_named(lora[0], None, False, rate, taught, lora[1]) for rate in rates]
-        for name, genome in space.uniform_methods().items():
-            params = space.params(genome)
-            if name in SIMPLE and (max_params is None or params <= max_params):
-                found.append(_named(name, genome, False, 1.0, taught, params))
+        for method in methods:
+            for rate in rates if method.rated else (1.0,):
+                found.append(_named(method.name, method, rate, taught, method.params))
     return found
 
 
 def field_size(space: BoundSpace, settings: Finals, max_params: int | None, *, teacher: bool) -> int:
     """How many compete, where the search finds as many subnets as are asked for."""
-    fits = fitting_lora(space, max_params)
-    lora = None if fits is None else ("", 0)
-    uniform = finalists(space, [], rates=settings.rates, lora=lora, max_params=max_params, teacher=teacher)
-    return len(uniform) + settings.subnets
+    methods = uniform_methods(space, max_params, settings.methods)
+    return len(finalists([], methods, rates=settings.rates, teacher=teacher)) + settings.subnets
 
 
-def _named(method: str, genome: Genome | None, inherits: bool, rate: float, taught: bool, params: int) -> Finalist:
+def _named(method: str, origin: Genome | Uniform, rate: float, taught: bool, params: int) -> Finalist:
     name = method + (f" x{rate:g}" if rate != 1 else "") + (" + teacher" if taught else "")
-    return Finalist(name, method, genome, inherits, rate, taught, params)
+    return Finalist(name, method, origin, rate, taught, params)
 
 
 def baseline_of(field: Sequence[Finalist], losses: dict[str, float]) -> list[str]:

@@ -228,6 +228,9 @@ class BaselineTraining(Section):
     training: Training = Field(default_factory=dict)
 
 
+UniformMethod = Literal["lora", "ia3", "bitfit", "hira", "lora+vectors"]
+
+
 class Finals(Section):
     """How the search ends: the best subnets and the uniform methods race as real trainings.
 
@@ -236,6 +239,8 @@ class Finals(Section):
 
     Attributes:
         subnets: the search's best subnets that compete, with the weights that they inherit.
+        methods: the uniform methods that compete, where the budget allows: ``lora``, ``ia3`` (vectors that scale the
+            outputs), ``bitfit`` (biases), ``hira`` (low-rank A), ``lora+vectors`` (LoRA with vectors A and E).
         rates: learning rates of LoRA, as factors of the training's.
         teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
             taught, uniform methods compete with and without it.
@@ -245,6 +250,7 @@ class Finals(Section):
     """
 
     subnets: int = Field(default=2, ge=0)
+    methods: list[UniformMethod] = Field(default=["lora", "ia3", "bitfit"], min_length=1)
     rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1)
     teacher: int = Field(default=8, ge=0)
     teacher_share: float = Field(default=0.5, ge=0, le=1)

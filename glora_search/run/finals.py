@@ -97,7 +97,7 @@ def _best_subnets(run: Context, count: int) -> list[Subnet]:
 
 def _write_starts(run: Context, folder: Path, contest: Contest, field: list[Finalist]) -> None:
     """The weights that subnets inherit, each as an adapter folder; what is there is whole."""
-    missing = [one for one in field if one.inherits and not (contest.home(one) / "start" / "done").is_file()]
+    missing = [one for one in field if not one.uniform and not (contest.home(one) / "start" / "done").is_file()]
     if not missing:
         return
     evaluator = evaluator_of(run, folder)

@@ -11,17 +11,20 @@ from optuna.trial import TrialState
 from glora_search.finals.finalists import Finalist, finalists
 from glora_search.finals.race import race
 from glora_search.finals.rungs import Standing
+from glora_search.training.uniform import Uniform, uniform_methods
 
 STEPS = 16
 
 
-def finalist(name, *, inherits=False, taught=False, rate=1.0):
-    return Finalist(name, name.split(" +")[0], None, inherits, rate, taught, 100)
+def finalist(name, *, taught=False, rate=1.0):
+    method = name.split(" +")[0]
+    origin = {} if name.startswith("subnet") else Uniform(method, 100, None)
+    return Finalist(name, method, origin, rate, taught, 100)
 
 
 FIELD = [
-    finalist("subnet 1", inherits=True),
-    finalist("subnet 2", inherits=True),
+    finalist("subnet 1"),
+    finalist("subnet 2"),
     finalist("LoRA"),
     finalist("LoRA + teacher", taught=True),
     finalist("BitFit"),
@@ -90,16 +93,16 @@ def test_every_finalist_is_one_trial_also_where_the_race_was_interrupted(study):
 
 def test_the_field_has_subnets_and_every_uniform_method_with_and_without_the_teacher(bind):
     space = bind("glora-paper")
-    options = {"rates": [0.5, 2.0], "lora": ("LoRA r=1", 64), "max_params": None}
+    methods = uniform_methods(space, None, ["lora", "ia3", "bitfit"])
+    options = {"methods": methods, "rates": [0.5, 2.0]}
     subnets = [({gene.name: gene.choices[0] for gene in space.genes}, 70)]
-    names = [one.name for one in finalists(space, subnets, teacher=True, **options)]
+    names = [one.name for one in finalists(subnets, teacher=True, **options)]
     assert names == [
         "subnet 1 + teacher",
-        "LoRA r=1 x0.5", "LoRA r=1 x2", "(IA)3", "BitFit",
-        "LoRA r=1 x0.5 + teacher", "LoRA r=1 x2 + teacher", "(IA)3 + teacher", "BitFit + teacher",
+        "LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit",
+        "LoRA r=8 x0.5 + teacher", "LoRA r=8 x2 + teacher", "(IA)3 + teacher", "BitFit + teacher",
     ]  # fmt: skip
-    field = finalists(space, subnets, teacher=False, **options)
-    assert [one.name for one in field] == ["subnet 1", "LoRA r=1 x0.5", "LoRA r=1 x2", "(IA)3", "BitFit"]
+    field = finalists(subnets, teacher=False, **options)
+    assert [one.name for one in field] == ["subnet 1", "LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit"]
     assert len({one.slug for one in field}) == len(field)
-    small = finalists(space, subnets, teacher=False, **{**options, "max_params": 1, "lora": None})
-    assert [one.name for one in small] == ["subnet 1"]
+    assert [one.uniform for one in field] == [False, True, True, True, True]
