@@ -224,10 +224,11 @@ def test_every_training_of_a_race_begins_as_a_fresh_one(find, make_model, monkey
     began, untouched = [], {name: value.clone() for name, value in make_model("bert").state_dict().items()}
     original = contest.train_to
 
-    def spy(step, model, *args, **options):
+    def spy(step, fresh, *args, **options):
+        model = fresh()
         heads = dict(model.base_model.model.classifier.modules_to_save["default"].named_parameters())
         began.append({name: value.detach().clone() for name, value in heads.items()})
-        return original(step, model, *args, **options)
+        return original(step, lambda: model, *args, **options)
 
     monkeypatch.setattr(contest, "train_to", spy)
     find(retrain={"num_train_epochs": 4}, finals={**RACE, "subnets": 0, "teacher": 0})

@@ -141,6 +141,26 @@ def search_(
     _finish(current, "search", as_json, workers=workers, storage=storage)
 
 
+def finals(
+    run: RunPath,
+    again: Again = False,
+    workers: Annotated[int, typer.Option(help="Worker processes on this machine.")] = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Race the best subnets against the uniform methods; run it again, here or elsewhere, to add workers.
+
+    Example: glora-search finals runs/reviews --workers 4
+    """
+    if workers < 1:
+        raise invalid("--workers", workers, "1 or more")
+    begin(quiet, as_json)
+    current = _open(run)
+    if again:
+        current.forget("finals")
+    _finish(current, "finals", as_json, workers=workers)
+
+
 def export(
     run: RunPath,
     again: Again = False,
@@ -186,7 +206,7 @@ def export(
         result(f"{folder}: the final subnet as an adapter for peft alone")
 
 
-WITH_OPTIONS: dict[str, Callable[..., None]] = {"search": search_, "best": export}
+WITH_OPTIONS: dict[str, Callable[..., None]] = {"search": search_, "best": export, "finals": finals}
 """Stages whose commands have options of their own."""
 
 for _stage in STAGES.values():

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
 from glora_search.finals.finalists import Finalist, finalists
 from glora_search.finals.race import Result, race
 from glora_search.finals.rungs import Standing, race_cost, whole
-from glora_search.finals.training import best_checkpoint, finalist_args, standing, train_to
+from glora_search.finals.training import best_checkpoint, finalist_args, standing, steps_trained, train_to
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.schema import Finals
 from glora_search.scoring import Scoring
@@ -26,6 +28,8 @@ from glora_search.space.layers import Genome
 from glora_search.training.loop import steps_for
 from glora_search.training.uniform import Uniform, uniform_methods
 
+WAIT = 0.5
+"""Seconds between two looks at trainings that other processes are at."""
 Subnet = tuple[Genome, int]
 """A genome, and its parameters."""
 
@@ -80,11 +84,11 @@ class Contest:
         return finalists(subnets, methods, rates=self.settings.rates, teacher=self.taught is not None)
 
     def race(self, competing: Sequence[Finalist], study: optuna.Study | None = None) -> Result:
-        """Train the field, rung by rung."""
+        """Train the field, rung by rung; with other processes that do the same, each trains some of it."""
         planned = race_cost(len(competing), 2 if self.taught is not None else 1)
         say(f"finals: {len(competing)} finalists, about {planned:.1f} whole trainings of {self.steps} steps", "dim")
         with track("finals", round(planned * self.steps)) as bar:
-            return race(competing, lambda one, step: self._train_to(one, step, bar), self.steps, study=study)
+            return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study)
 
     def home(self, one: Finalist) -> Path:
         """A finalist's own folder."""
@@ -121,25 +125,58 @@ class Contest:
         self.made(model)
         return model
 
-    def _train_to(self, one: Finalist, step: int, bar: Bar) -> Standing:
+    def _train_to(self, some: Sequence[Finalist], step: int, bar: Bar) -> dict[str, Standing]:
+        """Train finalists on to a step; one that another process is at is waited for."""
+        reached, left = dict[str, Standing](), list(some)
+        while left:
+            for one in left:
+                with _claimed(self.home(one)) as ours:
+                    if ours:
+                        reached[one.name] = self._train_one(one, step, bar)
+            waiting = [one for one in left if one.name not in reached]
+            if len(waiting) == len(left):
+                time.sleep(WAIT)
+            left = waiting
+        return reached
+
+    def _train_one(self, one: Finalist, step: int, bar: Bar) -> Standing:
         own = one.origin.lr_factors if isinstance(one.origin, Uniform) else {}
-        rows = self.taught if one.taught and self.taught is not None else self.train
         args = finalist_args(self.args, self.home(one) / "checkpoints", rate=one.rate, steps=self.steps)
-        started, before = time.perf_counter(), standing(Path(args.output_dir), self.scoring)
-        reached = train_to(
+        folder, started = Path(args.output_dir), time.perf_counter()
+        before = steps_trained(folder)
+        train_to(
             step,
-            self._fresh(one),
+            lambda: self._fresh(one),
             self.scoring,
-            rows,
+            self.taught if one.taught and self.taught is not None else self.train,
             self.validation,
             args,
             progress=bar,
             lr_factors={**own, **(self.lr_factors or {})},
             teacher_share=self.settings.teacher_share,
         )
-        self.trained += reached.step - (before.step if before else 0)
-        self.seconds += time.perf_counter() - started
-        return reached
+        if before < step:
+            self.trained += step - before
+            self.seconds += time.perf_counter() - started
+        found = standing(folder, self.scoring, step)
+        assert found is not None
+        return found
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether a finalist is this process's to train in this block; the kernel gives it back when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def finite(result: Result, name: str | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -37,7 +37,7 @@ class Result:
 
 def race(
     field: Sequence[Finalist],
-    train_to: Callable[[Finalist, int], Standing],
+    train_to: Callable[[Sequence[Finalist], int], Mapping[str, Standing]],
     steps: int,
     *,
     shares: Sequence[float] = SHARES,
@@ -46,7 +46,7 @@ def race(
     """Train the field rung by rung; what is there already is not trained again.
 
     Args:
-        train_to: trains a finalist on to a step.
+        train_to: trains finalists on to a step: name -> standing.
         steps: of a whole training.
         shares: the rungs.
         study: where each finalist becomes a trial: ``PRUNED`` at the rung that it did not pass, or ``COMPLETE``.
@@ -55,8 +55,7 @@ def race(
     alive, standings = list(named), dict[str, Standing]()
     for share in shares:
         step = round(share * steps)
-        for name in alive:
-            standings[name] = train_to(named[name], step)
+        standings |= train_to([named[name] for name in alive], step)
         losses = {name: standings[name].loss for name in alive}
         going_on = survivors(losses, baseline_of(field, losses))
         if share == shares[-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ EVALUATED: dict[str, Any] = {
 
 def train_to(
     step: int,
-    model: nn.Module,
+    fresh: Callable[[], nn.Module],
     scoring: Scoring,
     rows: Dataset,
     validation: Dataset,
@@ -80,22 +81,20 @@ def train_to(
     *,
     progress: Bar,
     **options: Any,
-) -> Standing:
-    """Train a finalist on to a step.
+) -> None:
+    """Train a finalist on to a step; one that has reached it is not trained again.
 
     Args:
-        step: of the whole training; one that is reached already is not trained again.
-        model: as it was at its beginning; what it has learned since is in its checkpoints.
+        step: of the whole training.
+        fresh: the model as it was at its beginning; what it has learned since is in its checkpoints.
         rows: with soft labels where it is taught.
         args: see `finalist_args`.
         progress: moved by each step.
         options: of `DistillationTrainer`.
     """
-    folder = Path(args.output_dir)
-    reached = standing(folder, scoring)
-    if reached is None or reached.step < step:
+    if standing(Path(args.output_dir), scoring, step) is None:
         train(
-            model,
+            fresh(),
             scoring,
             rows,
             validation,
@@ -105,25 +104,30 @@ def train_to(
             callbacks=[StopAt(step), Steps(progress)],
             **options,
         )
-        reached = standing(folder, scoring)
-    assert reached is not None
-    return reached
 
 
-def standing(folder: Path, scoring: Scoring) -> Standing | None:
-    """How far a finalist is, from its checkpoints; None where it has none."""
+def standing(folder: Path, scoring: Scoring, step: int) -> Standing | None:
+    """How a finalist stood at a step, from its checkpoints; None where it has not come so far."""
     last = last_checkpoint(folder)
     if last is None:
         return None
     state = read_json(Path(last) / "trainer_state.json")
-    scored = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    if int(state["global_step"]) < step:
+        return None
+    scored = [entry for entry in state["log_history"] if "eval_loss" in entry and entry["step"] <= step]
     losses = {int(entry["step"]): float(entry["eval_loss"]) for entry in scored}
     finite = [entry for entry in scored if math.isfinite(entry["eval_loss"])]
     if not finite:
-        return Standing(int(state["global_step"]), math.inf, math.nan, 0, losses)
+        return Standing(step, math.inf, math.nan, 0, losses)
     best = min(finite, key=lambda entry: float(entry["eval_loss"]))
     metric = float(best[f"eval_{scoring.metric}"])
-    return Standing(int(state["global_step"]), float(best["eval_loss"]), metric, int(best["step"]), losses)
+    return Standing(step, float(best["eval_loss"]), metric, int(best["step"]), losses)
+
+
+def steps_trained(folder: Path) -> int:
+    """The steps of a finalist's last checkpoint."""
+    last = last_checkpoint(folder)
+    return 0 if last is None else int(Path(last).name.rpartition("-")[2])
 
 
 def best_checkpoint(folder: Path, best_step: int) -> Path:

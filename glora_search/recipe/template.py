@@ -70,6 +70,7 @@ retrain:                        # trains the best subnet; used only if it is bet
 
 #finals:                        # in place of retrain: the best subnets and uniform methods race; best one wins
 #  subnets: 2                   # the search's best subnets that compete
+#  methods: [lora, ia3, bitfit] # uniform methods that compete; also hira and lora+vectors
 #  rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
 #  teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
 #  teacher_share: 0.5           # the teacher's share of the loss

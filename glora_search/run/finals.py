@@ -3,48 +3,95 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from datasets import Dataset
+from datasets import load_from_disk
 from optuna.storages import JournalStorage
 
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.files.text import read_json, write_json
-from glora_search.finals.contest import Contest, Subnet, finite
+from glora_search.finals.contest import WAIT, Contest, Subnet, finite
 from glora_search.finals.finalists import Finalist
-from glora_search.finals.race import STUDY_NAME
+from glora_search.finals.race import STUDY_NAME, Result
 from glora_search.finals.training import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
+from glora_search.run.origin import check_origin
 from glora_search.run.search import evaluator_of
 from glora_search.scoring import evaluate
 from glora_search.search.results import genome_of, ranked
 from glora_search.search.shared.storage import JournalFile
+from glora_search.search.shared.workers import helped_by
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.training.distillation import with_unlabelled
 from glora_search.tuners.glora import save_adapter
 
+TAUGHT = "taught"
+"""The folder of the rows that taught finalists learn from."""
+READY = "ready"
+"""The file that says that the trainings can begin: what they share is written."""
 
-def run_finals(run: Context, folder: Path) -> dict[str, Any]:
+
+def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any]:
     """Race the search's best subnets against the uniform methods; leaves ``finals/``, the winner's adapter folder.
 
     ``finals/baseline/`` is the tuned uniform method, trained on equal terms and without a teacher.
+
+    Args:
+        workers: processes on this machine that share the trainings, this one included.
     """
-    settings, recipe, task = run.recipe.finals, run.recipe, run.task
+    settings = run.recipe.finals
     assert settings is not None
-    taught = _teach(run, folder, settings)
-    trainings = folder / "trainings"
+    _teach(run, folder, settings)
+    contest, field = _contest(run, folder, settings)
+    if not field:
+        budget = run.recipe.search.max_params
+        raise invalid("search.max_params", budget, "with finals, a budget within which a subnet or a method can train")
+    _write_starts(run, folder, contest, field)
+    (folder / READY).write_text("")
+    storage = JournalStorage(JournalFile(folder / "journal.log"))
+    study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
+    with helped_by(workers - 1, functools.partial(assist, run.folder)):
+        result = contest.race(field, study)
+    return _results(run, folder, contest, field, result)
+
+
+def assist(folder: Path, *, workers: int = 1) -> None:
+    """Train finalists of a run, beside the process that began its finals, until the race is decided.
+
+    Args:
+        folder: the run folder.
+        workers: see `run_finals`.
+    """
+    run = Context(folder)
+    settings, own = run.recipe.finals, run.folder / "finals"
+    assert settings is not None
+    check_origin(run)  # this machine's data may be others
+    while not (own / READY).is_file():
+        if not run.view.is_busy():
+            return
+        time.sleep(WAIT)
+    contest, field = _contest(run, own, settings)
+    with helped_by(workers - 1, functools.partial(assist, folder)):
+        contest.race(field)
+
+
+def _contest(run: Context, folder: Path, settings: Finals) -> tuple[Contest, list[Finalist]]:
+    """The race, and who competes in it."""
+    recipe, task, trainings = run.recipe, run.task, folder / "trainings"
     contest = Contest(
         space=run.space,
         scoring=task,
         train=task.train,
         validation=task.validation,
-        taught=taught,
+        taught=load_from_disk(str(folder / TAUGHT)) if settings.teacher else None,
         args=run.arguments({**settings.training, **EVALUATED}, folder),
         folder=trainings,
         settings=settings,
@@ -55,14 +102,12 @@ def run_finals(run: Context, folder: Path) -> dict[str, Any]:
         task_type=task.task_type,
         modules_to_save=task.modules_to_save,
     )
-    field = contest.field(_best_subnets(run, settings.subnets))
-    if not field:
-        budget = recipe.search.max_params
-        raise invalid("search.max_params", budget, "with finals, a budget within which a subnet or a method can train")
-    _write_starts(run, folder, contest, field)
-    storage = JournalStorage(JournalFile(folder / "journal.log"))
-    result = contest.race(field, optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True))
-    winner = result.last[0]
+    return contest, contest.field(_best_subnets(run, settings.subnets))
+
+
+def _results(run: Context, folder: Path, contest: Contest, field: list[Finalist], result: Result) -> dict[str, Any]:
+    """Keep the winner and the baseline, and say what is noted of the race."""
+    winner, task = result.last[0], run.task
     if not finite(result, winner):
         rate = contest.args.learning_rate
         raise invalid("finals.training.learning_rate", rate, "a lower one: every finalist has diverged")
@@ -83,7 +128,7 @@ def run_finals(run: Context, folder: Path) -> dict[str, Any]:
         "finalists": contest.table(field, result),
         "trainings": round(result.steps / contest.steps, 2),
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
-        **({"teacher": read_json(folder / "teacher.json")} if taught is not None else {}),
+        **({"teacher": read_json(folder / "teacher.json")} if contest.taught is not None else {}),
     }
 
 
@@ -107,14 +152,15 @@ def _write_starts(run: Context, folder: Path, contest: Contest, field: list[Fina
         (start / "done").write_text("")
 
 
-def _teach(run: Context, folder: Path, settings: Finals) -> Dataset | None:
-    """What taught finalists learn from: the train rows, and unlabelled ones, with what the teacher says of them.
+def _teach(run: Context, folder: Path, settings: Finals) -> None:
+    """Write what taught finalists learn from, unless it is there: train rows, and unlabelled ones, with what the
+    teacher says of them.
 
-    The teacher is the mean of some of the supernet's subnets. None where there is no teacher.
+    The teacher is the mean of some of the supernet's subnets.
     """
     members, recipe, task = settings.teacher, run.recipe, run.task
-    if not members:
-        return None
+    if not members or (folder / TAUGHT).is_dir():
+        return
     largest = run.view.result("supernet").get("max_params", recipe.supernet_max_params)
     chosen = draw_members(run.space, count=members, max_params=largest, seed=recipe.seed)
     teacher = Teacher(run.load("supernet"), chosen, task, recipe.search.batch_size)
@@ -125,7 +171,9 @@ def _teach(run: Context, folder: Path, settings: Finals) -> Dataset | None:
         facts["unlabelled"] = len(unlabelled)
         taught = with_unlabelled(taught, teacher.teach(unlabelled))
     write_json(folder / "teacher.json", facts)
-    return taught
+    shutil.rmtree(making := folder / f".{TAUGHT}", ignore_errors=True)
+    taught.save_to_disk(str(making))
+    making.rename(folder / TAUGHT)
 
 
 def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:

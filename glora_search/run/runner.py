@@ -209,7 +209,7 @@ class Run:
 
     def _join(self, stage: Stage, options: dict[str, Any]) -> None:
         """Help the process that is at this stage, until it has noted the result."""
-        say(f"{stage.command}: joining the search that is running in this folder")
+        say(f"{stage.command}: joining the one that is running in this folder")
         _function(stage.joined_by)(self.folder, **options)
         while self.view.done(stage.name) is None and self.view.is_busy():
             time.sleep(0.5)

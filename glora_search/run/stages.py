@@ -115,6 +115,7 @@ STAGES: dict[str, Stage] = {
             needs=("supernet", "search"),
             asked="finals",
             keys=("finals", "data.unlabelled"),
+            joined_by=f"{_HERE}.finals:assist",
             beside=("exports",),
         ),
         Stage(

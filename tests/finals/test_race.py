@@ -39,7 +39,10 @@ class Trainings:
     def __init__(self, ends):
         self.ends, self.reached, self.calls = ends, {}, []
 
-    def __call__(self, one, step):
+    def __call__(self, some, step):
+        return {one.name: self.train(one, step) for one in some}
+
+    def train(self, one, step):
         self.calls.append((one.name, step))
         self.reached[one.name] = max(step, self.reached.get(one.name, 0))
         loss = 1 - (1 - self.ends[one.name]) * step / STEPS
@@ -76,10 +79,10 @@ def test_what_diverges_never_wins():
 
 def test_every_finalist_is_one_trial_also_where_the_race_was_interrupted(study):
     class Killed(Trainings):
-        def __call__(self, one, step):
+        def train(self, one, step):
             if len(self.calls) == 8:
                 raise KeyboardInterrupt
-            return super().__call__(one, step)
+            return super().train(one, step)
 
     with pytest.raises(KeyboardInterrupt):
         race(FIELD, Killed(ENDS), STEPS, study=study)

@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from glora_search import Recipe, Run, lora_within
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
+from glora_search.files.text import write_json
 from glora_search.run import finals
 from glora_search.run.formats import export_as
 from glora_search.training.distillation import DistillationTrainer
@@ -201,3 +203,52 @@ def test_a_wrong_section_is_refused(tiny_recipe, tmp_path, section, words):
         Recipe.load(path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, finals_recipe, tmp_path):
+    run = Run.create(finals_recipe, tmp_path / "run")
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    run.do("finals", workers=2)
+    ours, theirs = (one.view.result("finals") for one in (run, raced[0]))
+    assert ours["winner"] == theirs["winner"]
+    assert ours["trainings"] == theirs["trainings"]
+    assert [row["name"] for row in ours["finalists"]] == [row["name"] for row in theirs["finalists"]]
+    for mine, other in zip(ours["finalists"], theirs["finalists"], strict=True):
+        assert mine["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
+
+
+def test_a_process_that_comes_later_helps_and_ends_with_the_race(finals_recipe, tmp_path):
+    folder = tmp_path / "run"
+    run = Run.create(finals_recipe, folder)
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    child = os.fork()
+    if child == 0:
+        Run(folder).do("finals")
+        os._exit(0)
+    while not (folder / "finals" / "ready").is_file():
+        time.sleep(0.05)
+    done = Run(folder).do("finals")
+    assert os.waitpid(child, 0)[1] == 0
+    assert done == run.view.result("finals")
+    assert len({row["name"] for row in done["finalists"]}) == len(done["finalists"])
+
+
+def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
+    from glora_search.finals.training import standing
+    from glora_search.scoring import RowMetric
+
+    last = tmp_path / "checkpoint-8"
+    last.mkdir()
+    for name in ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors"):
+        (last / name).write_text("")
+    history = [
+        {"step": step, "eval_loss": loss, "eval_metric": loss / 2} for step, loss in ((2, 0.9), (4, 0.8), (8, 0.1))
+    ]
+    write_json(last / "trainer_state.json", {"global_step": 8, "log_history": history})
+    scoring = RowMetric(lambda logits, labels: labels)
+    assert standing(tmp_path, scoring, 4).loss == 0.8
+    assert standing(tmp_path, scoring, 4).best_step == 4
+    assert standing(tmp_path, scoring, 8).loss == 0.1
+    assert standing(tmp_path, scoring, 16) is None
