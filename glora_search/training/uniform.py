@@ -99,8 +99,8 @@ def _where(space: BoundSpace, layers: Sequence[SpaceLayer]) -> str:
 
 METHODS: dict[str, Callable[[BoundSpace, int | None], Uniform | None]] = {
     "lora": _lora,
-    "ia3": lambda space, _: _of(space, "(IA)3", LayerPaths(A="vector"), space.layers, {}),
-    "bitfit": lambda space, _: _of(space, "BitFit", LayerPaths(E="vector"), space.layers, {}),
+    "ia3": lambda space, _: _of(space, "(IA)3", LayerPaths(A="vector"), space.layers, {"A.vector": 5.0}),
+    "bitfit": lambda space, _: _of(space, "BitFit", LayerPaths(E="vector"), space.layers, {"E.vector": 2.0}),
     "hira": _hira,
     "lora+vectors": _lora_and_vectors,
 }
