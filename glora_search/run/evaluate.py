@@ -59,6 +59,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
             *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
             *larger_subnets(run),
+            *poor_teacher(view.done("finals") or {}),
             *notes(view, task),
             *further_figures(also),
         ],
@@ -95,6 +96,23 @@ def larger_subnets(run: Context) -> list[str]:
         return []
     size = "of all sizes" if used is None else f"up to {used:,}"
     return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
+
+
+POOR = 1.25
+"""A poor teacher is one whose validation loss is so many times that of the best finalist that it did not teach. Good ones
+were at 1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
+
+
+def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
+    """Whether the supernet was trained too little to teach."""
+    alone = [row["validation_loss"] for row in finals.get("finalists", ()) if not row["name"].endswith("+ teacher")]
+    loss = finals.get("teacher", {}).get("validation_loss")
+    if loss is None or not alone or loss <= POOR * min(alone):
+        return []
+    return [
+        f"the teacher's validation loss, {loss:.4f}, is far above that of the best finalist without it, "
+        f"{min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
+    ]
 
 
 def notes(view: RunFolder, task: Task) -> list[str]:
