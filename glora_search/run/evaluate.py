@@ -99,8 +99,8 @@ def larger_subnets(run: Context) -> list[str]:
 
 
 POOR = 1.25
-"""A poor teacher is one whose validation loss is so many times that of the best finalist that it did not teach. Good ones
-were at 1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
+"""A poor teacher's validation loss is so many times that of the best finalist that it did not teach. Good ones were at
+1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
 
 
 def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
