@@ -316,7 +316,7 @@ def report(results: Path) -> None:
     against = [(part, "lora") for part in chosen if part != "lora"]
     against += [("finals", part) for part in ("random", "untaught") if part in chosen]
     for part, other in against:
-        pairs = chosen[part].join(chosen[other], rsuffix="_alone", how="inner")
+        pairs = chosen[part].join(chosen[other].add_suffix("_alone"), how="inner")
         for figure in figures:
             difference = pairs[figure] - pairs[f"{figure}_alone"]
             by_set = difference.groupby("data").mean().round(4).to_dict()
