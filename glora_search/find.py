@@ -259,6 +259,9 @@ def _race(
         taught = Teacher(supernet, members, scoring, evaluator.batch_size).teach(train)
     current: list[PeftModel] = [supernet]
 
+    def made(model: PeftModel) -> None:
+        current[0] = model
+
     def start(one: Finalist, base: Any) -> PeftModel:
         model = get_peft_model(base, inherited[str(one.genome)].config)
         set_peft_model_state_dict(model, inherited[str(one.genome)].weights)
@@ -276,9 +279,9 @@ def _race(
             folder=Path(folder),
             settings=settings,
             max_params=max_params,
-            base=lambda: bare(current[-1]),
+            base=lambda: bare(current[0]),
             inherit=start,
-            made=current.append,
+            made=made,
             lr_factors=lr_factors,
             task_type=config.task_type,
             modules_to_save=config.modules_to_save or (),
@@ -290,7 +293,7 @@ def _race(
         winner = next(one for one in field if one.name == result.last[0])
         if not finite(result, winner.name):
             raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")
-        model = load_adapter(bare(current[-1]), contest.best(winner, result.standings[winner.name]), trainable=True)
+        model = load_adapter(bare(current[0]), contest.best(winner, result.standings[winner.name]), trainable=True)
     return FoundAdapter(
         model.eval(),
         model.peft_config[model.active_adapter],

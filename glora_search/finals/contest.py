@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,7 +97,7 @@ class Contest:
 
     def best(self, one: Finalist, reached: Standing) -> Path:
         """The adapter folder of a finalist's best checkpoint."""
-        return best_checkpoint(self.home(one) / "checkpoints", reached.best_step)
+        return best_checkpoint(self._checkpoints(one), reached.best_step)
 
     def table(self, competing: Sequence[Finalist], result: Result) -> list[dict[str, Any]]:
         """A row for each finalist, those trained longest first, best first."""
@@ -114,6 +115,9 @@ class Contest:
         ]
         return sorted(rows, key=lambda row: (-row["steps"], row["validation_loss"]))
 
+    def _checkpoints(self, one: Finalist) -> Path:
+        return self.home(one) / "checkpoints"
+
     def _fresh(self, one: Finalist) -> PeftModel:
         """A finalist as it is at its beginning."""
         set_seed(self.args.seed)
@@ -130,6 +134,11 @@ class Contest:
         reached, left = dict[str, Standing](), list(some)
         while left:
             for one in left:
+                with contextlib.suppress(FileNotFoundError):  # the process that trains it removes old checkpoints
+                    found = standing(self._checkpoints(one), self.scoring, step)
+                    if found is not None:
+                        reached[one.name] = found
+                        continue
                 with _claimed(self.home(one)) as ours:
                     if ours:
                         reached[one.name] = self._train_one(one, step, bar)
@@ -141,8 +150,8 @@ class Contest:
 
     def _train_one(self, one: Finalist, step: int, bar: Bar) -> Standing:
         own = one.origin.lr_factors if isinstance(one.origin, Uniform) else {}
-        args = finalist_args(self.args, self.home(one) / "checkpoints", rate=one.rate, steps=self.steps)
-        folder, started = Path(args.output_dir), time.perf_counter()
+        folder, started = self._checkpoints(one), time.perf_counter()
+        args = finalist_args(self.args, folder, rate=one.rate, steps=self.steps)
         before = steps_trained(folder)
         train_to(
             step,
