@@ -12,6 +12,9 @@ from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.training.uniform import Uniform, uniform_methods
 
+TAUGHT = " + teacher"
+"""How the names of taught finalists end."""
+
 
 @dataclass(frozen=True)
 class Finalist:
@@ -81,7 +84,7 @@ def field_size(space: BoundSpace, settings: Finals, max_params: int | None, *, t
 
 
 def _named(method: str, origin: Genome | Uniform, rate: float, taught: bool, params: int) -> Finalist:
-    name = method + (f" x{rate:g}" if rate != 1 else "") + (" + teacher" if taught else "")
+    name = method + (f" x{rate:g}" if rate != 1 else "") + (TAUGHT if taught else "")
     return Finalist(name, method, origin, rate, taught, params)
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from glora_search.finals.finalists import TAUGHT
 from glora_search.report.data import RunData, is_lower_better
 from glora_search.vocabulary import PATHS, TIED
 
@@ -172,6 +174,30 @@ def supernet_curves(history: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             line={"color": colour, "width": 1.5, "dash": DASHES[index // len(LOOKS) % len(DASHES)]},
             marker={"symbol": symbol, "size": 7},
+        )
+    figure.update_traces(hovertemplate="step %{x}: %{y:.4f}<extra>%{fullData.name}</extra>")
+    return figure
+
+
+def race_curves(finalists: Sequence[Mapping[str, Any]], curves: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """The validation loss of every finalist, the winner's on top; those with a teacher are dashed."""
+    figure = _figure("step", "validation loss", height=460)
+    colours: dict[str, Any] = {}
+    for row in finalists:
+        own = row["name"].removesuffix(TAUGHT)
+        colours.setdefault(own, LOOKS[len(colours) % len(LOOKS)])
+    for place, row in reversed(list(enumerate(finalists))):
+        losses = {int(step): loss for step, loss in curves.get(row["name"], {}).items()}
+        colour, symbol = colours[row["name"].removesuffix(TAUGHT)]
+        dash = "dash" if row["name"].endswith(TAUGHT) else "solid"
+        figure.add_scatter(
+            x=list(losses),
+            y=list(losses.values()),
+            name=_text(row["name"]),
+            mode="lines+markers",
+            line={"color": colour, "width": 1.5 if place else 4, "dash": dash},
+            marker={"symbol": symbol, "size": 6},
+            legendrank=place,
         )
     figure.update_traces(hovertemplate="step %{x}: %{y:.4f}<extra>%{fullData.name}</extra>")
     return figure

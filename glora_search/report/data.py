@@ -29,6 +29,7 @@ class RunData:
             so that lower is better; ``rank`` is a trial's place, 0 is the best.
         layers: layer -> paths of the best subnet so far.
         history: what the supernet's training logged, one row an entry.
+        finals: what the race has left; empty without one.
         seconds: command -> how long its stage took, for the stages that are done.
         files: name -> text of what was asked and where it ran.
     """
@@ -39,6 +40,7 @@ class RunData:
     trials: pd.DataFrame
     layers: dict[str, LayerPaths]
     history: pd.DataFrame
+    finals: dict[str, Any]
     seconds: dict[str, float]
     files: dict[str, str]
 
@@ -61,6 +63,7 @@ def read_run(run: RunFolder) -> RunData:
         trials=trials,
         layers=_layers(run, trials),
         history=pd.DataFrame(read_json(history) if history.is_file() else []),
+        finals=run.done("finals") or {},
         seconds={command: seconds for command, seconds in run.seconds().items() if command != STAGES["test"].command},
         files={
             name: path.read_text(encoding="utf-8")

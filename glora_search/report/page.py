@@ -23,6 +23,7 @@ from glora_search.vocabulary import PATHS
 MIN_AGREEMENT = 0.1
 """Below it, gene importance is not drawn."""
 BUDGET_COLUMNS = ("budget", "final", "adapter parameters", "validation", "test", "baseline validation", "baseline test")
+FINALIST_COLUMNS = ("finalist", "adapter parameters", "steps", "best at", "validation", "validation loss")
 CONFIG = {"responsive": True, "displayModeBar": False}
 
 
@@ -85,6 +86,9 @@ def render(data: RunData, budgets: Sequence[tuple[str, ...]] = ()) -> str:
         budgets=budgets,
         budget_columns=BUDGET_COLUMNS,
         result_notes=_result_notes(data),
+        finalists=finalist_rows(data),
+        finalist_columns=FINALIST_COLUMNS,
+        race=_race(data),
         front=_front(data),
         progress=_progress(data),
         importance=_importance(data),
@@ -129,6 +133,31 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
         scores = [_score(entry, split) for entry in (final, baseline) for split in ("validation", "test")]
         rows.append((_number(metrics["budget"]), str(final["source"]), _number(final["params"]), *scores))
     return rows
+
+
+def finalist_rows(data: RunData) -> list[tuple[str, ...]]:
+    """How the race ended, see `FINALIST_COLUMNS`, and what its teacher is worth; none without a race."""
+    rows = [
+        (row["name"], *(_number(row[key]) for key in ("params", "steps", "best_step", "validation", "validation_loss")))
+        for row in data.finals.get("finalists", ())
+    ]
+    teacher = data.finals.get("teacher")
+    if teacher is not None:
+        name = f"the teacher: {teacher['members']} subnets of the supernet"
+        rows.append((name, "-", "-", "-", *(_number(teacher[key]) for key in ("validation", "validation_loss"))))
+    return rows
+
+
+def _race(data: RunData) -> Section | None:
+    curves = data.finals.get("curves")
+    if not curves:
+        return None
+    text = (
+        "The validation loss of each training. Half of them end at an eighth, a quarter, and half of the steps. "
+        "The winner is the adapter with the lowest loss at any time; its line is thick. Dashed lines have a teacher."
+    )
+    figure = charts.race_curves(data.finals["finalists"], curves)
+    return Section("The race", text, (Chart("race", "Validation loss of each finalist", figure),))
 
 
 def _score(entry: dict[str, Any], split: str) -> str:

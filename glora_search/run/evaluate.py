@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from glora_search.finals.finalists import TAUGHT
 from glora_search.progress import track
 from glora_search.ranking import rank_key
 from glora_search.run.baselines import baseline_diverged
@@ -105,7 +106,7 @@ POOR = 1.25
 
 def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     """Whether the supernet was trained too little to teach."""
-    alone = [row["validation_loss"] for row in finals.get("finalists", ()) if not row["name"].endswith("+ teacher")]
+    alone = [row["validation_loss"] for row in finals.get("finalists", ()) if not row["name"].endswith(TAUGHT)]
     loss = finals.get("teacher", {}).get("validation_loss")
     if loss is None or not alone or loss <= POOR * min(alone):
         return []

@@ -126,6 +126,7 @@ def _results(run: Context, folder: Path, contest: Contest, field: list[Finalist]
         **figures,
         "baseline": baseline,
         "finalists": contest.table(field, result),
+        "curves": {one.name: dict(result.standings[one.name].losses) for one in field},
         "trainings": round(result.steps / contest.steps, 2),
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
         **({"teacher": read_json(folder / "teacher.json")} if contest.taught is not None else {}),

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from plotly.offline import get_plotlyjs
 
+from glora_search.files.text import write_json
 from glora_search.report import result_rows, write_report
 
 
@@ -122,3 +123,28 @@ def test_the_page_asks_for_nothing_from_outside(make_run):
 def test_the_final_table_of_an_unfinished_run_has_what_there_is():
     rows = result_rows({"baselines": [], "search": {"best": {"params": 1234, "validation": 0.5}}})
     assert rows == [("best subnet, inherited weights", "1,234", "0.5000", "-")]
+
+
+def test_a_race_has_its_curves_and_a_row_for_each_finalist_and_the_teacher(make_run):
+    run = make_run()
+    row = {"params": 1000, "steps": 16, "best_step": 8, "validation": 0.9123, "validation_loss": 0.3456}
+    finalists = [{"name": name, **row} for name in ("LoRA r=1 + teacher", "LoRA r=1", "<b>BitFit</b>")]
+    curves = {"LoRA r=1 + teacher": {"8": 0.3456, "16": 0.4}, "LoRA r=1": {"8": 0.5}}
+    write_json(
+        run.folder / "finals" / "stage.json",
+        {
+            **{"winner": "LoRA r=1 + teacher", "params": 1000, "validation": 0.9123, "validation_loss": 0.3456},
+            **{"seconds": 3.0, "finalists": finalists, "curves": curves},
+            "teacher": {"members": 8, "validation": 0.8111, "validation_loss": 0.4222},
+        },
+    )
+    page = page_of(run)
+    elements = Elements(page)
+    assert "race" in ids(elements)
+    for words in ("LoRA r=1 + teacher", "0.9123", "0.3456", "the teacher: 8 subnets of the supernet", "0.4222"):
+        assert words in elements.text
+    assert "<b>BitFit" not in page
+
+
+def test_without_a_race_there_is_no_section_of_it(make_run):
+    assert "race" not in ids(Elements(page_of(make_run())))
