@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
@@ -48,12 +48,15 @@ def counted(labels: Labels) -> Counter[str]:
     return Counter(name for names in labels for name in names)
 
 
-def read_targets(rows: Dataset, column: Column, target: Target, *, split: str) -> Dataset:
+def read_targets(
+    rows: Dataset, column: Column, target: Target, *, split: str, shown: Callable[[int], str] = "row {}".format
+) -> Dataset:
     """The rows with names of labels, lists of them, or numbers, in place of what a file has.
 
     Args:
         column: of the targets, with its key.
         split: for the messages.
+        shown: what they call a row, given its number.
 
     Raises:
         UserError: a row lacks a target, or has one of another kind.
@@ -61,17 +64,20 @@ def read_targets(rows: Dataset, column: Column, target: Target, *, split: str) -
     key, name = column
     classes, values = _classes(rows, name), list(rows[name])
     if target == "number":
-        made: list[Any] = [_number_in(value, split, row) for row, value in enumerate(values, 1)]
+        made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":
-        made = [_several(value, classes, split, row) for row, value in enumerate(values, 1)]
+        made = [_several(value, classes) for value in values]
     else:
         made = [_named(value, classes) for value in values]
-        for row, names in enumerate(made, 1):
-            if target == "label" and isinstance(names, list):
-                allowed = "a column with one label in each row; rows with several are learned by task.type multi-label"
-                raise invalid(key, values[row - 1], allowed)
-            if not all([names] if isinstance(names, str) else names):
-                raise _lacking(split, row)
+        several = next((value for value, names in zip(values, made, strict=True) if isinstance(names, list)), None)
+        if target == "label" and several is not None:
+            allowed = "a column with one label in each row; rows with several are learned by task.type multi-label"
+            raise invalid(key, several, allowed)
+    for row, found in enumerate(made, 1):
+        if found in (None, "") or (isinstance(found, list) and "" in found):
+            if target == "number":
+                raise invalid(f"data.{split}", values[row - 1], f"a number as every row's target; this is {shown(row)}")
+            raise invalid(f"data.{split}", f"no label in {shown(row)}", "rows that each have a label")
     return rows if made == values else with_column(rows, name, made)
 
 
@@ -163,19 +169,16 @@ def _named(value: Any, classes: ClassLabel | None) -> Any:
     return clean(value if classes is None else classes.int2str(int(value)))
 
 
-def _several(value: Any, classes: ClassLabel | None, split: str, row: int) -> list[str]:
+def _several(value: Any, classes: ClassLabel | None) -> list[str] | None:
     if value is None:
-        raise _lacking(split, row)
+        return None
     items = value.split(SEPARATOR) if isinstance(value, str) else value
     names = [_named(item, classes) for item in (items if isinstance(items, list) else [items])]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _number_in(value: Any, split: str, row: int) -> float:
-    number = None if value is None else _number(clean(value))
-    if number is None:
-        raise invalid(f"data.{split}", value, f"a number as every row's target; this is row {row}")
-    return number
+def _number_in(value: Any) -> float | None:
+    return None if value is None else _number(clean(value))
 
 
 def _number(text: str) -> float | None:
@@ -184,7 +187,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _lacking(split: str, row: int) -> Exception:
-    return invalid(f"data.{split}", f"no label in row {row}", "rows that each have a label")

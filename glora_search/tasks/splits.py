@@ -148,7 +148,8 @@ class _Reader:
             return rows
         if split == "train":
             self.declared = declared_names(rows, self.column)
-        return read_targets(rows, (self.key, self.column), self.target, split=split)
+        shown = functools.partial(self.source.row, split)
+        return read_targets(rows, (self.key, self.column), self.target, split=split, shown=shown)
 
     def check_train(self, rows: Dataset, known: Counter[str]) -> None:
         """Raise a UserError where the targets of all train rows cannot be learned."""

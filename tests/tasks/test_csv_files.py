@@ -84,6 +84,29 @@ def test_any_table_that_is_written_loads_as_pandas_loads_it_or_is_refused(
     loads_or_is_refused(path, separator)
 
 
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ("a,\n", 2),
+        ("a,x\nb,\n", 3),
+        ("\na,x\n \n\nb,\n", 6),
+        ('"two\nlines",x\nb,\n', 4),
+        ('a,x\n"two\nlines",\n', 3),
+        ('a,x\nb," "\n', 3),
+    ],
+)
+def test_a_row_without_a_label_is_named_with_its_file_and_line(tmp_path, lines, line):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\n" + lines)
+    columns = {"inputs": [("data.text_column", "text")], "targets": [("data.label_column", "label")]}
+    rows = len(read(path))
+    for target, what in (("label", "no label in "), ("number", "this is ")):
+        if target == "number":
+            path.write_text(path.read_text().replace(",x", ",1"))
+        with pytest.raises(UserError, match=rf"data\.train.*{what}row {rows} of {re.escape(str(path))}, line {line}\b"):
+            load_data(Files(source="csv", train=str(path)), 0, **columns, target=target)
+
+
 @given(st.binary(max_size=40) | st.text(st.sampled_from(list('ab,;"\n\r\t ')), max_size=40).map(str.encode))
 def test_any_bytes_load_as_pandas_loads_them_or_are_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes.csv"
