@@ -18,7 +18,7 @@ from glora_search.errors import UserError, invalid
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import EVALUATED, finalist_args
 from glora_search.progress import say, track
-from glora_search.recipe.arguments import TRAINING_TYPES
+from glora_search.recipe.arguments import TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
@@ -140,7 +140,7 @@ class _Trainings:
         }
         with tempfile.TemporaryDirectory() as folder:
             for section, own in settings.items():
-                with _refused(f"{section}.training", own, "arguments with which a training can start"):
+                with _refused(f"{section}.training", shown(own), "arguments with which a training can start"):
                     getattr(self, section)(training_arguments(own, Path(folder), recipe.seed))
 
     def supernet(self, args: TrainingArguments) -> None:
