@@ -174,6 +174,22 @@ WRONG = {
     "no header": (csv("train", ROWS.partition("\n")[2]), "a column of", ["data.text_column", "a goal 0, sports"]),
     "a missing column": (setting("data.text_column=body"), "a column of", ["data.text_column", "body", "text, label"]),
     "one column for both": (setting("data.text_column=label"), "another column than text_column", ["label_column"]),
+    "one text": (
+        csv("train", ROWS.replace("a chip", "a goal").translate(dict.fromkeys(range(48, 58)))),
+        "a column with at least 2 different inputs", ["data.text_column", "the same in every row"],
+    ),
+    "two columns of a name": (
+        csv("train", ROWS.replace("text,label", "text,label,label").replace("s\n", "s,s\n")), NO_CSV,
+        ["line 1: 2 columns are called label"],
+    ),
+    "labels that look alike": (
+        csv("train", ROWS + "a song,te\u200bch\n"), "these look alike", ["tech (8 times), te\\u200bch (1 times)"],
+    ),
+    "two spellings of a number": (
+        csv("train", ROWS.replace("sports", "1").replace("tech", "2") + "a song,1.0\n"), "these are one number",
+        ["1 (8 times), 1.0 (1 times)"],
+    ),
+    "a packed file": (csv("train", b"\x1f\x8b\x08\x00"), NO_CSV, ["data.train", "this is gzip"]),
     "one label": (csv("train", ROWS.replace("tech", "sports"), "data.validation=null", "data.test=null"),
         "at least 2 different labels", ["data.label_column", "sports"],
     ),

@@ -6,9 +6,14 @@ import csv
 from contextlib import suppress
 from pathlib import Path
 
-MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""What files in other encodings begin with."""
+MARKS = {
+    **{b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"},
+    **{b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file, maybe of a spreadsheet", b"PAR1": "parquet"},
+}
+"""What files in other encodings begin with, and files of another kind."""
 SEPARATORS = (",", ";", "\t", "|")
+
+csv.field_size_limit(2**31 - 1)  # pandas has none
 
 
 def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str]]:

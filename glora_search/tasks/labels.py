@@ -1,6 +1,7 @@
 """Labels: one contract for what a row's target is called, whichever task reads it.
 
-Names lose outer white space and are in Unicode's form NFC. Two names that letter case alone separates are refused.
+Names lose outer white space, also what is invisible, and are in Unicode's form NFC. Two names that letter case alone
+separates are refused, and so are two that look alike, or two spellings of one number.
 The classes are in the order of the base model's head where that has the same names, letter case aside; else in the
 order that the data set declares (`datasets.ClassLabel`); else in numeric order; else sorted.
 """
@@ -8,9 +9,11 @@ order that the data set declares (`datasets.ClassLabel`); else in numeric order;
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
@@ -24,18 +27,23 @@ Labels = list[list[str]]
 """For each row the labels that it has."""
 SEPARATOR = "|"
 """Between the labels of a row that has several, where they are written as text."""
+INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+"""Soft hyphen, joiners, marks of direction, byte order mark."""
+OUTER = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+"""What is no part of a name."""
 FEW = 10
 """So many whole numbers are classes, however few rows each has."""
 
 
 def clean(name: object) -> str:
     """A label's name as it is known everywhere."""
-    return unicodedata.normalize("NFC", str(name)).strip()
+    return OUTER.sub("", unicodedata.normalize("NFC", str(name)))
 
 
 def folded(name: str) -> str:
-    """What is equal for names that letter case alone separates."""
-    return unicodedata.normalize("NFC", name.casefold())
+    """What is equal for names that letter case alone separates, or characters that look alike or are invisible."""
+    visible = re.sub(f"[{INVISIBLE}]", "", name)
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
 def labels_of(rows: Dataset, column: str) -> Labels:
@@ -105,18 +113,21 @@ def check_labels(found: Counter[str], known: Counter[str], key: str) -> None:
 
 
 def check_case(found: Counter[str], key: str) -> None:
-    """Refuse labels that letter case alone separates.
+    """Refuse labels that letter case alone separates, or that look alike, or are the same number.
 
     Raises:
         UserError: names them, with how often each occurs.
     """
-    alike: dict[str, list[str]] = {}
+    alike: dict[str | Fraction, list[str]] = {}
+    numbers = all(_number(name) is not None for name in found)
     for name in sorted(found):
-        alike.setdefault(folded(name), []).append(name)
+        alike.setdefault(Fraction(name) if numbers else folded(name), []).append(name)
     for names in alike.values():
         if len(names) > 1:
             counts = ", ".join(f"{name} ({found[name]} times)" for name in names)
-            raise invalid(key, counts, "one spelling of a label: letter case alone separates these")
+            by_case = len({unicodedata.normalize("NFC", name.casefold()) for name in names}) == 1
+            why = "letter case alone separates these" if by_case else "these look alike"
+            raise invalid(key, counts, f"one spelling of a label: {'these are one number' if numbers else why}")
 
 
 def check_classes(found: Counter[str], key: str) -> None:
@@ -183,7 +194,7 @@ def _number_in(value: Any) -> float | None:
 
 def _number(text: str) -> float | None:
     try:
-        number = float(text)
+        number = float("" if "_" in text else text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

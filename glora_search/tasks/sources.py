@@ -135,6 +135,10 @@ class CsvFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
+        header = read_header(*self._open(split))[1]
+        twice = next((name for name in columns if header.count(name) > 1), None)
+        if twice is not None:
+            raise self._refused(split, f"line 1: {header.count(twice)} columns are called {twice}")
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
