@@ -71,6 +71,9 @@ def read_targets(
     """
     key, name = column
     classes, values = _classes(rows, name), list(rows[name])
+    odd = next((value for value in values if isinstance(value, (dict, bytes))), None)
+    if odd is not None:
+        raise invalid(key, odd, "a column of names or numbers")
     if target == "number":
         made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,8 @@ def _refuse_adapter(name: str, path: str) -> None:
         config = find_adapter_config_file(path)
     if config is not None:
         found = read_json(Path(config))
-        base, method = (found.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
+        known = found if isinstance(found, dict) else {}
+        base, method = (known.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
         raise invalid(
             "task.model",
             name,
@@ -75,6 +77,28 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
             reason = "its weights are a pickle that is damaged, or would run code"
         allowed = f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})"
         raise invalid("task.model", name, allowed) from error
+
+
+def check_weights(model: PreTrainedModel, loaded: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a checkpoint that lacks a layer's weights: they would be drawn at random. A head or a pooler may be new.
+
+    Args:
+        loaded: see `modules_to_save`.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: the checkpoint lacks weights of a numbered layer, or has some of another size than the config's.
+    """
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lacking = {key for key in loaded["missing_keys"] if re.search(r"\.\d+\.", key)}
+    lacking |= {key for key, *_ in loaded["mismatched_keys"]}
+    found = sorted(key for key in lacking if key.startswith(prefix) and key.split(".")[0] not in heads_of(model))
+    if found:
+        raise invalid(
+            "task.model",
+            name,
+            f"a model whose weights fit its config; {len(found)} are not there or of another size: {found[0]}, ...",
+        )
 
 
 def heads_of(model: PreTrainedModel) -> list[str]:
