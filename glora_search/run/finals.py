@@ -135,7 +135,7 @@ def _results(run: Context, folder: Path, contest: Contest, field: list[Finalist]
 
 def _best_subnets(run: Context, count: int) -> list[Subnet]:
     """The search's best subnets that have something to train."""
-    table = pd.read_csv(run.folder / "search" / "trials.csv")
+    table = pd.read_csv(run.view.trials())
     best = ranked(table, run.recipe.search.score, run.task.direction).sort_values("rank")
     chosen = best[best["user_attrs_params"] > 0].head(count)
     return [(genome_of(row), int(row["user_attrs_params"])) for _, row in chosen.iterrows()]
