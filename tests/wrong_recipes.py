@@ -50,6 +50,7 @@ WRONG = {
     ),
     "a negative budget": (setting("search.max_params=-1"), "allowed: greater than or equal to", ["max_params", "-1"]),
     "a negative seed": (setting("seed=-1"), "allowed: greater than or equal to", ["seed", "-1"]),
+    "a seed that numpy does not take": (setting("seed=4294967296"), "allowed: less than", ["seed", "4294967296"]),
     "a fraction above 1": (setting("data.test_fraction=2"), "allowed: less than", ["data.test_fraction", "2"]),
     "a name that is no folder's": (setting("name=a/b"), "name: got", ["a/b", "pattern"]),
     "an unknown sampler": (

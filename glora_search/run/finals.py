@@ -57,6 +57,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     _write_starts(run, folder, contest, field)
     (folder / READY).write_text("")
     storage = JournalStorage(JournalFile(folder / "journal.log"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
     with helped_by(workers - 1, functools.partial(assist, run.folder)):
         result = contest.race(field, study)

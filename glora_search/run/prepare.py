@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -90,6 +91,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
+    _say_repeated(splits)
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():
             for index in range(len(own)):
@@ -105,6 +107,17 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
             if sums.items and not math.isfinite(sums.loss):
                 allowed = f"a model whose loss on data.{split} is a number: are its weights, and the targets?"
                 raise invalid("task.model", name, allowed)
+
+
+def _say_repeated(splits: dict[str, Dataset]) -> None:
+    """Say which rows to score on were learned from, too."""
+    if "input_ids" not in splits["train"].column_names:
+        return
+    learned = set(map(tuple, splits["train"]["input_ids"]))
+    for split in ("validation", "test"):
+        known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
+        if known:
+            say(f"note: {known} of {len(splits[split])} rows of data.{split} are train rows too: its figures flatter")
 
 
 def _check_words(task: Task) -> None:

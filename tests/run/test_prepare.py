@@ -69,6 +69,22 @@ def test_nothing_is_trained_and_nothing_reported(tiny_recipe, tmp_path, monkeypa
     assert not any(path.is_dir() for path in (tmp_path / "run").iterdir())
 
 
+def test_rows_to_score_on_that_are_train_rows_too_are_said(recipe_file, tiny_recipe, call, tmp_path):
+    copied = shutil.copy(tiny_recipe["data"]["train"], tmp_path / "test.csv")
+    made = ("prepare", recipe_file, "--run-dir", tmp_path / "run", "--set", f"data.test={copied}")
+    code, out, _ = call(*made)
+    assert code == 0
+    assert "note: 64 of 64 rows of data.test are train rows too" in out
+
+
+def test_quiet_is_quiet_whatever_the_data_comes_from(recipe_file, tmp_path, call):
+    rows = [{"text": f"a goal {row}", "label": "xy"[row % 2]} for row in range(40)]
+    (tmp_path / "own.json").write_text("\n".join(map(json.dumps, rows)))
+    source = f"data={{source: json, train: {tmp_path / 'own.json'}}}"
+    made = call("prepare", recipe_file, "--run-dir", tmp_path / "run", "--quiet", "--set", source)
+    assert made == (0, "", "")
+
+
 PUSHING = {"push_to_hub": True, "hub_model_id": "owner/model"}
 
 
