@@ -205,7 +205,7 @@ def find_adapter(
         if not is_finite(final.metric, final.loss):
             rate = retrain_args.learning_rate
             warnings.warn(
-                f"Training on has diverged: the inherited weights are kept. Lower retrain_args.learning_rate, {rate:g}",
+                f"retraining has diverged: the inherited weights are kept. Lower retrain_args.learning_rate, {rate:g}",
                 stacklevel=2,
             )
         before, after = (rank_key(one.metric, one.loss, direction=direction) for one in (inherited.evaluation, final))

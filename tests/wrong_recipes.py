@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from wrong_world import (
     NO_CSV,
     NO_MODEL,
@@ -10,13 +12,20 @@ from wrong_world import (
     adapter_for_model,
     arguments,
     broken_model,
+    changed_model,
     csv,
+    more_layers,
+    no_numbers,
+    no_words,
     recipe_text,
     setting,
     space,
     without_model,
     without_tokenizer,
 )
+
+LISTS = "\n".join(json.dumps({"text": [f"a goal {row}"], "label": "xy"[row % 2]}) for row in range(40))
+MAPPINGS = "\n".join(json.dumps({"text": f"a goal {row}", "label": {"is": "xy"[row % 2]}}) for row in range(40))
 
 WRONG = {
     # recipes
@@ -41,6 +50,7 @@ WRONG = {
     ),
     "a negative budget": (setting("search.max_params=-1"), "allowed: greater than or equal to", ["max_params", "-1"]),
     "a negative seed": (setting("seed=-1"), "allowed: greater than or equal to", ["seed", "-1"]),
+    "a seed that numpy does not take": (setting("seed=4294967296"), "allowed: less than", ["seed", "4294967296"]),
     "a fraction above 1": (setting("data.test_fraction=2"), "allowed: less than", ["data.test_fraction", "2"]),
     "a name that is no folder's": (setting("name=a/b"), "name: got", ["a/b", "pattern"]),
     "an unknown sampler": (
@@ -147,6 +157,9 @@ WRONG = {
     "a path without kinds": (space("paths: {B: []}"), "at least one kind", ["paths.B"]),
     "a tie and its member": (space("paths: {A_B: [lora], A: [none]}"), "(tied) or", ["A_B", "A and B"]),
     "a rank that is no number": (space("paths: {B: [lora]}\nranks: [true]"), "ranks", ["True", "integer"]),
+    "nothing to search": (
+        space("paths: {B: [lora, none]}\nranks: [0]"), "a path that adds parameters to a layer", ["space.paths"],
+    ),
     "a negative rank": (space("paths: {B: [lora]}\nranks: [-2]"), "a list of ints >= 0", ["ranks", "-2"]),
     "an unknown key of a space": (space("paths: {B: [lora]}\nrank: [2]"), "no such key", ["rank", "ranks"]),
     "a pattern that is none": (
@@ -174,6 +187,22 @@ WRONG = {
     "no header": (csv("train", ROWS.partition("\n")[2]), "a column of", ["data.text_column", "a goal 0, sports"]),
     "a missing column": (setting("data.text_column=body"), "a column of", ["data.text_column", "body", "text, label"]),
     "one column for both": (setting("data.text_column=label"), "another column than text_column", ["label_column"]),
+    "one text": (
+        csv("train", ROWS.replace("a chip", "a goal").translate(dict.fromkeys(range(48, 58)))),
+        "a column with at least 2 different inputs", ["data.text_column", "the same in every row"],
+    ),
+    "two columns of a name": (
+        csv("train", ROWS.replace("text,label", "text,label,label").replace("s\n", "s,s\n")), NO_CSV,
+        ["line 1: 2 columns are called label"],
+    ),
+    "labels that look alike": (
+        csv("train", ROWS + "a song,te\u200bch\n"), "these look alike", ["tech (8 times), te\\u200bch (1 times)"],
+    ),
+    "two spellings of a number": (
+        csv("train", ROWS.replace("sports", "1").replace("tech", "2") + "a song,1.0\n"), "these are one number",
+        ["1 (8 times), 1.0 (1 times)"],
+    ),
+    "a packed file": (csv("train", b"\x1f\x8b\x08\x00"), NO_CSV, ["data.train", "this is gzip"]),
     "one label": (csv("train", ROWS.replace("tech", "sports"), "data.validation=null", "data.test=null"),
         "at least 2 different labels", ["data.label_column", "sports"],
     ),
@@ -192,6 +221,18 @@ WRONG = {
     ),
     "several labels in a row as one": (
         csv("train", ROWS + "a song,sports|tech\n"), "are learned by task.type multi-label", ["'sports|tech'"],
+    ),
+    "lists for texts": (
+        lambda world: setting(
+            "data={source: json, train: own.json}", world.write("own.json", LISTS) and "task.max_length=16"
+        )(world),
+        "a column of text, not of", ["column text", "['a goal 0']"],
+    ),
+    "mappings for labels": (
+        lambda world: setting(
+            "data={source: json, train: own.json}", world.write("own.json", MAPPINGS) and "task.max_length=16"
+        )(world),
+        "a column of names or numbers", ["data.label_column", "{'is': 'x'}"],
     ),
     "words for numbers": (
         setting("task.type=text-regression"), "a number as every row's target", ["data.train", "'sports'", "row 1"],
@@ -249,6 +290,16 @@ WRONG = {
     ),
     "a run's adapter for a model": (
         adapter_for_model("run"), "a model; this is a", ["GLORA_PATHS adapter of /", "glora-search merge RUN"],
+    ),
+    "an encoder for a language model": (
+        setting("task.type=causal-lm"), "a causal language model", ["the tokens after it"],
+    ),
+    "a config of more layers than the weights": (
+        changed_model(more_layers), "a model whose weights fit its config", ["encoder.layer.2", "32 are not there"],
+    ),
+    "weights that are not numbers": (changed_model(no_numbers), "a model whose loss on", ["task.model", "data.train"]),
+    "a tokenizer that knows no word": (
+        changed_model(no_words), "a model whose tokenizer knows the texts", ["75% of train's tokens"],
     ),
     "weights that are cut off": (broken_model, NO_MODEL, ["task.model", "./model"]),
     "a model that no hub has": (setting("task.model=owner/none"), NO_MODEL, ["task.model", "owner/none", "hub"]),

@@ -52,12 +52,44 @@ WRONG = {
     "an export of a folder of other rows": (
         after("export", "run", "--format", "lora", origin_json=ORIGIN), "made from other data or another model", [],
     ),
+    "a note of what a run was made from that says nothing": (
+        after("search", "run", search__stage_json=None, origin_json=b"{}"), "origin.json: damaged", ["Bring it back"],
+    ),
     "a broken note of what a run was made from": (
         after("search", "run", search__stage_json=None, origin_json=b"{"), "not valid JSON", ["origin.json"],
     ),
     "a run folder's broken recipe": (after("search", "run", **{"recipe.yaml": b"a: ["}), "not valid YAML", ["recipe"]),
     "a stage's broken result": (
         after("search", "run", search__stage_json=None, supernet__stage_json=b"{"), "not valid JSON", ["stage.json"],
+    ),
+    "a stage's result that is a list": (
+        after("search", "run", search__stage_json=b"[]"), "; remove it to repeat the stage",
+        ["search/stage.json: not what search writes"],
+    ),
+    "a result that says nothing, looked at": (
+        after("status", "run", search__stage_json=b"{}"), "; remove it to repeat the stage", ["search/stage.json"],
+    ),
+    "a last result that says nothing": (
+        after("report", "run", metrics_json=b"{}"), "; remove it to repeat the stage", ["run/metrics.json", "evaluate"],
+    ),
+    "a comparison with a last result that says nothing": (
+        after("compare", "run", metrics_json=b"{}"), "; remove it to repeat the stage", ["run/metrics.json"],
+    ),
+    "a table of trials that somebody has changed": (
+        after("report", "run", **{"search/trials.csv": b"a,b\n1,2\n"}), "not as the search has written it",
+        ["search/trials.csv", "remove run/search/stage.json", "glora-search search run"],
+    ),
+    "a journal of other lines": (
+        after("search", "run", search__stage_json=None, **{"search/journal.log": b"{}\n"}), "is damaged",
+        ["journal.log", "line 1"],
+    ),
+    "an adapter of no kind": (
+        after("merge", "run", retrained=None, merged=None, **{"best/adapter_config.json": b"{}"}),
+        "not a complete adapter", ["run/best", "--again"],
+    ),
+    "a merged model of no kind, read": (
+        after("evaluate", "run", metrics_json=None, **{"merged/config.json": b"{}"}), "cannot be used",
+        ["run/merged", "glora-search merge run --again"],
     ),
     "a broken result, looked at": (after("status", "run", merged__stage_json=b""), "not valid JSON", ["stage.json"]),
     "a supernet without weights": (

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import yaml
+from transformers import BertModel
 
 ROWS = "text,label\n" + "".join(f"a goal {row},sports\na chip {row},tech\n" for row in range(8))
 NO_RUN = "a run folder, made by 'glora-search run RECIPE'"
@@ -111,6 +112,36 @@ def adapter_for_model(adapter):
         return setting("task.model=./adapter")(world)
 
     return prepare
+
+
+def changed_model(change, *overrides):
+    """A model whose folder a function has changed."""
+
+    def prepare(world):
+        shutil.copytree(world.recipe["task"]["model"], world.folder / "model")
+        change(world.folder / "model")
+        return setting("task.model=./model", *overrides)(world)
+
+    return prepare
+
+
+def more_layers(folder):
+    """A config of more layers than the weights have."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 4'))
+
+
+def no_numbers(folder):
+    """Weights one of which is not a number."""
+    model = BertModel.from_pretrained(folder)
+    model.encoder.layer[0].output.dense.weight.data[0, 0] = float("nan")
+    model.save_pretrained(folder)
+
+
+def no_words(folder):
+    """A tokenizer that knows none of the texts' words."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
 
 
 def broken_model(world):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
         if missing:  # peft would look for it on the hub
             raise FileNotFoundError(f"{missing[0]} is missing")
         return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:  # of another config, say
         raise UserError(f"{folder}: not a complete adapter ({error}); repeat its stage with --again") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -84,9 +85,12 @@ def options(
 
 def silence_libraries() -> None:
     """Before a command loads models: what went wrong is said by this package's own messages."""
+    import datasets
     import huggingface_hub
     import transformers
 
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

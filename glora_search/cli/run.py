@@ -56,24 +56,30 @@ def prepare(
 ) -> None:
     """Check a recipe and create its run folder, for the single-stage commands."""
     begin(quiet, as_json)
-    current = _create(recipe, overrides, run_dir)
+    current = _create(recipe, overrides, run_dir, again=True)
     if not as_json:
         from glora_search.run.cost import estimate
 
         say(f"cost: {estimate(current.context)}", "dim")
-    following = f"glora-search train-supernet {current.folder}"
+    following = f"glora-search {_next(current.view) or 'report'} {current.folder}"
     if as_json:
         emit({"folder": str(current.folder), "next": following})
     else:
         say(f"{current.folder}: ready; next: {following}")
 
 
-def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
+def _next(view: Any) -> str | None:
+    """The command of the first stage that is not done; None where all are."""
+    left = (one.command for one in STAGES.values() if view.asks_for(one) and view.done(one.name) is None)
+    return next(left, None)
+
+
+def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, again: bool = False) -> Any:
     silence_libraries()
     from glora_search.recipe.schema import Recipe
     from glora_search.run.runner import Run
 
-    return Run.create(Recipe.load(recipe, overrides or []), run_dir)
+    return Run.create(Recipe.load(recipe, overrides or []), run_dir, again=again)
 
 
 def _open(folder: Path) -> Any:

@@ -13,9 +13,10 @@ from pathlib import Path
 from glora_search.errors import UserError
 
 REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
-# safetensors and tokenizers pass on the system's words alone; torch says only that it could not write.
+# safetensors and tokenizers pass on the system's words alone; torch says only that it could not write; datasets looks
+# beforehand, and says how much it needs.
 WORDS = {
-    r"no space left on device|os error 28\b": errno.ENOSPC,
+    r"no space left on device|not enough (free )?disk space|os error 28\b": errno.ENOSPC,
     r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|basic_ios::clear": errno.ENOSPC,
     r"disk quota exceeded|os error 122\b": errno.EDQUOT,
 }

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 
-MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""What files in other encodings begin with."""
+MARKS = {
+    **{b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"},
+    **{b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file, maybe of a spreadsheet", b"PAR1": "parquet"},
+}
+"""What files in other encodings begin with, and files of another kind."""
 SEPARATORS = (",", ";", "\t", "|")
+
+csv.field_size_limit(2**31 - 1)  # pandas has none
 
 
 def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str]]:
@@ -52,6 +58,24 @@ def not_text(path: Path) -> str:
         return ""
     line = len((content[:at] + b".").splitlines())
     return f"line {line}: byte 0x{content[at]:02x} {what}"
+
+
+def line_of(path: Path, separator: str, number: int) -> int | None:
+    """The line in which a row begins; None where it cannot be told.
+
+    Args:
+        number: of the row, counted from 1 and without the header and empty lines.
+    """
+    begins, seen = 1, -1
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        with suppress(csv.Error):
+            for row in reader:
+                seen += any(cell.strip(" \t") for cell in row) or len(row) > 1  # pandas leaves out the others
+                if seen == number:
+                    return begins
+                begins = reader.line_num + 1
+    return None
 
 
 def wrong_line(path: Path, separator: str) -> int | None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -65,6 +65,11 @@ OTHER_MACHINE = {"other_machine": True}
 are not errors."""
 
 
+def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Training arguments as a message shows them: without what gives access to the hub."""
+    return {name: "..." if name.endswith("_token") else value for name, value in settings.items()}
+
+
 def _check_training(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, dict):
         raise invalid("training", value, "a mapping of TrainingArguments fields")
@@ -88,7 +93,7 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
     try:
         TrainingArguments(**{"output_dir": "unused", **TRAINING_DEFAULTS, **checked})
     except Exception as error:  # transformers has no type of its own for what it refuses
-        raise invalid("training", checked, f"what transformers.TrainingArguments takes ({error})") from None
+        raise invalid("training", shown(checked), f"what transformers.TrainingArguments takes ({error})") from None
     return checked
 
 

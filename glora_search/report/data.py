@@ -79,9 +79,8 @@ def is_lower_better(metrics: dict[str, Any]) -> bool:
 
 
 def _trials(run: RunFolder) -> pd.DataFrame:
-    table = run.path / "search" / "trials.csv"
-    if run.done("search") is not None and table.is_file():
-        return pd.read_csv(table)
+    if run.done("search") is not None and run.trials().is_file():
+        return pd.read_csv(run.trials())
     study = run.study()
     return pd.DataFrame() if study is None else trials_frame(study)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from glora_search.finals.finalists import TAUGHT
 from glora_search.progress import track
 from glora_search.ranking import rank_key
@@ -41,7 +43,10 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             scored[name] = evaluate(run.load(name), batches, task)
             bar.advance()
         options = {"trust_remote_code": recipe.task.trust_remote_code}
-        plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
+        try:
+            plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise view.merged_cannot_be_used(error) from error
         scored["merged"] = evaluate(plain, batches, task)
         bar.advance()
     scores: dict[str, float | None] = dict.fromkeys(diverged)

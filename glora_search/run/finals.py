@@ -57,6 +57,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     _write_starts(run, folder, contest, field)
     (folder / READY).write_text("")
     storage = JournalStorage(JournalFile(folder / "journal.log"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
     with helped_by(workers - 1, functools.partial(assist, run.folder)):
         result = contest.race(field, study)
@@ -135,7 +136,7 @@ def _results(run: Context, folder: Path, contest: Contest, field: list[Finalist]
 
 def _best_subnets(run: Context, count: int) -> list[Subnet]:
     """The search's best subnets that have something to train."""
-    table = pd.read_csv(run.folder / "search" / "trials.csv")
+    table = pd.read_csv(run.view.trials())
     best = ranked(table, run.recipe.search.score, run.task.direction).sort_values("rank")
     chosen = best[best["user_attrs_params"] > 0].head(count)
     return [(genome_of(row), int(row["user_attrs_params"])) for _, row in chosen.iterrows()]

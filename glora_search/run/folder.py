@@ -76,7 +76,11 @@ class RunFolder:
     def done(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage has left, or None."""
         path = self.path / STAGES[stage].written_last
-        found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        if not isinstance(found, dict) or "seconds" not in found:
+            raise UserError(f"{path}: not what {STAGES[stage].command} writes; remove it to repeat the stage")
         return found
 
     def has_begun(self) -> bool:
@@ -95,6 +99,12 @@ class RunFolder:
             made = STAGES[stage]
             raise UserError(f"{self.path}: no {made.shown} yet; run first: glora-search {made.command} {self.path}")
         return found
+
+    def merged_cannot_be_used(self, error: Exception) -> UserError:
+        """What to do about a merged model that does not load."""
+        reason = str(error).strip().split("\n")[0]
+        again = f"merge again: glora-search merge {self.path} --again"
+        return UserError(f"{self.path / 'merged'}: cannot be used ({reason}); {again}")
 
     def seconds(self) -> dict[str, float]:
         """Command -> how long its stage took, for the stages that are done."""
@@ -172,6 +182,21 @@ class RunFolder:
             raise UserError(f"{self.path}: no search has begun here; run first: glora-search search {self.path}")
         return JournalStorage(JournalReader(path))
 
+    def trials(self) -> Path:
+        """The finished search's table of trials, as the search has written it.
+
+        Raises:
+            UserError: somebody has changed it.
+        """
+        path = self.path / "search" / "trials.csv"
+        noted = self.result("search").get("files", {}).get(path.name)
+        if noted is not None and path.is_file() and noted != digest(path):
+            raise UserError(
+                f"{path}: not as the search has written it. Bring it back, or remove {path.with_name('stage.json')} "
+                f"and run: glora-search search {self.path}"
+            )
+        return path
+
     def study(self) -> optuna.Study | None:
         """The search in the folder's journal; None where none has begun."""
         try:
@@ -186,7 +211,7 @@ class RunFolder:
             UserError: the supernet is not trained yet.
         """
         self.result("supernet")
-        return hashlib.sha256((self.path / "supernet" / "adapter_model.safetensors").read_bytes()).hexdigest()[:24]
+        return digest(self.path / "supernet" / "adapter_model.safetensors")
 
     def shared_name(self) -> str:
         """The search's name in a storage that others use too: the same on each machine that has this run folder.
@@ -219,6 +244,11 @@ class RunFolder:
             return True
         except OSError:  # of someone else, or on a disk that is read-only: it cannot be told
             return False
+
+
+def digest(path: Path) -> str:
+    """A short name of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
 
 def source_name(stage: str, figures: dict[str, Any]) -> str:

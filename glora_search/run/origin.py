@@ -58,7 +58,12 @@ def check_origin(run: Context) -> None:
 def origin_of(run: RunFolder) -> dict[str, Any] | None:
     """What is noted of a run's origin; None where nothing was made from it, or an earlier version noted nothing."""
     path = run.path / ORIGIN
-    return read_json(path) if path.is_file() and run.has_begun() else None
+    if not path.is_file() or not run.has_begun():
+        return None
+    found: dict[str, Any] = read_json(path)
+    if not isinstance(found, dict) or not {"data", "labels", "model", "versions"} <= found.keys():
+        raise UserError(f"{path}: damaged. Bring it back, or remove it: data and model are then noted as they are now")
+    return found
 
 
 def forget_unlabelled(run: RunFolder) -> None:

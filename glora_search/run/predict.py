@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glora_search.errors import UserError, invalid
+from glora_search.errors import invalid
 from glora_search.run.folder import RunFolder
 
 
@@ -65,9 +65,7 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
         use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{merged}: cannot be used ({_reason(error)}); merge again: glora-search merge {folder} --again"
-        ) from error
+        raise RunFolder(folder).merged_cannot_be_used(error) from error
 
 
 def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:

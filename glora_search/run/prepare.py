@@ -5,12 +5,14 @@ Nothing is trained, and nothing is written.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -18,7 +20,7 @@ from glora_search.errors import UserError, invalid
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import EVALUATED, finalist_args
 from glora_search.progress import say, track
-from glora_search.recipe.arguments import TRAINING_TYPES
+from glora_search.recipe.arguments import TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
@@ -37,6 +39,8 @@ from glora_search.training.trainer import PathTrainer
 
 LOOKED_UP = ("input_ids", "decoder_input_ids")
 """Of a batch: what a model looks up in its embedding."""
+WORDS_SEEN = 1000
+"""The rows that show whether a tokenizer knows the texts."""
 
 
 def check(recipe: Recipe) -> Task:
@@ -51,8 +55,11 @@ def check(recipe: Recipe) -> Task:
     say("reading data and model", "dim")
     task = make_task(recipe)
     model = task.model()
+    task.check_model(model)
     supernet, search = recipe.supernet, recipe.search
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
+    if not space.params(space.largest):
+        raise invalid("space.paths", "nothing but none, or rank 0", "a path that adds parameters to a layer")
     check_search(
         space,
         sampler=search.sampler,
@@ -83,6 +90,8 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
         splits["unlabelled"] = unlabelled
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
+    _check_words(task)
+    _say_repeated(splits)
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():
             for index in range(len(own)):
@@ -93,7 +102,34 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
                     raise invalid("task.model", name, f"{allowed}, and this one's embedding has {known}")
                 bar.advance(1)
             with _refused("task.model", name, f"a model that takes the longest rows of data.{split}"):
-                Sums().add(model, [dict(task.collator([splits[split][int(row)] for row in own.order[-2:]]))], task)
+                sums = Sums()
+                sums.add(model, [dict(task.collator([splits[split][int(row)] for row in own.order[-2:]]))], task)
+            if sums.items and not math.isfinite(sums.loss):
+                allowed = f"a model whose loss on data.{split} is a number: are its weights, and the targets?"
+                raise invalid("task.model", name, allowed)
+
+
+def _say_repeated(splits: dict[str, Dataset]) -> None:
+    """Say which rows to score on were learned from, too."""
+    if "input_ids" not in splits["train"].column_names:
+        return
+    learned = set(map(tuple, splits["train"]["input_ids"]))
+    for split in ("validation", "test"):
+        known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
+        if known:
+            say(f"note: {known} of {len(splits[split])} rows of data.{split} are train rows too: its figures flatter")
+
+
+def _check_words(task: Task) -> None:
+    """Refuse a tokenizer that does not know the texts' words."""
+    unknown = getattr(task.processor, "unk_token_id", None)
+    if unknown is None or "input_ids" not in task.train.column_names:
+        return
+    rows = task.train["input_ids"][:WORDS_SEEN]
+    share = sum(ids.count(unknown) for ids in rows) / sum(map(len, rows))
+    if share > 0.5:
+        allowed = f"a model whose tokenizer knows the texts; {share:.0%} of train's tokens are unknown to it"
+        raise invalid("task.model", task.recipe.task.model, allowed)
 
 
 def _batch(batches: Batches, index: int, key: str) -> dict[str, Any]:
@@ -140,7 +176,7 @@ class _Trainings:
         }
         with tempfile.TemporaryDirectory() as folder:
             for section, own in settings.items():
-                with _refused(f"{section}.training", own, "arguments with which a training can start"):
+                with _refused(f"{section}.training", shown(own), "arguments with which a training can start"):
                     getattr(self, section)(training_arguments(own, Path(folder), recipe.seed))
 
     def supernet(self, args: TrainingArguments) -> None:

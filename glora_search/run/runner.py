@@ -50,7 +50,7 @@ class Run:
         self.folder, self.view = self.context.folder, self.context.view
 
     @classmethod
-    def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
+    def create(cls, recipe: Recipe, folder: str | Path | None = None, *, again: bool = False) -> Run:
         """Make a run folder, or open the one that the recipe made before.
 
         What its stages will do is tried before anything is written, see `prepare.check`. Where sections of later
@@ -58,6 +58,7 @@ class Run:
 
         Args:
             folder: None is ``runs/<recipe's name>``.
+            again: try also a recipe that has made the folder before, with the data and the model that are there now.
 
         Raises:
             UserError: the folder was made from another recipe or space; what is in it stays as it is. Or the recipe
@@ -69,7 +70,9 @@ class Run:
             run = cls(folder)
             found = changes(run.view, noted)
             check_changes(run.view, found)
-            return run._changed(noted, check(recipe)) if found else run
+            if found:
+                return run._changed(noted, check(recipe))
+            return run._tried_again(check(recipe)) if again else run
         task = check(recipe)  # messages have the paths that the user wrote
         with writing_in(folder):
             if not is_run_folder(folder, recipe):
@@ -81,6 +84,12 @@ class Run:
     def _with(self, task: Task) -> Run:
         self.context.task = task
         return self
+
+    def _tried_again(self, task: Task) -> Run:
+        """The run, which can go on with a task that was loaded anew."""
+        if origin_of(self.view) is not None:
+            check_origin(self._with(task).context)
+        return self._with(task)
 
     def _changed(self, recipe: Recipe, task: Task) -> Run:
         """The run with another recipe, as far as it may be another; what is stale is removed first."""

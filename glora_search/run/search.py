@@ -10,7 +10,7 @@ import optuna
 
 from glora_search.progress import track
 from glora_search.run.context import Context
-from glora_search.run.folder import RunFolder
+from glora_search.run.folder import RunFolder, digest
 from glora_search.run.origin import check_origin
 from glora_search.search.calibration import subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
@@ -30,8 +30,9 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
             which can lie on a shared disk.
     """
     study = _work(run, workers, storage)
-    trials_frame(study).to_csv(folder / "trials.csv", index=False)
-    return summary(study)
+    table = folder / "trials.csv"
+    trials_frame(study).to_csv(table, index=False)
+    return {**summary(study), "files": {table.name: digest(table)}}
 
 
 def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> None:

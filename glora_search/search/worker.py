@@ -8,12 +8,14 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.disk import full_disk
 from glora_search.ranking import is_finite
 from glora_search.scoring import Evaluation
 from glora_search.search.evolution.base import Proposal, distributions
@@ -132,13 +134,18 @@ class Worker:
         return _patiently(self.ledger.holds) or self._claim(proposal)
 
     def _record(self, trial: FrozenTrial) -> FrozenTrial:
-        """Write a trial; one that the storage does not take fails with that reason, and is written later."""
+        """Write a trial; one that the storage does not take fails with that reason, and is written later.
+
+        A full disk takes no other trial either, and this one would be lost: it ends the search.
+        """
         try:
             while self.unwritten:
                 self.ledger.append(self.unwritten[0])
                 self.unwritten.pop(0)
             self.ledger.append(trial)
         except storage_errors() as error:
+            if full_disk(error, Path()) is not None:
+                raise
             trial = _failed(trial, f"not stored: {_reason(error)}")
             self.unwritten.append(trial)
             self.history.seen.add(trial.user_attrs[KEY])
@@ -170,6 +177,8 @@ class Runner:
         except UserError:
             raise
         except Exception as error:  # out of memory, say: the next genome may be smaller
+            if full_disk(error, Path()) is not None:
+                raise
             failed = _reason(error)
         attributes: dict[str, Any] = {ORIGIN: proposal.origin, PARAMS: params, KEY: key_of(proposal.code)}
         attributes["seconds"] = time.perf_counter() - started

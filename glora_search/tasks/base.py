@@ -20,6 +20,7 @@ from glora_search.scoring import IGNORED
 from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
     check_vocabulary,
+    check_weights,
     draw_head,
     head_labels,
     head_options,
@@ -137,6 +138,13 @@ class Task(abc.ABC):
         """What else ``auto_class.from_pretrained`` is given."""
         return {} if self.problem_type is None else head_options(self.outputs, self.problem_type)
 
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - most take any model
+        """Refuse a model with which the task cannot be done; called once, before the first stage.
+
+        Raises:
+            UserError: says why.
+        """
+
     def trivial_score(self) -> float | None:
         """The validation metric of the best constant answer, or None."""
         return None
@@ -164,6 +172,7 @@ class Task(abc.ABC):
         """
         set_seed(self.recipe.seed)
         model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
+        check_weights(model, loaded, name=self.recipe.task.model)
         if self.outputs and not self.keeps_head() and draw_head(model, loaded) and not self._said:
             self._said = True
             names = ", ".join(head_labels(self.config)[:3])

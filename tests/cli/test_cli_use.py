@@ -144,7 +144,7 @@ def test_a_sequence_to_sequence_model_answers_as_long_as_it_was_trained(call, fi
     config = T5Config(**size, decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(other.folder / "merged")
     tokenizer.save_pretrained(other.folder / "merged")
-    (other.folder / "merged" / "stage.json").write_text("{}")
+    (other.folder / "merged" / "stage.json").write_text('{"seconds": 1}')
     other("task", type="seq2seq-lm", max_length=30, prompt="the {text} says")
     code, out, err = call("predict", other.folder, "goal", "--json")
     assert code == 0, err

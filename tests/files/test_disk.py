@@ -26,6 +26,7 @@ ERRORS = {
     "a wrapped one": (caused_by(EDQUOT, RuntimeError("could not be saved")), QUOTA),
     "one that was said already": (caused_by(ENOSPC, UserError("search: the storage cannot be used")), FULL),
     "safetensors'": (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
+    "datasets', with what it needs": (OSError("Not enough disk space. Needed: 2.1 GiB (download: 1 GiB)"), FULL),
     "torch's": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), FULL),
     "torch's of a small file": (RuntimeError("basic_ios::clear: iostream error"), FULL),
 }
@@ -38,6 +39,7 @@ def test_a_full_disk_is_one_message(tmp_path, error, reason):
     for words in (reason, "Make room and give the same command again"):
         assert words in str(found)
     assert ("MB left" in str(found)) == (reason == FULL)
+    assert ("Needed: 2.1 GiB" in str(found)) == ("Needed" in str(error))
     assert full_disk(found, Path("elsewhere")) is found
 
 

@@ -15,6 +15,7 @@ from glora_search.adapters import export
 from glora_search.run import making, retrain, runner
 from glora_search.run.stages import STAGES
 from glora_search.search import worker
+from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.shared.ledger import Ledger
 from glora_search.search.shared.storage import JournalFile
 
@@ -35,6 +36,8 @@ WRITES = {
     "supernet, its checkpoint": ("supernet", Trainer, "_save_checkpoint", full),
     "supernet, its weights": ("supernet", PeftModel, "save_pretrained", serializer),
     "search, its journal": ("search", JournalFile, "append_logs", full),
+    "search, a trial": ("search", Ledger, "append", full),
+    "search, an evaluation": ("search", SubnetEvaluator, "__call__", full),
     "search, a claim": ("search", Ledger, "claim", full),
     "search, its table": ("search", pd.DataFrame, "to_csv", full),
     "best": ("best", export, "save_adapter", serializer),

@@ -19,6 +19,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, EarlyStoppingCall
 from glora_search import Recipe, Run
 from glora_search.errors import UserError
 from glora_search.recipe.arguments import TRAINING_TYPES
+from glora_search.training import rehearsal
+from glora_search.training.trainer import PathTrainer
 
 SECTIONS = {"supernet": {}, "retrain": {}, "finals": {}, "baseline": {"baselines": ["lora"]}}
 EVALUATING = {"eval_strategy": "epoch", "load_best_model_at_end": True}
@@ -67,6 +69,58 @@ def test_nothing_is_trained_and_nothing_reported(tiny_recipe, tmp_path, monkeypa
     assert not any(path.is_dir() for path in (tmp_path / "run").iterdir())
 
 
+def test_rows_to_score_on_that_are_train_rows_too_are_said(recipe_file, tiny_recipe, call, tmp_path):
+    copied = shutil.copy(tiny_recipe["data"]["train"], tmp_path / "test.csv")
+    made = ("prepare", recipe_file, "--run-dir", tmp_path / "run", "--set", f"data.test={copied}")
+    code, out, _ = call(*made)
+    assert code == 0
+    assert "note: 64 of 64 rows of data.test are train rows too" in out
+
+
+def test_quiet_is_quiet_whatever_the_data_comes_from(recipe_file, tmp_path, call):
+    rows = [{"text": f"a goal {row}", "label": "xy"[row % 2]} for row in range(40)]
+    (tmp_path / "own.json").write_text("\n".join(map(json.dumps, rows)))
+    source = f"data={{source: json, train: {tmp_path / 'own.json'}}}"
+    made = call("prepare", recipe_file, "--run-dir", tmp_path / "run", "--quiet", "--set", source)
+    assert made == (0, "", "")
+
+
+PUSHING = {"push_to_hub": True, "hub_model_id": "owner/model"}
+
+
+def test_no_repository_is_made_and_who_would_make_it_is_known(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *args, **kwargs: pytest.fail("made a repository"))
+    recipe = with_training(tiny_recipe, "retrain", {**PUSHING, "hub_token": "hf_mine"})
+    with pytest.raises(UserError, match=r"^retrain\.training: got .*can start \(Offline") as e:
+        Run.create(recipe, tmp_path / "run")
+    assert "hf_mine" not in str(e.value)
+    asked = []
+    monkeypatch.setattr(rehearsal, "whoami", asked.append)
+    Run.create(recipe, tmp_path / "run")
+    assert asked == ["hf_mine"]
+
+
+def test_a_run_folder_is_tried_again_with_what_is_there_now(recipe_file, tiny_recipe, finished, call):
+    recipe = yaml.safe_load(recipe_file.read_text())
+    code, out, _ = call("prepare", recipe_file, "--run-dir", finished)
+    assert (code, f"next: glora-search report {finished}" in out) == (0, True)
+    (finished / "metrics.json").unlink()
+    assert f"next: glora-search evaluate {finished}" in call("prepare", recipe_file, "--run-dir", finished)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PathTrainer, "create_optimizer", lambda *args, **kwargs: 1 / 0)
+        code, _, err = call("prepare", recipe_file, "--run-dir", finished)
+    assert (code, "supernet.training: got" in err) == (2, True)
+    with open(shutil.copy(tiny_recipe["data"]["test"], finished.parent / "test.csv"), "a") as file:
+        file.write("a goal,sports\n")
+    recipe["data"]["test"] = str(finished.parent / "test.csv")
+    noted = yaml.safe_load((finished / "recipe.yaml").read_text())
+    noted["data"]["test"] = recipe["data"]["test"]
+    (finished / "recipe.yaml").write_text(yaml.safe_dump(noted))
+    recipe_file.write_text(yaml.safe_dump(recipe))
+    code, _, err = call("prepare", recipe_file, "--run-dir", finished)
+    assert (code, "data.test has other rows" in err) == (2, True)
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test", "unlabelled"])
 def test_a_token_that_the_model_does_not_have_is_refused_in_every_split(split, tiny_recipe, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["task"]["model"])
@@ -111,22 +165,34 @@ ARGUMENTS = st.lists(st.sampled_from(sorted(TRAINING_TYPES)), min_size=1, max_si
 )
 
 
-@pytest.mark.slow
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(section=st.sampled_from(sorted(SECTIONS)), arguments=ARGUMENTS)
-def test_any_training_arguments_end_with_a_result_or_a_message(section, arguments, tiny_recipe, call, tmp_path_factory):
+def check_any(command, section, arguments, tiny_recipe, call, folder):
+    """A command has to end with a result or a message."""
     if arguments.get("torch_compile"):  # with the default one, it takes minutes
         arguments["torch_compile_backend"] = "eager"
-    folder = tmp_path_factory.mktemp("any")
     recipe = copy.deepcopy({**tiny_recipe, **SECTIONS[section]})
     recipe["supernet"]["training"]["num_train_epochs"] = recipe["search"]["trials"] = 1
     recipe.setdefault(section, {}).setdefault("training", {"use_cpu": True}).update(arguments)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
     try:
         with warnings.catch_warnings(action="ignore"):
-            code, _, err = call("run", folder / "recipe.yaml", "--run-dir", folder / "run")
+            code, out, err = call(command, folder / "recipe.yaml", "--run-dir", folder / "run")
     finally:
         torch.use_deterministic_algorithms(False)
     assert code in (0, 2), err
-    assert (code == 2) == err.startswith("error: ") or code == 0
-    assert "Traceback" not in err
+    assert (code == 2) == err.startswith("error: ")
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", sorted(SECTIONS))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arguments=ARGUMENTS)
+def test_any_training_arguments_are_ready_or_a_message(section, arguments, tiny_recipe, call, tmp_path_factory):
+    check_any("prepare", section, arguments, tiny_recipe, call, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.slow
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(section=st.sampled_from(sorted(SECTIONS)), arguments=ARGUMENTS)
+def test_any_training_arguments_end_with_a_result_or_a_message(section, arguments, tiny_recipe, call, tmp_path_factory):
+    check_any("run", section, arguments, tiny_recipe, call, tmp_path_factory.mktemp("any"))

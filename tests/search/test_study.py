@@ -150,16 +150,23 @@ def test_a_mistake_of_the_user_ends_the_search(space):
         search(space, lambda genome: "good", trials=5)
 
 
-def test_a_full_disk_fails_that_trial_with_its_reason_and_the_search_goes_on(space, evaluator, tmp_path, monkeypatch):
+def append_fails(monkeypatch, error):
+    """The second and the third trial cannot be written at first."""
     original, calls = Ledger.append, []
 
     def append(self, trial):
         calls.append(trial)
         if len(calls) in (2, 3):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         return original(self, trial)
 
     monkeypatch.setattr(Ledger, "append", append)
+
+
+def test_a_storage_that_does_not_take_a_trial_fails_it_with_its_reason_and_the_search_goes_on(
+    space, evaluator, tmp_path, monkeypatch
+):
+    append_fails(monkeypatch, OSError(errno.EIO, "Input/output error"))
     journal, made = tmp_path / "journal.log", evaluator()
     study = search(space, made, trials=12, storage=journal)
     assert len(made.genomes) == 12
@@ -167,8 +174,21 @@ def test_a_full_disk_fails_that_trial_with_its_reason_and_the_search_goes_on(spa
     for found in (study, reread(journal)):
         failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
         assert len(failed) == 2
-        assert all("No space left on device" in trial.user_attrs[FAILED] for trial in failed)
+        assert all("Input/output error" in trial.user_attrs[FAILED] for trial in failed)
         assert len(found.trials) == 12
+
+
+def test_a_full_disk_ends_the_search_and_with_room_it_goes_on_as_if_nothing_had_happened(
+    space, evaluator, tmp_path, monkeypatch
+):
+    whole = search(space, evaluator(), trials=12, storage=tmp_path / "whole.log")
+    append_fails(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            search(space, evaluator(), trials=12, storage=tmp_path / "journal.log")
+    study = search(space, evaluator(), trials=12, storage=tmp_path / "journal.log")
+    assert [trial.params for trial in study.trials] == [trial.params for trial in whole.trials]
+    assert [trial.values for trial in study.trials] == [trial.values for trial in whole.trials]
 
 
 def test_the_best_trial_is_the_best_metric_then_the_lowest_loss(space):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
 
@@ -16,6 +17,7 @@ from glora_search.recipe.data import Files
 from glora_search.tasks.sources import CsvFiles
 from glora_search.tasks.splits import load_data
 
+COLUMNS = {"inputs": [("data.text_column", "text")], "targets": [("data.label_column", "label")]}
 ROWS = "".join(f"text {n}{{0}}{'xy'[n % 2]}\n" for n in range(20))
 
 
@@ -30,8 +32,7 @@ def test_the_same_rows_load_whatever_separates_them(tmp_path, separator):
     for mark in (",", separator):
         path = tmp_path / "a.csv"
         path.write_text(f"text{mark}label\n" + ROWS.format(mark))
-        columns = {"inputs": [("data.text_column", "text")], "targets": [("data.label_column", "label")]}
-        found.append(load_data(Files(source="csv", train=str(path)), 0, **columns).fingerprints())
+        found.append(load_data(Files(source="csv", train=str(path)), 0, **COLUMNS).fingerprints())
     assert found[0] == found[1]
 
 
@@ -44,6 +45,55 @@ def test_a_separator_can_be_given_and_wrong_ones_are_refused(tmp_path):
             Files(source="csv", train="a", separator=wrong)
     with pytest.raises(ValueError, match="only csv has one"):
         Files(source="json", train="a", separator=";")
+
+
+@pytest.mark.parametrize("header", ["text,label,label,b", "text,label,b,text"])
+def test_two_columns_of_the_name_that_is_asked_for_are_refused_and_of_another_are_not(tmp_path, header):
+    path = tmp_path / "a.csv"
+    path.write_text(header + "\n" + "".join(f"a {n},{'xy'[n % 2]},b,c\n" for n in range(20)))
+    with pytest.raises(UserError, match=r"data\.train.*line 1: 2 columns are called (text|label)"):
+        load_data(Files(source="csv", train=str(path)), 0, **COLUMNS)
+    path.write_text(path.read_text().replace(header, "text,label,b,b"))
+    assert load_data(Files(source="csv", train=str(path)), 0, **COLUMNS).labels == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"), [("text, label", "text, ' label'"), ("text,label\u200b", r"'label\\u200b'")]
+)
+def test_white_space_of_a_header_is_shown(tmp_path, header, shown):
+    path = tmp_path / "a.csv"
+    path.write_text(header + "\n" + ROWS.format(","))
+    with pytest.raises(UserError, match=rf"data\.label_column: got 'label'; allowed: a column of .*{shown}"):
+        load_data(Files(source="csv", train=str(path)), 0, **COLUMNS)
+
+
+def test_a_field_may_be_huge_and_the_line_that_is_wrong_is_another(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "a goal " * 30_000 + ",x\n" + ROWS.format(","))
+    assert len(read(path)) == 21
+    path.write_text(path.read_text() + "a,b,c\n")
+    with pytest.raises(UserError, match=r"line 23: "):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(gzip.compress(b"text,label\n"), "gzip"), (b"PK\x03\x04x", "a zip file"), (b"PAR1\x15", "parquet")],
+)
+def test_files_of_another_kind_are_named(tmp_path, content, kind):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"data\.train.*this is {kind}"):
+        read(tmp_path / "a.csv")
+
+
+def test_texts_that_are_the_same_in_every_row_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    for text in ("", "a goal"):
+        for name in ("a.csv", "other.csv"):
+            (tmp_path / name).write_text("text,label\n" + f"{text},x\n{text},y\n" * 20)
+        for other in (None, str(tmp_path / "other.csv")):
+            with pytest.raises(UserError, match=r"data\.text_column: got 'the same in every row'"):
+                load_data(Files(source="csv", train=str(path), validation=other), 0, **COLUMNS)
 
 
 cells = st.text(st.sampled_from(list("ab1 ;,|\t\"'\u00e4\u4e2d\r\n\ufeff")), max_size=5)
@@ -82,6 +132,28 @@ def test_any_table_that_is_written_loads_as_pandas_loads_it_or_is_refused(
     path = tmp_path_factory.getbasetemp() / "table.csv"
     path.write_bytes(text.getvalue().encode(encoding, "replace"))
     loads_or_is_refused(path, separator)
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ("a,\n", 2),
+        ("a,x\nb,\n", 3),
+        ("\na,x\n \n\nb,\n", 6),
+        ('"two\nlines",x\nb,\n', 4),
+        ('a,x\n"two\nlines",\n', 3),
+        ('a,x\nb," "\n', 3),
+    ],
+)
+def test_a_row_without_a_label_is_named_with_its_file_and_line(tmp_path, lines, line):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\n" + lines)
+    rows = len(read(path))
+    for target, what in (("label", "no label in "), ("number", "this is ")):
+        if target == "number":
+            path.write_text(path.read_text().replace(",x", ",1"))
+        with pytest.raises(UserError, match=rf"data\.train.*{what}row {rows} of {re.escape(str(path))}, line {line}\b"):
+            load_data(Files(source="csv", train=str(path)), 0, **COLUMNS, target=target)
 
 
 @given(st.binary(max_size=40) | st.text(st.sampled_from(list('ab,;"\n\r\t ')), max_size=40).map(str.encode))

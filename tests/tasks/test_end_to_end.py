@@ -205,7 +205,7 @@ def test_a_lower_perplexity_is_better_in_search_stopping_and_report(tiny, recipe
     for name in ("best", "retrained"):
         write_json(
             run.folder / name / "stage.json",
-            {"validation": {"best": 3.0, "retrained": 4.0}[name], "validation_loss": 1},
+            {"validation": {"best": 3.0, "retrained": 4.0}[name], "validation_loss": 1, "seconds": 1},
         )
     assert run.view.final()[0] == "best"
 

@@ -77,6 +77,30 @@ def test_labels_that_letter_case_alone_separates_are_refused_with_counts(tmp_pat
             load(Files(source="csv", train=csv(tmp_path / "a.csv", rows(20)), **{split: other}))
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["sports", "spo\u200brts", "tech"], r"sports \(4 times\), spo\\u200brts \(4 times\).*these look alike"),
+        (["\uff53ports", "sports", "tech"], "these look alike"),
+        (["1", "1.0", "2"], r"1 \(4 times\), 1\.0 \(4 times\).*these are one number"),
+        (["01", "1", "2"], "these are one number"),
+    ],
+)
+def test_labels_that_look_alike_and_two_spellings_of_a_number_are_refused(tmp_path, labels, words):
+    with pytest.raises(UserError, match=rf"data\.label_column.*{words}"):
+        read(tmp_path / "a.json", labels)
+
+
+def test_labels_whose_difference_can_be_seen_are_kept(tmp_path):
+    flags = [
+        "\U0001f3f4" + "".join(chr(0xE0000 + ord(mark)) for mark in f"gb{land}") + "\U000e007f"
+        for land in ("eng", "sct")
+    ]
+    for labels in (flags, ["I", "\u0131"], ["1.0", "1", "one"], ["1_0", "10", "x"]):
+        assert sorted(read(tmp_path / "a.json", labels).labels) == sorted(labels)
+    assert read(tmp_path / "a.json", ["\ufefftea\u200b", "tea", "\u00adcoffee"]).labels == ["coffee", "tea"]
+
+
 def test_numbers_are_in_numeric_order_and_other_labels_sorted(tmp_path):
     numbers = [str(n) for n in (10, 1, 12, 2, -3)]
     assert read(tmp_path / "a.json", numbers).labels == ["-3", "1", "2", "10", "12"]
@@ -130,7 +154,7 @@ def test_several_labels_are_a_list_or_text(tmp_path):
         read(tmp_path / "a.json", ["a", "b", None], 8, "labels")
 
 
-@pytest.mark.parametrize("wrong", ["good", "", "nan", "inf", "1,5", None])
+@pytest.mark.parametrize("wrong", ["good", "", "nan", "inf", "1,5", "1_5", None])
 def test_what_is_no_number_is_named_with_its_row(tmp_path, wrong):
     lines = [{"text": str(n), "label": value} for n, value in enumerate(["1.5", " 2 ", wrong] * 8)]
     path = tmp_path / "a.json"
@@ -152,7 +176,7 @@ def test_the_numbers_of_the_test_split_are_checked_before_the_work(tmp_path):
 
 WORDS = st.text(alphabet="aAbBéÉe\u0301 ß1.-", min_size=1, max_size=4)
 NUMBERS = st.integers(-20, 120).map(str)
-PADDING = st.sampled_from(["", " ", "\t", "\u00a0", "\u2003"])
+PADDING = st.sampled_from(["", " ", "\t", "\u00a0", "\u2003", "\u200b", " \ufeff"])
 
 
 @settings(max_examples=150)
@@ -162,10 +186,11 @@ PADDING = st.sampled_from(["", " ", "\t", "\u00a0", "\u2003"])
 )
 def test_any_labels_follow_the_contract(tmp_path_factory, written, random):
     path = tmp_path_factory.mktemp("labels") / "a.json"
-    names = {unicodedata.normalize("NFC", label).strip() for label in written}
+    names = {unicodedata.normalize("NFC", label).strip("\t \u00a0\u2003\u200b\ufeff") for label in written}
     spellings = Counter(unicodedata.normalize("NFC", name.casefold()) for name in names)
-    numbers = [name for name in names if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", name)]
-    if "" in names or len(names) < 2 or max(spellings.values()) > 1:
+    numbers = [name for name in names if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", name, re.IGNORECASE)]
+    twice = len(numbers) == len(names) and len({float(name) for name in numbers}) < len(names)
+    if "" in names or len(names) < 2 or max(spellings.values()) > 1 or twice:
         with pytest.raises(UserError):
             read(path, written, 12)
         return

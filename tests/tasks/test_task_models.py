@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 import torch
 
 from glora_search.errors import UserError
 from glora_search.space.schema import SearchSpace
-from glora_search.tasks.models import longest_input
+from glora_search.tasks.models import longest_input, resolve_model
 
 
 def test_a_head_of_another_number_of_classes_is_trained_and_not_adapted_whatever_its_name(task, make):
@@ -43,3 +45,21 @@ def test_a_model_that_says_minus_one_has_no_longest_input():
     config = SimpleNamespace(max_position_embeddings=-1, model_type="xlnet")
     assert longest_input(SimpleNamespace(model_max_length=int(1e30)), config) == int(1e30)
     assert longest_input(SimpleNamespace(model_max_length=None), config) is None
+
+
+def test_an_adapter_on_the_hub_is_refused_as_one_in_a_folder_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert resolve_model("owner/adapter") == "owner/adapter"  # offline, what is not in the cache cannot be told
+    kept = tmp_path / "models--owner--adapter"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("a1" * 20)
+    (kept / "snapshots" / ("a1" * 20)).mkdir(parents=True)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "roberta-base"}
+    (kept / "snapshots" / ("a1" * 20) / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"'owner/adapter'; allowed: a model; this is a LORA adapter of roberta-base"):
+        resolve_model("owner/adapter")
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a/b/c", "https://huggingface.co/owner/model"])
+def test_what_cannot_be_a_name_on_the_hub_is_left_to_transformers(name):
+    assert resolve_model(name) == name

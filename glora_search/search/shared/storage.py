@@ -155,6 +155,8 @@ class JournalFile(BaseJournalBackend):
                 number = self._number
                 try:
                     log = json.loads(line)
+                    if not isinstance(log, dict) or not {"op_code", "worker_id"} <= log.keys():
+                        raise ValueError
                 except ValueError:
                     raise UserError(
                         f"{self.path}: line {number + 1} is damaged: {line[:60]!r}; remove it, or use another storage"

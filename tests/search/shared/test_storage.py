@@ -23,6 +23,11 @@ from glora_search.search.shared.ledger import LOST_SECONDS
 from glora_search.search.shared.storage import GRACE_SECONDS, JournalFile
 
 
+def entry(number):
+    """An operation, as far as a journal looks at one."""
+    return {"op_code": 0, "worker_id": "w", "number": number}
+
+
 def test_a_line_that_a_kill_cut_off_is_removed_and_the_search_goes_on(space, evaluator, tmp_path):
     journal = tmp_path / "journal.log"
     search(space, evaluator(), trials=10, storage=journal)
@@ -63,7 +68,7 @@ def test_a_line_that_is_damaged_elsewhere_is_named_and_nothing_is_written(space,
 
 def test_a_write_that_a_full_disk_cut_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     journal = JournalFile(tmp_path / "journal.log")
-    journal.append_logs([{"number": 1}])
+    journal.append_logs([entry(1)])
     original = storage_module.append
 
     def half(path, content, *, wait):
@@ -72,10 +77,10 @@ def test_a_write_that_a_full_disk_cut_off_leaves_the_file_as_it_was(tmp_path, mo
 
     monkeypatch.setattr(storage_module, "append", half)
     with pytest.raises(OSError, match="No space left"):
-        journal.append_logs([{"number": 2}, {"number": 3}])
+        journal.append_logs([entry(2), entry(3)])
     monkeypatch.undo()
-    journal.append_logs([{"number": 4}])
-    assert list(journal.read_logs(0)) == [{"number": 1}, {"number": 4}]
+    journal.append_logs([entry(4)])
+    assert list(journal.read_logs(0)) == [entry(1), entry(4)]
 
 
 def test_every_finished_trial_is_on_the_disk_and_claims_are_not_waited_for(space, evaluator, tmp_path, monkeypatch):
@@ -115,7 +120,7 @@ def test_the_lock_of_a_killed_process_is_taken_away_after_the_grace_period(tmp_p
     child = os.fork()
     if child == 0:
         with JournalFile(path)._locked():
-            path.write_text('{"number":0}\n{"half')
+            path.write_text(json.dumps(entry(0)) + '\n{"half')
             os.write(ready[1], b"x")
             signal.pause()
     os.read(ready[0], 1)
@@ -123,8 +128,8 @@ def test_the_lock_of_a_killed_process_is_taken_away_after_the_grace_period(tmp_p
     os.waitpid(child, 0)
     journal = JournalFile(path)
     assert GRACE_SECONDS < clock[0] < GRACE_SECONDS + 3
-    journal.append_logs([{"number": 1}])
-    assert list(journal.read_logs(0)) == [{"number": 0}, {"number": 1}]
+    journal.append_logs([entry(1)])
+    assert list(journal.read_logs(0)) == [entry(0), entry(1)]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["journal.log"]
 
 
@@ -145,10 +150,10 @@ def test_a_lock_that_is_in_use_is_not_taken_away(tmp_path, clock):
                 journal._lock.release()
 
         sys.modules[JournalFileSymlinkLock.__module__].time.sleep = release
-        other.append_logs([{"number": 1}])  # waits until it is released
+        other.append_logs([entry(1)])  # waits until it is released
         assert clock[0] < GRACE_SECONDS
     assert held == [True]  # and that the lock was gone at the end of its block is no error
-    assert list(journal.read_logs(0)) == [{"number": 1}]
+    assert list(journal.read_logs(0)) == [entry(1)]
 
 
 def test_a_journal_can_be_named_by_a_relative_path(tmp_path, monkeypatch, clock):
@@ -176,11 +181,11 @@ def test_storages_are_known_without_torch_and_without_the_drivers_that_are_not_u
 def test_a_journal_is_read_from_any_number_and_by_another_process_object(tmp_path):
     journal, other = JournalFile(tmp_path / "journal.log"), JournalFile(tmp_path / "journal.log")
     for number in range(5):
-        (journal, other)[number % 2].append_logs([{"number": number}])
+        (journal, other)[number % 2].append_logs([entry(number)])
     assert [log["number"] for log in journal.read_logs(0)] == [0, 1, 2, 3, 4]
     assert [log["number"] for log in journal.read_logs(3)] == [3, 4]
     assert [log["number"] for log in journal.read_logs(5)] == []
-    other.append_logs([{"number": 5}])
+    other.append_logs([entry(5)])
     assert [log["number"] for log in journal.read_logs(5)] == [5]
 
 
