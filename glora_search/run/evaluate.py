@@ -40,8 +40,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         for name in adapters:
             scored[name] = evaluate(run.load(name), batches, task)
             bar.advance()
-        options = {"trust_remote_code": recipe.task.trust_remote_code}
-        plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
+        plain = run.placed(task.load_merged(str(run.folder / "merged")))
         scored["merged"] = evaluate(plain, batches, task)
         bar.advance()
     scores: dict[str, float | None] = dict.fromkeys(diverged)
