@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
+from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import LanguageModel
 from glora_search.tasks.rows import Column, texts_of
 
@@ -42,6 +45,16 @@ class CausalLM(LanguageModel):
                 encoded["attention_mask"].append([1] * len(ids))
                 encoded["labels"].append(labels)
         return Dataset.from_dict(encoded)
+
+    def make_collator(self) -> Any:
+        """See `LanguageModel`; the model makes logits for the tokens alone that are learned in a row of the batch."""
+        return LabelledTokens(super().make_collator())
+
+    def model(self) -> PreTrainedModel:
+        """See `Task.model`."""
+        model = super().model()
+        self.collator.cuts = "logits_to_keep" in inspect.signature(model.forward).parameters
+        return model
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `LanguageModel`; each token is predicted by those before it."""
