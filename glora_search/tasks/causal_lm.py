@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
@@ -48,13 +48,10 @@ class CausalLM(LanguageModel):
 
     def make_collator(self) -> Any:
         """See `LanguageModel`; the model makes logits for the tokens alone that are learned in a row of the batch."""
-        return LabelledTokens(super().make_collator())
-
-    def model(self) -> PreTrainedModel:
-        """See `Task.model`."""
-        model = super().model()
-        self.collator.cuts = "logits_to_keep" in inspect.signature(model.forward).parameters
-        return model
+        known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(self.config), None)
+        collator = super().make_collator()
+        cuts = known is not None and "logits_to_keep" in inspect.signature(known.forward).parameters
+        return LabelledTokens(collator) if cuts else collator
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `LanguageModel`; each token is predicted by those before it."""

@@ -19,19 +19,16 @@ class LabelledTokens:
 
     Args:
         collator: makes a batch with ``labels`` ``[rows, tokens]``.
-
-    Attributes:
-        cuts: whether the model takes ``logits_to_keep``; if not, batches stay as they are.
     """
 
     def __init__(self, collator: Any) -> None:
-        self.collator, self.cuts = collator, False
+        self.collator = collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collator(rows)
         labels: Tensor = batch["labels"]
         kept = (labels[:, 1:] != IGNORED).any(0).nonzero().view(-1)
-        if not self.cuts or len(kept) + 1 >= labels.shape[1] or _is_split():
+        if len(kept) + 1 >= labels.shape[1] or _is_split():
             return batch
         end = torch.full((1,), labels.shape[1] - 1)
         none = torch.full_like(labels[:, :1], IGNORED)

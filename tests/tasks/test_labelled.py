@@ -28,7 +28,6 @@ def answers(task, make):
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
 def test_loss_gradients_and_perplexity_are_those_of_all_logits(answers, architecture):
     task, model = answers(architecture)
-    assert task.collator.cuts
     batches = [length_sorted_batches(task.train, one, 4) for one in (task.collator, task.collator.collator)]
     for cut, whole in zip(*batches, strict=True):
         found = []
@@ -47,14 +46,12 @@ def test_loss_gradients_and_perplexity_are_those_of_all_logits(answers, architec
     assert scored[0].loss == pytest.approx(scored[1].loss, rel=1e-5)
 
 
-def test_where_all_tokens_are_learned_or_the_model_takes_no_positions_a_batch_stays_as_it_is():
+def test_where_all_tokens_are_learned_a_batch_stays_as_it_is():
     def collator(labels):
         return {"input_ids": torch.ones(1, 4), "labels": torch.tensor(labels)}
 
     learned, few = [[-100, 1, 2, 3]], [[-100, -100, -100, 3]]
     made = LabelledTokens(collator)
-    assert "logits_to_keep" not in made(few)
-    made.cuts = True
     assert "logits_to_keep" not in made(learned)
     cut = made(few)
     assert cut["logits_to_keep"].tolist() == [2, 3]
