@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import _ExcludedModule as ExcludedModule
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES as _HEADS
+from peft.utils.integrations import dequantize_bnb_weight
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ __all__ = [
     "ExcludedModule",
     "check_adapters_to_merge",
     "check_target_module_exists",
+    "dequantize_bnb_weight",
     "generation_key",
     "get_pattern_key",
     "include_all_linear_layers",

@@ -20,6 +20,7 @@ from glora_search.files.shipped import find_shipped
 from glora_search.files.text import load_yaml
 from glora_search.recipe.arguments import STOPPING, LrFactors, Training
 from glora_search.recipe.data import Data, Section
+from glora_search.recipe.loading import Loading
 
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
 TASKS = (
@@ -31,7 +32,7 @@ TEACHER_SIZE = 4
 """The largest subnet of a supernet that teaches, in budgets."""
 
 
-class Task(Section):
+class Task(Loading):
     """The task and the base model.
 
     Attributes:

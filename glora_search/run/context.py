@@ -76,7 +76,11 @@ class Context:
         Args:
             adapter: its folder below the run folder.
         """
-        return load_adapter(self.task.model(), self.folder / adapter, trainable=trainable).to(self.device)
+        return self.placed(load_adapter(self.task.model(), self.folder / adapter, trainable=trainable))
+
+    def placed(self, model: Any) -> Any:
+        """A model on the device where models are scored; one that the recipe has a device map for stays in place."""
+        return model if self.recipe.task.device_map is not None else model.to(self.device)
 
     def arguments(self, settings: dict[str, Any], folder: Path) -> TrainingArguments:
         """A section's training arguments, its checkpoints below a stage's folder."""

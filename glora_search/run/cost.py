@@ -112,7 +112,7 @@ def _timed(run: Context) -> tuple[float, float]:
     args = _args(recipe.supernet.training, recipe)
     config = lora_within(run.space, None, task.task_type, task.modules_to_save)
     base = task.model()
-    model = (base if config is None else get_peft_model(base, config)).to(run.device)
+    model = run.placed(base if config is None else get_peft_model(base, config))
     size = args.per_device_train_batch_size
     scored_size = recipe.search.batch_size
     batch = _on(Batches(_some(task.train, size), task.collator, size)[0], run.device)

@@ -42,9 +42,8 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         for name in adapters:
             scored[name] = evaluate(run.load(name), batches, task)
             bar.advance()
-        options = {"trust_remote_code": recipe.task.trust_remote_code}
         try:
-            plain = task.auto_class.from_pretrained(str(run.folder / "merged"), **options).to(run.device)
+            plain = run.placed(task.load_merged(str(run.folder / "merged")))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise view.merged_cannot_be_used(error) from error
         scored["merged"] = evaluate(plain, batches, task)

@@ -181,7 +181,7 @@ def _teach(run: Context, folder: Path, settings: Finals) -> None:
 def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:
     """Write a finalist's best checkpoint as an adapter folder, and score it."""
     task = run.task
-    model = load_adapter(task.model(), checkpoint, trainable=True).to(run.device)
+    model = run.placed(load_adapter(task.model(), checkpoint, trainable=True))
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
     model.save_pretrained(str(where))
     task.processor.save_pretrained(str(where))

@@ -10,17 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from glora_search.adapters.load import merge
+from glora_search.adapters.load import load_adapter, merge
 from glora_search.compat import BaseTunerLayer
 from glora_search.errors import UserError
-from glora_search.progress import track
+from glora_search.progress import say, track
 from glora_search.run.context import Context
 from glora_search.scoring import Evaluation, evaluate, logits_of
+from glora_search.tuners.quantized import dequantize
+
+ROUNDED_INPUTS = 1 / 127
+"""The precision of a layer that no path adapts and that is quantised to 8 bit by bitsandbytes, which rounds its inputs
+to 8 bit too."""
 
 
 def merge_final(run: Context, folder: Path) -> dict[str, Any]:
     """Fold the final subnet into the base weights; leaves ``merged/``, a plain transformers folder.
+
+    A quantised base model is made dense first: the merged model is as large as one that was never quantised.
 
     What is compared with the adapter is the model as transformers loads it from there.
 
@@ -28,22 +36,24 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
         UserError: the merged model does not compute what the adapter does; the message says why.
     """
     source, _ = run.view.final() or ("best", run.view.result("best"))
-    options = {"trust_remote_code": run.recipe.task.trust_remote_code}
     with track("merge", 3) as bar:
         model = run.load(source)
         before, expected = logits_of(model, run.validation), evaluate(model, run.validation, run.task)
         shared = shared_weights(model)
         bar.advance()
+        if quantized := run.recipe.task.quantization:
+            del model
+            model = load_adapter(dense_base(run), run.folder / source)
         try:
             plain = merge(model)
         except ValueError as error:
             raise UserError(f"merge: {run.folder / source} cannot be merged ({error})") from error
-        epsilon = torch.finfo(plain.dtype).eps
+        epsilon = max(torch.finfo(plain.dtype).eps, ROUNDED_INPUTS if quantized and quantized.load_in_8bit else 0.0)
         plain.save_pretrained(str(folder))
         run.task.processor.save_pretrained(str(folder))
         del model, plain
         bar.advance()
-        loaded = run.task.auto_class.from_pretrained(str(folder), **options).to(run.device)
+        loaded = run.placed(run.task.load_merged(str(folder)))
         after, scored = logits_of(loaded, run.validation), evaluate(loaded, run.validation, run.task)
         bar.advance()
     wrong = _differences(before, after, expected, scored, epsilon=epsilon, rows=len(run.task.validation))
@@ -52,6 +62,13 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
         cause = f"{shared}: give the space other targets" if shared else "no cause was found: please report it"
         raise UserError(f"merge: the merged model does not compute what {run.folder / source} does: {wrong}; {cause}")
     return {"source": source, "validation": scored.metric, "max_abs_logit_difference": _largest(before, after)}
+
+
+def dense_base(run: Context) -> PreTrainedModel:
+    """The base model as the adapter sees it, its quantised weights made dense; a message says so."""
+    base = run.task.model()
+    say(f"merge: {dequantize(base)} quantised layers are made dense, in {base.dtype}", "dim")
+    return base
 
 
 def _largest(before: list[Tensor], after: list[Tensor]) -> float:
@@ -63,8 +80,9 @@ def _differences(
 ) -> str:
     """What differs beyond rounding, in words; empty where nothing does.
 
-    Rounding grows with a model's depth: what is let through is the square root of the weights' precision, .0003 in
-    float32. A logit that hardly differs can turn an answer; that two rows do so is no error either.
+    Rounding grows with a model's depth: what is let through is the square root of the precision, .0003 in float32 and
+    .09 where 8-bit layers round their inputs. A logit that hardly differs can turn an answer; that two rows do so is no
+    error either.
     """
     allowed = math.sqrt(epsilon)
     scale = max(1.0, *(float(logits.abs().max()) for logits in before))

@@ -18,6 +18,7 @@ from glora_search.errors import invalid
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.layer import base_linear, linear_features
+from glora_search.tuners.quantized import quantization_of
 from glora_search.tuners.targets import namesakes
 
 QUESTION_ANS_HEAD = "qa_outputs"
@@ -48,6 +49,7 @@ def adaptable_layers(
     config = include_all_linear_layers(config, model)
     saved = saved_modules(model, modules_to_save)
     layers = []
+    _refuse_quantized(model, saved)
     for name, module in model.named_modules():
         matched = check_target_module_exists(config, name) if name else False
         if matched and not isinstance(matched, ExcludedModule) and name not in saved:
@@ -63,6 +65,14 @@ def adaptable_layers(
         )
     _refuse_shared(model, [layer.name for layer in layers], targets)
     return layers
+
+
+def _refuse_quantized(model: nn.Module, saved: set[str]) -> None:
+    """Refuse to train what is quantised."""
+    for name in saved:
+        if (found := quantization_of(model.get_submodule(name))) is not None:
+            allowed = f"modules that are not quantised; {name} is {found}: load the model with llm_int8_skip_modules"
+            raise invalid("modules_to_save", name, f"{allowed} or modules_to_not_convert, [{name.split('.')[0]!r}]")
 
 
 def _refuse_shared(model: nn.Module, layers: list[str], targets: str | list[str]) -> None:

@@ -67,7 +67,12 @@ class SupernetLayer(FrozenLinear):
 
     def _memory_like(self, weight: Tensor) -> Tensor | None:
         # A search folds thousands of subnets: to ask the system for new memory each time takes as long as to fold.
-        if self._unmerged is not None or self.fan_in_fan_out or weight.dtype != self.get_base_layer().weight.dtype:
+        if (
+            self.quantized
+            or self._unmerged is not None
+            or self.fan_in_fan_out
+            or weight.dtype != self.get_base_layer().weight.dtype
+        ):
             return None
         if self._spare is None or (self._spare.device, self._spare.dtype) != (weight.device, weight.dtype):
             with torch.inference_mode(False):  # else it could be written in that mode only

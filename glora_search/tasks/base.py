@@ -19,18 +19,22 @@ from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
+    check_devices,
     check_vocabulary,
     check_weights,
     draw_head,
     head_labels,
     head_options,
+    heads_of,
     load_pretrained,
     longest_input,
     modules_to_save,
+    quantized_in,
     resolve_model,
 )
 from glora_search.tasks.rows import Column, with_column
 from glora_search.tasks.splits import load_data
+from glora_search.tuners.quantized import keep_format
 
 
 class Task(abc.ABC):
@@ -83,6 +87,7 @@ class Task(abc.ABC):
         self.data.labels = in_order_of(head_labels(self.config), self.data.labels) or self.data.labels
         self.modules_to_save: list[str] = []
         self._said = False
+        self._skip: list[str] = []
         self.processor = self.load_processor()
         self.collator = self.make_collator()
         self.train = self._encoded(self.data.train, "data.train")
@@ -171,8 +176,13 @@ class Task(abc.ABC):
         A head of other names than the task's is drawn anew, whatever its size.
         """
         set_seed(self.recipe.seed)
-        model, loaded = self.load(self.auto_class, **self.model_options(), output_loading_info=True)
+        model, loaded = self._loaded()
+        if trained := quantized_in(model, self._trained(model, loaded)):
+            self._skip += trained  # what is trained as it is stays as it is
+            set_seed(self.recipe.seed)
+            model, loaded = self._loaded()
         check_weights(model, loaded, name=self.recipe.task.model)
+        check_devices(model, self.recipe.task.device_map)
         if self.outputs and not self.keeps_head() and draw_head(model, loaded) and not self._said:
             self._said = True
             names = ", ".join(head_labels(self.config)[:3])
@@ -180,6 +190,24 @@ class Task(abc.ABC):
         head = bool(self.outputs)
         self.modules_to_save = modules_to_save(model, loaded, task_type=self.task_type, head=head)
         return model
+
+    def _loaded(self) -> Any:
+        options = {**self.model_options(), **self.recipe.task.options_of_model(skip=self._skip)}
+        model, loaded = self.load(self.auto_class, **options, output_loading_info=True)
+        keep_format(model)
+        return model, loaded
+
+    def _trained(self, model: PreTrainedModel, loaded: Any) -> list[str]:
+        """The modules that are trained as they are, the head among them."""
+        head = bool(self.outputs)
+        saved = modules_to_save(model, loaded, task_type=self.task_type, head=head)
+        return [*(heads_of(model) if head else ()), *saved]
+
+    def load_merged(self, folder: str) -> Any:
+        """A merged model, which is plain, loaded as the base model is."""
+        task = self.recipe.task
+        options = task.options_of_model(quantized=False)
+        return self.auto_class.from_pretrained(folder, trust_remote_code=task.trust_remote_code, **options)
 
     def keeps_head(self) -> bool:
         """Whether a head that the base model has says what the task's says."""

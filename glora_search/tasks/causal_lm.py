@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
+from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import LanguageModel
 from glora_search.tasks.rows import Column, texts_of
 
@@ -46,7 +49,7 @@ class CausalLM(LanguageModel):
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Refuse a model that sees the tokens which it has to predict, as an encoder does."""
-        ids = torch.tensor([max(self.train["input_ids"][:100], key=len)])
+        ids = torch.tensor([max(self.train["input_ids"][:100], key=len)], device=model.device)
         other = ids.clone()
         other[0, -1] = ids[0, 0] if ids[0, -1] != ids[0, 0] else ids[0, ids.shape[1] // 2]
         with torch.no_grad():
@@ -54,6 +57,13 @@ class CausalLM(LanguageModel):
         if not torch.allclose(logits, others, rtol=0, atol=1e-5 * float(logits.abs().max())):
             allowed = "a causal language model; what this one says of a token depends on the tokens after it"
             raise invalid("task.model", self.recipe.task.model, allowed)
+
+    def make_collator(self) -> Any:
+        """See `LanguageModel`; the model makes logits for the tokens alone that are learned in a row of the batch."""
+        known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(self.config), None)
+        collator = super().make_collator()
+        cuts = known is not None and "logits_to_keep" in inspect.signature(known.forward).parameters
+        return LabelledTokens(collator) if cuts else collator
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `LanguageModel`; each token is predicted by those before it."""

@@ -17,6 +17,7 @@ from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
 from glora_search.files.text import read_json
 from glora_search.tasks.sources import package_folder
+from glora_search.tuners.quantized import quantization_of
 
 COUNTED_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "longformer"),
@@ -170,6 +171,27 @@ def modules_to_save(
         if task_type is not None:
             saved = {name for name in saved if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES}
     return sorted(name for name in saved if not any(name.startswith(f"{other}.") for other in saved))
+
+
+def quantized_in(model: PreTrainedModel, modules: Sequence[str]) -> list[str]:
+    """Those of these modules that have a quantised layer."""
+    return [
+        name
+        for name in dict.fromkeys(modules)
+        if any(quantization_of(module) is not None for module in model.get_submodule(name).modules())
+    ]
+
+
+def check_devices(model: PreTrainedModel, device_map: object) -> None:
+    """Refuse weights that accelerate fetches for each use: an adapter would not see them.
+
+    Raises:
+        UserError: some are on the disk, or in memory while others are on an accelerator.
+    """
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        allowed = f"devices that hold the whole model; it would be on {', '.join(sorted(places))}"
+        raise invalid("task.device_map", device_map, allowed)
 
 
 def check_vocabulary(tokenizer: Any, config: PretrainedConfig, *, name: str) -> None:

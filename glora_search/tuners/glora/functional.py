@@ -6,7 +6,7 @@ Source: arXiv 2306.07967, eq. 6-9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,19 @@ class Terms:
     def empty(self) -> bool:
         """Whether the layer is the base layer."""
         return all(value is None for value in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A frozen weight that is kept quantised: made dense where it is needed, and dropped again.
+
+    Attributes:
+        shape: ``(out, in)``.
+        dense: makes ``W0 [out, in]`` as a new tensor, in x's dtype.
+    """
+
+    shape: tuple[int, int]
+    dense: Callable[[], Tensor]
 
 
 def collect(adapters: Iterable[PathTensors], dtype: torch.dtype) -> Terms:
@@ -136,7 +149,7 @@ def _bias(weight: Tensor, bias: Tensor, c: Tensor | None, d: Tensor | None, e: T
     return result
 
 
-def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -> Tensor:
+def glora_linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, terms: Terms) -> Tensor:
     """``x @ W.T + b`` with the adapted ``W`` and ``b``, differentiable in x, in the bias and in every term.
 
     Without a low-rank A no dense weight is built: A scales the output of the frozen weight, B is two thin products.
@@ -144,7 +157,7 @@ def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -
 
     Args:
         x: ``[..., in]``.
-        weight: ``W0 [out, in]``, frozen.
+        weight: ``W0 [out, in]``, frozen; one that is packed is made dense once in each pass, and never kept.
         bias: ``b0 [out]`` or None.
         terms: the active paths, in x's dtype.
 
@@ -163,7 +176,7 @@ def glora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -
 
 
 def _as_factors(
-    dense: Tensor | None, lora: tuple[Tensor, Tensor] | None, weight: Tensor
+    dense: Tensor | None, lora: tuple[Tensor, Tensor] | None, weight: Tensor | Packed
 ) -> tuple[Tensor | None, Tensor | None]:
     """A or B as one pair of factors: a vector is one more column, next to a row of ones; so is a constant."""
     if dense is None:
@@ -188,7 +201,7 @@ class _GLoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        frozen_weight: Tensor | Packed,
         bias: Tensor | None,
         a: Tensor | None,
         a_down: Tensor | None,
@@ -199,6 +212,8 @@ class _GLoraLinear(torch.autograd.Function):
         d: Tensor | None,
         e: Tensor | None,
     ) -> Tensor:
+        packed = frozen_weight if isinstance(frozen_weight, Packed) else None
+        weight = frozen_weight if isinstance(frozen_weight, Tensor) else frozen_weight.dense()
         b = None if bias is None else _cast(_bias(weight, bias, c, d, e), x.dtype)
         need_a, need_a_down, need_a_up, need_b_down, need_b_up = ctx.needs_input_grad[3:8]
         frozen, thin = None, None
@@ -214,9 +229,10 @@ class _GLoraLinear(torch.autograd.Function):
                 thin = F.linear(x, b_up)
                 y.addmm_(thin, b_down.T)
         need_x = need_a_down or need_a_up or need_b_up or (a_down is not None and need_b_down)
+        ctx.packed = packed
         ctx.save_for_backward(
             x if need_x else None,
-            *(weight, bias, a, a_down, a_up, b_down, b_up, c, d, e),
+            *(None if packed is not None else weight, bias, a, a_down, a_up, b_down, b_up, c, d, e),
             frozen if need_a else None,
             thin if need_b_down else None,
         )
@@ -241,6 +257,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need = dict(zip(INPUTS, ctx.needs_input_grad, strict=True))
     if need["weight"]:
         raise RuntimeError("GLoRA's base weights are frozen, but requires_grad is set on one: merge, then train it")
+    if ctx.packed is not None and (need["x"] or need["c"] or a_down is not None):
+        weight = ctx.packed.dense()
     found: dict[str, Tensor] = {}
     if any(need[name] for name in ("bias", "c", "d", "e")):
         found = _bias_gradients(_sum_rows(grad), weight, bias, c, d, e, need)

@@ -12,12 +12,14 @@ from transformers.pytorch_utils import Conv1D
 from glora_search.compat import BaseTunerLayer, check_adapters_to_merge
 from glora_search.errors import invalid
 from glora_search.tuners.glora.functional import (
+    Packed,
     Terms,
     collect,
     effective_bias,
     effective_weight,
     glora_linear,
 )
+from glora_search.tuners.quantized import check_quantization, compute_dtype, dense_weight, linear_of
 from glora_search.vocabulary import PATHS, LayerPaths, path_shapes
 
 SUPPORTED_LAYERS = (nn.Linear, Conv1D)
@@ -26,7 +28,7 @@ SUPPORTED_LAYERS = (nn.Linear, Conv1D)
 def base_linear(module: nn.Module, name: str) -> nn.Module:
     """The layer under any tuner layers, if it is one that GLoRA can adapt.
 
-    A subclass may compute something else (quantized layers do), so the type has to match exactly.
+    A subclass may compute something else, so the type has to match exactly, or be a quantised one that is known.
 
     Raises:
         UserError: another type; the message names the module and the types that are supported.
@@ -35,7 +37,7 @@ def base_linear(module: nn.Module, name: str) -> nn.Module:
         # Computing from the innermost layer would drop what the other tuner adds, without a word.
         raise invalid(f"target module {name!r}", f"{type(module).__module__} layer", "a layer without another adapter")
     base = module.get_base_layer() if isinstance(module, FrozenLinear) else module
-    if type(base) not in SUPPORTED_LAYERS:
+    if check_quantization(base, name) is None and type(base) not in SUPPORTED_LAYERS:
         supported = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in SUPPORTED_LAYERS)
         raise invalid(f"target module {name!r}", type(base).__qualname__, supported)
     return base
@@ -86,6 +88,9 @@ class FrozenLinear(BaseTunerLayer):
     A subclass says which terms its active adapters add up to. While something is merged, the base layer's own weight
     and bias are kept aside (that is the memory an exact unmerge costs: one copy of the merged layers), and every
     merge starts from them.
+
+    A quantised base layer is made dense for one product at a time. While something is merged into it, a dense layer
+    stands in its place.
     """
 
     base_layer: nn.Module
@@ -101,6 +106,9 @@ class FrozenLinear(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
+        self.quantized = check_quantization(base, name) is not None
+        self.dense_dtype = torch.get_default_dtype()
+        self._packed: tuple[nn.Module] | None = None  # in a tuple: it is no part of the model while it is kept aside
         self.register_state_dict_post_hook(_keep_trained_bias)  # type: ignore[operator]
 
     def terms(self, adapter_names: list[str], dtype: torch.dtype) -> Terms:
@@ -115,14 +123,20 @@ class FrozenLinear(BaseTunerLayer):
         """The layer's output with these adapters; the base layer's where they add nothing."""
         names = [name for name in adapter_names if self.has_adapter(name)]
         base: Any = self.base_layer
-        weight, bias = base.weight, base.bias if self.has_bias else None
-        dtype = weight.dtype
+        bias = base.bias if self.has_bias else None
+        dtype = compute_dtype(base, x) if self.quantized else base.weight.dtype
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
-            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
         terms = self.terms(names, dtype)
+        if self.quantized:
+            # Without paths too: the layer's own product may round its inputs, or keep what it makes dense.
+            packed = Packed((self.out_features, self.in_features), lambda: dense_weight(base, dtype))
+            y = glora_linear(x.to(dtype), packed, bias, terms)
+            return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
         if terms.empty:
             return self.base_layer(x)
+        weight = base.weight.to(dtype)
         if self.fan_in_fan_out:
             weight = weight.T
         return glora_linear(x if x.dtype == dtype else self._cast_input_dtype(x, dtype), weight, bias, terms)
@@ -168,32 +182,46 @@ class FrozenLinear(BaseTunerLayer):
             self._remerge(remaining, safe_merge=False)
 
     def _remerge(self, adapter_names: list[str], safe_merge: bool) -> None:
-        base = self.get_base_layer()
-        if self._unmerged is None:
-            weight, bias = base.weight.data, base.bias.data if self.has_bias else None
-        else:
-            weight, bias = self._unmerged
-            weight = weight.to(base.weight)
-            bias = None if bias is None else bias.to(base.bias)
-        kept = (weight, bias)
+        weight, bias = kept = self._own()
         if adapter_names:
             weight, bias = self._effective(weight, bias, adapter_names)
             if safe_merge and not all(t is None or bool(torch.isfinite(t).all()) for t in (weight, bias)):
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {', '.join(adapter_names)} seems to be broken"
                 )
-        base.weight.data = weight
-        if bias is not None:
-            base.bias.data = bias
+        if self.quantized:
+            packed = self._packed[0] if self._packed is not None else self.base_layer
+            self.base_layer = linear_of(weight, bias) if adapter_names else packed
+            self._packed = (packed,) if adapter_names else None
+        else:
+            base = self.get_base_layer()
+            base.weight.data = weight
+            if bias is not None:
+                base.bias.data = bias
+            self._unmerged = kept if adapter_names else None
         self.merged_adapters = list(adapter_names)
-        self._unmerged = kept if adapter_names else None
+
+    def _own(self) -> tuple[Tensor, Tensor | None]:
+        """The base layer's weight and bias as they are where nothing is merged; of a quantised one, made dense."""
+        base = self.get_base_layer()
+        if self.quantized:
+            packed: Any = base if self._packed is None else self._packed[0]
+            bias = packed.bias.detach().to(self.dense_dtype) if self.has_bias else None
+            return dense_weight(packed, self.dense_dtype), bias
+        if self._unmerged is None:
+            return base.weight.data, base.bias.data if self.has_bias else None
+        weight, own = self._unmerged
+        return weight.to(base.weight), None if own is None else own.to(base.bias)
 
 
 def _keep_trained_bias(layer: FrozenLinear, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
     """A trained bias is saved with its adapter: as it was trained, also while the adapter is merged into it."""
     name = f"{prefix}base_layer.bias"
-    if layer._unmerged is not None and name in state_dict and layer.base_layer.bias.requires_grad:
-        state_dict[name] = layer._unmerged[1]
+    if not layer.merged_adapters or not layer.has_bias or name not in state_dict:
+        return
+    trained = layer.base_layer.bias if layer._packed is None else layer._packed[0].bias
+    if trained.requires_grad:  # type: ignore[union-attr]
+        state_dict[name] = layer._own()[1] if layer._packed is None else trained
 
 
 class GLoraLayer(FrozenLinear):

@@ -1,0 +1,61 @@
+"""``plan``: what a run takes, before it starts."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glora_search.cli.app import RUN, Json, app, silence_libraries
+from glora_search.cli.output import begin, emit, result, table
+from glora_search.cli.run import Overrides, RecipeFile
+
+
+@app.command(rich_help_panel=RUN)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", help="Load the model and time a few steps; else memory alone.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Show parameters, steps, memory and minutes of each stage, before anything is trained.
+
+    Example: glora-search plan reviews.yaml --set search.max_params=100000
+    """
+    begin(as_json=as_json)
+    silence_libraries()
+    from glora_search.recipe.schema import Recipe
+    from glora_search.run.plan import plan as planned
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = planned(Recipe.load(recipe, overrides or ()), Path(folder) / "plan", timed=timed)
+    if as_json:
+        emit({**asdict(found), "stages": {name: _stage(stage) for name, stage in found.stages.items()}})
+        return
+    table("parameters", ("of", "number"), [(name, f"{count:,}") for name, count in found.parameters.items()])
+    kinds = list(asdict(next(iter(found.stages.values())).memory))
+    rows = [
+        (
+            name,
+            "" if stage.steps is None else f"{stage.steps:,}",
+            "" if stage.minutes is None else f"{stage.minutes:.1f}",
+            *(_size(size) for size in asdict(stage.memory).values()),
+            _size(stage.memory.total),
+        )
+        for name, stage in found.stages.items()
+    ]
+    table("memory in MB, at least", ("stage", "steps", "minutes", *kinds, "in all"), rows)
+    result("steps: of training; in the search, the subnets that it scores")
+
+
+def _stage(stage: Any) -> dict[str, Any]:
+    return {**asdict(stage), "memory": {**asdict(stage.memory), "total": stage.memory.total}}
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f}"
