@@ -83,6 +83,10 @@ def options(
     """Options without a command."""
 
 
+LOUD = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Loggers that warn, when peft imports them, of kernels that this machine has not."""
+
+
 def silence_libraries() -> None:
     """Before a command loads models: what went wrong is said by this package's own messages."""
     import datasets
@@ -94,6 +98,8 @@ def silence_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
