@@ -57,12 +57,16 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
     # transformers has no pipeline for models that read one text and write another
     cls, merged = task_class(task["type"]), folder / "merged"
     name = getattr(cls, "pipeline", None)
-    limits = {"truncation": True, "max_length": task.get("max_length")} if name == "text-classification" else {}
+    options: dict[str, Any] = {}
+    if name == "text-classification":
+        options = {"truncation": True, "max_length": task.get("max_length")}
+    elif name == "text-generation":  # the same answer each time, and not the question again
+        options = {"do_sample": False, "return_full_text": False}
     trust = bool(task.get("trust_remote_code"))
     try:
         if name is None:
             return _seq2seq(str(merged), task["max_length"], trust_remote_code=trust)
-        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **limits)
+        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **options)
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunFolder(folder).merged_cannot_be_used(error) from error

@@ -12,6 +12,8 @@ import yaml
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     pipeline,
@@ -156,6 +158,26 @@ def test_a_sequence_to_sequence_model_answers_as_long_as_it_was_trained(call, fi
     assert json.loads(out)[0]["output"][0]["generated_text"] == text
 
 
+def test_a_language_model_gives_the_same_answer_each_time_and_not_the_question_again(call, other, tiny_model):
+    shutil.rmtree(other.folder / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**size, vocab_size=len(tokenizer), eos_token_id=None, pad_token_id=0))
+    model.generation_config.update(do_sample=True, temperature=5.0, max_new_tokens=12)
+    model.save_pretrained(other.folder / "merged")
+    tokenizer.save_pretrained(other.folder / "merged")
+    (other.folder / "merged" / "stage.json").write_text('{"seconds": 1}')
+    other("task", type="causal-lm", prompt="the {text} says")
+    answers = []
+    for _ in range(2):
+        code, out, err = call("predict", other.folder, "goal", "--json")
+        assert code == 0, err
+        answers.append(json.loads(out)[0]["output"][0]["generated_text"])
+    assert answers[0] == answers[1]
+    assert not answers[0].strip().startswith("the goal says")
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
@@ -168,7 +190,9 @@ def test_a_text_is_put_into_the_prompt_that_the_model_was_trained_with(
     call, finished, other, monkeypatch, prompt, expected
 ):
     seen = []
-    monkeypatch.setattr("transformers.pipeline", lambda *_, **__: lambda text: seen.append(text) or [{"text": text}])
+    monkeypatch.setattr(
+        "transformers.pipeline", lambda *_, **__: lambda text, **_: seen.append(text) or [{"text": text}]
+    )
     other("task", type="causal-lm", prompt=prompt)
     code, _, err = call("predict", other.folder, "goal", " ")
     assert code == 0, err
