@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from glora_search import cli
+from glora_search.progress import console, set_up
 from glora_search.recipe.schema import Recipe
 from glora_search.report import write_report
 from glora_search.run.runner import Run
@@ -273,7 +274,8 @@ def call(monkeypatch, capsys):
         printed = capsys.readouterr()
         return exit_.value.code or 0, printed.out, printed.err
 
-    return run
+    yield run
+    set_up(console)  # no test is as quiet as the last command of the one before
 
 
 @pytest.fixture

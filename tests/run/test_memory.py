@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from glora_search import Recipe, SearchSpace, cli
+from glora_search import Recipe, SearchSpace
 from glora_search.recipe.loading import Quantization
 from glora_search.run.memory import logit_bytes, packed_bytes, sizes, step_bytes
 from glora_search.run.plan import plan
@@ -99,7 +99,7 @@ def test_a_plan_times_every_stage_and_leaves_nothing_behind(tiny_recipe, tmp_pat
 
 
 def test_the_command_prints_a_table_or_json_and_needs_no_weights_without_a_timing(
-    tiny_recipe, tmp_path, monkeypatch, capsys
+    tiny_recipe, tmp_path, monkeypatch, call
 ):
     import yaml
 
@@ -108,11 +108,8 @@ def test_the_command_prints_a_table_or_json_and_needs_no_weights_without_a_timin
     monkeypatch.setattr("glora_search.tasks.base.Task.model", lambda self: pytest.fail("the weights were loaded"))
     monkeypatch.chdir(tmp_path)
     for words in (["--no-time"], ["--no-time", "--json"]):
-        monkeypatch.setattr("sys.argv", ["glora-search", "plan", "recipe.yaml", *words])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        assert done.value.code == 0
-        out = capsys.readouterr().out
+        code, out, _ = call("plan", "recipe.yaml", *words)
+        assert code == 0
         if "--json" in words:
             stages = json.loads(out)["stages"]
             assert stages["search"]["memory"]["total"] == sum(
