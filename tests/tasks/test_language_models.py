@@ -76,7 +76,8 @@ def test_perplexity_is_that_of_all_tokens_whatever_the_batches(task, make, archi
 def test_batches_are_padded_at_the_end_and_the_saved_tokenizer_is_left_as_it_is(task, make):
     made = task("llama", "causal-lm", make.rows(), {"response_column": "label"})
     made.tokenizer.padding_side = "left"
-    batch = made.make_collator()([made.train[0], made.train[int(np.argmax([len(x) for x in made.train["input_ids"]]))]])
+    longest = int(np.argmax([len(ids) for ids in made.train["input_ids"]]))
+    batch = made.make_collator().collator([made.train[0], made.train[longest]])  # before the labels are cut
     assert made.tokenizer.padding_side == "left"
     assert bool((batch["attention_mask"][:, 0] == 1).all())
     assert bool((batch["labels"][batch["attention_mask"] == 0] == -100).all())
