@@ -226,7 +226,7 @@ WRONG = {
         lambda world: setting(
             "data={source: json, train: own.json}", world.write("own.json", LISTS) and "task.max_length=16"
         )(world),
-        "a column of text, not of", ["column text", "['a goal 0']"],
+        "a column of text, not of", ["data.text_column", "'text'", "['a goal 0']"],
     ),
     "mappings for labels": (
         lambda world: setting(

@@ -20,6 +20,9 @@ from glora_search.run.retrain import retraining_diverged
 from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.tasks import Task
 
+FEW_ROWS = 0.01
+"""A larger share of rows that are cut or left out is noted."""
+
 
 def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     """Read the test split, this once, and score what was made; leaves ``metrics.json``."""
@@ -66,6 +69,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             *larger_subnets(run),
             *poor_teacher(view.done("finals") or {}),
             *notes(view, task),
+            *task.row_notes(FEW_ROWS),
             *further_figures(also),
         ],
         "search": {

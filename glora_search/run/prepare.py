@@ -92,6 +92,8 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
     _say_repeated(splits)
+    for note in task.row_notes():
+        say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():
             for index in range(len(own)):

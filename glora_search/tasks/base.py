@@ -154,6 +154,10 @@ class Task(abc.ABC):
         """The validation metric of the best constant answer, or None."""
         return None
 
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """What became of the rows of each split that was encoded, where it concerns more than this share of them."""
+        return []
+
     # -- what all share --------------------------------------------------------------------------------------------
 
     @property

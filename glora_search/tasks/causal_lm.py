@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
 from glora_search.tasks.labelled import LabelledTokens
-from glora_search.tasks.language_model import LanguageModel
+from glora_search.tasks.language_model import Fit, LanguageModel
 from glora_search.tasks.rows import Column, texts_of
 
 
@@ -39,12 +39,18 @@ class CausalLM(LanguageModel):
     def encode(self, rows: Dataset) -> Dataset:
         """Columns ``input_ids``, ``attention_mask`` and ``labels``, all of one length in a row."""
         encoded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        cut = left_out = 0
         for ids, labels in self._answered(rows) if self.responds else self._plain(rows):
-            labels = [IGNORED, *labels[1:]]  # no token before the first predicts it
+            cut += (long := len(ids) > self.max_length)
+            ids = ids[: self.max_length]
+            labels = [IGNORED, *labels[1 : self.max_length]]  # no token before the first predicts it
             if any(label != IGNORED for label in labels):
                 encoded["input_ids"].append(ids)
                 encoded["attention_mask"].append([1] * len(ids))
                 encoded["labels"].append(labels)
+            else:
+                cut, left_out = cut - long, left_out + 1
+        self.fit = Fit(len(rows), cut, left_out)
         return Dataset.from_dict(encoded)
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -70,18 +76,16 @@ class CausalLM(LanguageModel):
         return super().tally(logits[:, :-1], labels[:, 1:])
 
     def _plain(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
-        for ids in self.token_ids(texts_of(rows, self.column("text_column"))):
-            for start in range(0, len(ids), self.max_length):
+        for ids in self.token_ids(texts_of(rows, self.columns("text_column")[0])):
+            for start in range(0, max(len(ids) - 1, 1), self.max_length):  # a part of one token has nothing to learn
                 part = ids[start : start + self.max_length]
                 yield part, part
 
     def _answered(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         prompts = self.token_ids(self.prompts(rows))
-        responses = self.token_ids(texts_of(rows, self.column("response_column")), special=False)
+        responses = self.token_ids(self.responses(rows), special=False)
         for prompt, response in zip(prompts, responses, strict=True):
             if end and prompt[-1:] == end:  # a tokenizer that ends every text
                 prompt = prompt[:-1]
-            ids = [*prompt, *response, *end]
-            labels = [*[IGNORED] * len(prompt), *response, *end]
-            yield ids[: self.max_length], labels[: self.max_length]
+            yield [*prompt, *response, *end], [*[IGNORED] * len(prompt), *response, *end]

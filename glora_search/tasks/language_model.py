@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,58 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from glora_search.recipe.schema import prompt_columns
+from glora_search.recipe.schema import Recipe, prompt_columns
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, texts_of
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How many rows of a split fit into ``max_length``.
+
+    Attributes:
+        rows: all of them.
+        cut: those that lost their end.
+        left_out: those without a token to learn in what fits.
+    """
+
+    rows: int
+    cut: int
+    left_out: int = 0
+
+
 class LanguageModel(TextTask):
-    """Scored by perplexity: e to the mean loss of a token, where lower is better."""
+    """Scored by perplexity: e to the mean loss of a token, where lower is better.
+
+    Attributes:
+        fit: how the rows fit that `encode` was given last.
+    """
 
     metric = "perplexity"
     direction = "minimize"
 
     prompted = True
+    fit: Fit
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._fits: dict[str, Fit] = {}
+        super().__init__(recipe)
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`."""
+        length = f"task.max_length, {self.max_length} tokens"
+        return [
+            f"{count} of {fit.rows} rows of {key} {what} {length}"
+            for key, fit in self._fits.items()
+            for count, what in ((fit.cut, "are cut at"), (fit.left_out, "are left out: nothing to learn within"))
+            if count > share * fit.rows
+        ]
+
+    def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        encoded = super()._encoded(rows, key)
+        self._fits[key] = self.fit
+        return encoded
 
     def inputs(self) -> list[Column]:
         """The columns of the prompt's templates, or ``text_column`` where the recipe has none."""
@@ -40,11 +80,15 @@ class LanguageModel(TextTask):
         """Whether the data has responses."""
         return getattr(self.recipe.data, "response_column", None) is not None
 
+    def responses(self, rows: Dataset) -> list[str]:
+        """The response of each row."""
+        return texts_of(rows, self.columns("response_column")[0])
+
     def prompts(self, rows: Dataset) -> list[str]:
         """The prompt of each row: the first template whose columns all have text, else the last."""
         templates = self.recipe.task.prompts
         columns = [column for _, column in self.inputs()]
-        texts = [texts_of(rows, column) for column in columns]
+        texts = [texts_of(rows, column) for column in self.inputs()]
         if not templates:
             return texts[0]
         filled = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features
@@ -12,17 +13,25 @@ Column = tuple[str, str]
 """The key of a recipe that names a column, and the column."""
 
 
-def texts_of(rows: Dataset, column: str) -> list[str]:
-    """A column as text; what is missing is empty.
+def texts_of(rows: Dataset, column: Column) -> list[str]:
+    """A column as text; what is missing is empty, and numbers can be a part of a prompt, or a response.
 
     Raises:
-        UserError: it holds lists, mappings or bytes.
+        UserError: it holds lists, mappings or bytes, or what is to be text is numbers.
     """
-    values = list(rows[column])
-    odd = next((value for value in values if isinstance(value, (list, dict, bytes))), None)
+    key, name = column
+    kinds = (str,) if key in ("data.text_column", "data.text_pair_column") else (str, int, float)
+    values = list(rows[name])
+    odd = next((value for value in values if value is not None and not isinstance(value, kinds)), None)
     if odd is not None:
-        raise invalid("data", f"column {column}", f"a column of text, not of {odd!r}")
+        raise invalid(key, name, f"a column of text, not of {reprlib.repr(odd)}{_chats(odd)}")
     return ["" if value is None else str(value) for value in values]
+
+
+def _chats(value: Any) -> str:
+    """Where conversations are learned."""
+    found = isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]
+    return "; conversations are learned by task.type causal-lm, with data.messages_column" if found else ""
 
 
 def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:

@@ -6,14 +6,14 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
-from glora_search.tasks.language_model import LanguageModel
-from glora_search.tasks.rows import Column, texts_of
+from glora_search.tasks.language_model import Fit, LanguageModel
+from glora_search.tasks.rows import Column
 
 
 class Seq2SeqLM(LanguageModel):
     """Reads ``response_column``, the answer to ``task.prompt`` (or to the text column where there is no prompt).
 
-    Each of the two is cut at ``max_length``.
+    Each of the two is cut at ``max_length``; a response that is cut has no end.
     """
 
     task_type = "SEQ_2_SEQ_LM"
@@ -27,11 +27,13 @@ class Seq2SeqLM(LanguageModel):
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns ``input_ids``, ``attention_mask``, and ``labels``, the tokens of the response."""
-        limits = {"truncation": True, "max_length": self.max_length}
-        encoded = self.tokenizer(self.prompts(rows), **limits)
-        responses = texts_of(rows, self.column("response_column"))
-        labels = self.tokenizer(text_target=responses, **limits)["input_ids"]
-        return Dataset.from_dict({**encoded, "labels": labels})
+        prompts, longest = self.prompts(rows), self.max_length
+        encoded = self.tokenizer(prompts, truncation=True, max_length=longest)
+        labels = self.tokenizer(text_target=self.responses(rows), verbose=False)["input_ids"]
+        sizes = zip(map(len, self.token_ids(prompts)), map(len, labels), strict=True)
+        self.fit = Fit(len(rows), cut=sum(max(both) > longest for both in sizes))
+        # Not by the tokenizer, which ends what it has cut as if it were whole.
+        return Dataset.from_dict({**encoded, "labels": [response[:longest] for response in labels]})
 
     def model(self) -> PreTrainedModel:
         """See `Task.model`; the model writes answers as long as those that it learned, not generate's 20 tokens."""

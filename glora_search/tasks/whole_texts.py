@@ -38,6 +38,6 @@ class WholeTexts(TextTask):
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer (``input_ids``, ``attention_mask``, ...) and ``labels``."""
-        texts = [texts_of(rows, column) for _, column in self.inputs()]
+        texts = [texts_of(rows, column) for column in self.inputs()]
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
         return Dataset.from_dict({**encoded, "labels": self.answers(rows)})

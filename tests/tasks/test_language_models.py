@@ -105,3 +105,71 @@ def test_a_sequence_to_sequence_model_keeps_how_long_its_answers_are(task, make,
     rows = [{"text": text, "answer": label} for text, label in make.sentences(16)]
     task("t5", "seq2seq-lm", rows, {"response_column": "answer"}).model().save_pretrained(tmp_path / "model")
     assert GenerationConfig.from_pretrained(tmp_path / "model").max_new_tokens == 24
+
+
+def test_rows_that_are_cut_or_left_out_are_counted_split_by_split(task):
+    words = ["goal", "match", "team", "coach", "chip"]
+    rows = [{"text": f"{a} {b}", "answer": "the team"} for a in words for b in words]
+    rows += [{"text": f"new {word}", "answer": "the team " * 20} for word in words]
+    rows += [{"text": f"old {word} " * 20, "answer": "the team"} for word in words]
+    made = task("llama", "causal-lm", rows, {"response_column": "answer"})
+    made.test_split()
+    sizes = {"train": len(made.data.train), "validation": len(made.data.validation)}
+    cut, out = (
+        {name: sum(len(row[column].split()) > 20 for row in getattr(made.data, name)) for name in sizes}
+        for column in ("answer", "text")
+    )
+    notes = made.row_notes()
+    for name, size in sizes.items():
+        for count, what in ((cut[name], "are cut at"), (out[name], "are left out: nothing to learn within")):
+            said = f"{count} of {size} rows of data.{name} {what} task.max_length, 24 tokens"
+            assert (said in notes) is (count > 0)
+    assert len(made.train) == sizes["train"] - out["train"]
+    assert any("data.test" in note for note in notes)
+    assert made.row_notes(share=0.5) == []
+
+
+@pytest.mark.parametrize(("architecture", "type_"), [("llama", "causal-lm"), ("t5", "seq2seq-lm")])
+def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
+    words = ["goal", "match", "team", "coach", "chip"]
+    rows = [{"text": f"{word} {end}", "answer": "team " * 40} for word in words for end in words]
+    made = task(architecture, type_, rows, {"response_column": "answer"})
+    end = made.tokenizer.eos_token_id
+    assert all(end not in labels and len(labels) == made.max_length for labels in made.train["labels"])
+    assert made.row_notes() == [
+        f"{len(rows)} of {len(rows)} rows of data.{split} are cut at task.max_length, 24 tokens"
+        for split, rows in (("train", made.data.train), ("validation", made.data.validation))
+    ]
+
+
+def test_plain_texts_are_split_and_so_none_is_cut(task):
+    made = task("llama", "causal-lm", [{"text": "goal " * n} for n in range(20, 60)])
+    assert made.row_notes() == []
+
+
+NO_TEXTS = {
+    "messages": (
+        lambda n: [{"role": "user", "content": f"goal {n}"}],
+        r"'role'.*causal-lm, with data\.messages_column",
+    ),
+    "numbers": (lambda n: n, r"not of \d+$"),
+    "lists": (lambda n: ["goal", f"{n}"], r"not of \['goal', '\d+'\]$"),
+    "mappings": (lambda n: {"a": f"goal {n}"}, r"not of \{'a': 'goal \d+'\}$"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXTS)
+@pytest.mark.parametrize("type_", ["causal-lm", "seq2seq-lm", "text-classification"])
+def test_a_text_column_that_is_no_text_is_refused_with_its_first_row(task, type_, name):
+    value, shown = NO_TEXTS[name]
+    rows = [{"text": value(n), "label": ["a", "b"][n % 2]} for n in range(20)]
+    architecture = {"seq2seq-lm": "t5", "causal-lm": "llama"}.get(type_, "bert")
+    data = {"response_column": "label"} if type_ == "seq2seq-lm" else {}
+    with pytest.raises(UserError, match=rf"data\.text_column: got 'text'; allowed: a column of text, .*{shown}"):
+        task(architecture, type_, rows, data)
+
+
+def test_numbers_can_be_a_part_of_a_prompt_and_a_response(task):
+    rows = [{"ask": word, "count": n, "answer": n % 7} for n, word in enumerate(["goal", "chip"] * 10)]
+    made = task("llama", "causal-lm", rows, {"response_column": "answer"}, prompt="{ask} {count}")
+    assert len(made.train) == len(made.data.train)
