@@ -31,8 +31,10 @@ def predict(run: RunFolder, inputs: Sequence[str]) -> list[Any]:
     return [_use(use, text, given) for text, given in zip(texts, inputs, strict=True)]
 
 
-def _prompted(recipe: dict[str, Any], inputs: Sequence[str]) -> list[str]:
-    """The inputs as the model saw its texts in training."""
+def _prompted(recipe: dict[str, Any], inputs: Sequence[str]) -> list[Any]:
+    """The inputs as the model saw its texts in training; of conversations, each is what a user says first."""
+    if recipe["data"].get("messages_column") is not None:
+        return [[{"role": "user", "content": text}] for text in inputs]
     pair = recipe["data"].get("text_pair_column")
     if pair is not None:
         raise invalid("data.text_pair_column", pair, "null where 'predict' is used: it gives a model one text, not two")
@@ -48,7 +50,7 @@ def _prompted(recipe: dict[str, Any], inputs: Sequence[str]) -> list[str]:
     return [templates[0 if text.strip() else -1].format(**{columns[0]: text}) for text in inputs]
 
 
-def _load(folder: Path, task: dict[str, Any]) -> Callable[[str], Any]:
+def _load(folder: Path, task: dict[str, Any]) -> Callable[[Any], Any]:
     from safetensors import SafetensorError
     from transformers import pipeline
 
@@ -81,7 +83,7 @@ def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:
     return labels
 
 
-def _use(use: Callable[[str], Any], text: str, given: str) -> Any:
+def _use(use: Callable[[Any], Any], text: Any, given: str) -> Any:
     try:
         return use(text)
     except (OSError, ValueError, IndexError, RuntimeError) as error:
