@@ -47,6 +47,8 @@ class Columns(Cut):
         label_column: column of labels; for token classification, of lists with one tag per word; for multi-label, of
             lists or of text with ``|`` between the labels; for text regression, of numbers.
         response_column: column of responses that a language model learns.
+        messages_column: ``causal-lm`` only: column of conversations, lists of messages with ``role`` and ``content``,
+            of which the assistant's turns are learned; in place of a text column.
         image_column: column of images; None is ``image``.
     """
 
@@ -54,6 +56,7 @@ class Columns(Cut):
     label_column: str = "label"
     text_pair_column: str | None = None
     response_column: str | None = None
+    messages_column: str | None = None
     image_column: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
+from glora_search.tasks.chat import ChatTemplate, messages_in
 from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import Fit, LanguageModel
 from glora_search.tasks.rows import Column, texts_of
@@ -24,6 +26,9 @@ class CausalLM(LanguageModel):
     With ``response_column`` that alone is learned, and the end of the text after it, as the answer to ``task.prompt``
     (or to the text column where the recipe has no prompt). Both together are cut at ``max_length``; a row whose prompt
     leaves no room for a response is left out.
+
+    With ``messages_column``, or lists of messages as prompts and responses, the tokenizer's chat template writes the
+    text, and the assistant's turns are learned: all of them, or those of the response.
     """
 
     task_type = "CAUSAL_LM"
@@ -31,16 +36,31 @@ class CausalLM(LanguageModel):
     pipeline = "text-generation"
 
     def inputs(self) -> list[Column]:
-        """See `LanguageModel`."""
-        if self.recipe.task.prompts and not self.responds:
+        """See `LanguageModel`; ``messages_column`` where the recipe gives it."""
+        prompt = self.recipe.task.prompt
+        if self.converses:
+            if prompt:
+                allowed = "null with data.messages_column: the chat template writes the prompts"
+                raise invalid("task.prompt", prompt, allowed)
+            return self.columns("messages_column")
+        if prompt and not self.responds:
             raise invalid("data.response_column", None, "the column with the answers to task.prompt")
         return super().inputs()
+
+    def targets(self) -> list[Column]:
+        """See `LanguageModel`."""
+        return [] if self.converses else super().targets()
+
+    @property
+    def converses(self) -> bool:
+        """Whether the data has conversations in one column."""
+        return getattr(self.recipe.data, "messages_column", None) is not None
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns ``input_ids``, ``attention_mask`` and ``labels``, all of one length in a row."""
         encoded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         cut = left_out = 0
-        for ids, labels in self._answered(rows) if self.responds else self._plain(rows):
+        for ids, labels in self._tokens(rows):
             cut += (long := len(ids) > self.max_length)
             ids = ids[: self.max_length]
             labels = [IGNORED, *labels[1 : self.max_length]]  # no token before the first predicts it
@@ -74,6 +94,27 @@ class CausalLM(LanguageModel):
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `LanguageModel`; each token is predicted by those before it."""
         return super().tally(logits[:, :-1], labels[:, 1:])
+
+    def _tokens(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokens and labels; uncut, but for plain texts."""
+        if self.converses or self._completes(rows):
+            return self._conversations(rows)
+        return self._answered(rows) if self.responds else self._plain(rows)
+
+    def _completes(self, rows: Dataset) -> bool:
+        """Whether prompts are lists of messages, as TRL has them."""
+        if not self.responds or self.recipe.task.prompts:
+            return False
+        value = next((value for value in rows[self.column("text_column")] if value is not None), None)
+        return isinstance(value, list)
+
+    def _conversations(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+        """Of prompts and completions, the completions alone are learned."""
+        template = ChatTemplate(self.tokenizer, name=self.recipe.task.model)
+        columns = [*self.inputs(), *self.targets()]
+        for values in zip(*(rows[name] for _, name in columns), strict=True):
+            parts = [messages_in(value, column) for value, column in zip(values, columns, strict=True)]
+            yield template.encode([*chain(*parts)], first=len(parts[0]) if len(parts) > 1 else 0)
 
     def _plain(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         for ids in self.token_ids(texts_of(rows, self.columns("text_column")[0])):

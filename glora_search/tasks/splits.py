@@ -222,5 +222,5 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
             parts.append([image_digest(image) for image in rows.cast_column(column, Image(decode=False))[column]])
         else:
             values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
-            parts.append([tuple(value) if isinstance(value, list) else value for value in values])
+            parts.append([repr(value) if isinstance(value, (list, dict)) else value for value in values])
     return list(zip(*parts, strict=True))

@@ -1,0 +1,135 @@
+"""Conversations: what a tokenizer's chat template writes of them, and which of its tokens are the assistant's."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from glora_search.errors import UserError, invalid
+from glora_search.scoring import IGNORED
+from glora_search.tasks.rows import Column
+
+Message = dict[str, Any]
+"""A role, a content, and whatever else the template reads."""
+ASSISTANT = "assistant"
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def messages_in(value: Any, column: Column) -> list[Message]:
+    """A row's messages, without the keys that `datasets` adds where another row has them.
+
+    Raises:
+        UserError: it is no list of messages.
+    """
+    found = _without_none(value)
+    if not isinstance(found, list) or not found or not all(map(_is_message, found)):
+        key, name = column
+        allowed = f"lists of messages, each with a role and a content that are text, not {reprlib.repr(value)}"
+        raise invalid(key, name, f"a column of {allowed}")
+    return found
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    Args:
+        tokenizer: a fast one, which knows where in a text its tokens are.
+        name: the base model's, for the messages.
+
+    Raises:
+        UserError: it has no template.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        try:
+            self.template: str = tokenizer.get_chat_template()
+        except ValueError:
+            allowed = "a model whose tokenizer has a chat template, as that of an instruction-tuned model has"
+            raise invalid("task.model", name, f"{allowed}: the data has conversations") from None
+        if not tokenizer.is_fast:
+            raise invalid("task.model", name, "a model with a fast tokenizer, which knows whose a token is")
+
+    def encode(self, messages: list[Message], first: int = 0) -> tuple[list[int], list[int]]:
+        """The tokens of a conversation, uncut, and their labels.
+
+        The assistant's turns alone are learned: what the template marks (``{% generation %}``), else all that it
+        writes after the prompt for a turn, up to what follows the turn.
+
+        Args:
+            first: the first message that is learned.
+
+        Raises:
+            UserError: the template refuses the conversation, or does not show which part is a turn.
+        """
+        try:
+            text, spans = self._marked(messages, first) if MARK.search(self.template) else self._grown(messages, first)
+        except (TemplateError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise self._refused(messages, f"one that takes this conversation ({error})") from error
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids: list[int] = encoded["input_ids"]
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        learned = [any(begin <= start < end for begin, end in spans) for start in starts]
+        return ids, [token if own else IGNORED for token, own in zip(ids, learned, strict=True)]
+
+    def _marked(self, messages: list[Message], first: int) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and the parts that the template marks; not by tokens, as `apply_chat_template` gives them: where a
+        part ends with a white space that is in no token, it takes all that follows."""
+        options = {**self.tokenizer.special_tokens_map, "return_assistant_tokens_mask": True}
+        texts, marked = render_jinja_template(conversations=[messages], chat_template=self.template, **options)
+        start = len(self._before(messages, first, texts[0])) if first else 0
+        return texts[0], [(begin, end) for begin, end in marked[0] if begin >= start]
+
+    def _grown(self, messages: list[Message], first: int) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and what each of the assistant's turns adds to it."""
+        text, spans = self._text(messages), []
+        for number, message in enumerate(messages):
+            if number >= first and message["role"] == ASSISTANT:
+                after = self._text(messages[: number + 1])
+                before = self._before(messages, number, after)
+                if not text.startswith(after):
+                    raise self._unclear(messages)
+                spans.append((len(before), len(after)))
+        return text, spans
+
+    def _before(self, messages: list[Message], number: int, text: str) -> str:
+        """The prompt for a message, with which the text begins."""
+        if number == 0:
+            raise self._refused(messages, f"one with {{% generation %}} marks: the first message is the {ASSISTANT}'s")
+        before = self._text(messages[:number], add_generation_prompt=messages[number]["role"] == ASSISTANT)
+        if not text.startswith(before):
+            raise self._unclear(messages)
+        return before
+
+    def _text(self, messages: list[Message], **options: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    def _unclear(self, messages: list[Message]) -> UserError:
+        return self._refused(
+            messages,
+            "one with {% generation %} marks, or one that writes a turn alike whatever follows: this one does not show "
+            f"which tokens are the {ASSISTANT}'s",
+        )
+
+    def _refused(self, messages: list[Message], allowed: str) -> UserError:
+        return invalid(
+            "task.model", self.name, f"a model whose chat template is {allowed}; in {reprlib.repr(messages)}"
+        )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

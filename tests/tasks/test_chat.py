@@ -1,0 +1,185 @@
+"""Conversations: the assistant's turns alone are learned, or it is said that they cannot be told."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextGenerationPipeline
+
+from glora_search.errors import UserError
+from glora_search.files.text import read_json
+from glora_search.recipe.schema import Recipe
+from glora_search.report import write_report
+from glora_search.run.predict import predict
+from glora_search.run.prepare import check
+from glora_search.run.runner import Run
+from glora_search.tasks import make_task
+
+GROWING = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>\n"
+    "{% endgeneration %}{% else %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FORGETFUL = GROWING.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '' }}")
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + GROWING
+COLUMN = {"messages_column": "messages"}
+
+
+def turns(*contents, roles=("user", "assistant")):
+    return [{"role": roles[number % 2], "content": text} for number, text in enumerate(contents)]
+
+
+def shifted(messages, number):
+    """The same with a number in it."""
+    if isinstance(messages, str):
+        return f"{messages} {number}"
+    return [{**message, "content": f"{message['content']} {number}"} for message in messages]
+
+
+@pytest.fixture
+def chat(tiny, recipe, make, tmp_path):
+    """``chat(rows, data, template, **task)``: a causal task whose tokenizer has a chat template."""
+
+    def build(rows, data=COLUMN, template=GROWING, make_=make_task, **task):
+        folder = tmp_path / "model"
+        if not folder.exists():
+            shutil.copytree(tiny("llama"), folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer.add_tokens(
+                [f"<|{name}|>" for name in ("system", "user", "assistant", "end")], special_tokens=True
+            )
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            model.resize_token_embeddings(len(tokenizer))
+            model.save_pretrained(folder)
+        source = {"source": "json", "train": rows} if isinstance(rows, str) else rows_in(rows)
+        return make_(Recipe.model_validate(recipe(folder, {**source, **data}, type="causal-lm", **task)))
+
+    def rows_in(rows):
+        return {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows)}
+
+    return build
+
+
+def learned(made, row=0):
+    """What is learned of a train row, its parts separated."""
+    ids, labels = made.train["input_ids"][row], made.train["labels"][row]
+    assert all(label in (-100, token) for label, token in zip(labels, ids, strict=True))
+    shown = [made.tokenizer.decode([token]) if label != -100 else "#" for token, label in zip(ids, labels, strict=True)]
+    return [part.split() for part in " ".join(shown).split("#") if part.split()]
+
+
+@pytest.mark.parametrize("template", [GROWING, MARKED])
+@pytest.mark.parametrize("source", ["json", "parquet"])
+def test_all_turns_of_the_assistant_are_learned_and_nothing_else(chat, tmp_path, template, source):
+    system = [{"role": "system", "content": "big data"}]
+    rows = [
+        {"messages": [*system, *turns("the goal", "a team", ["old", "new"][n % 2], "the chip says")]} for n in range(2)
+    ] * 8 + [{"messages": turns(f"{word} code", "the phone")} for word in ("a", "the", "of", "and")]
+    data = dict(COLUMN)
+    if source == "parquet":
+        pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+        data |= {"source": "parquet", "train": str(tmp_path / "rows.parquet")}
+    made = chat(rows, data, template)
+    found = [learned(made, row) for row in range(len(made.train))]
+    long = [["a", "team", "<|end|>"], ["the", "chip", "says", "<|end|>"]]
+    assert {str(turn) for turn in found} == {str(long), str([["the", "phone", "<|end|>"]])}
+    ids = made.train["input_ids"][found.index(long)]
+    assert made.tokenizer.decode(ids).replace(" ", "").count("<|assistant|>") == 2  # the text is the template's
+    assert made.tokenizer.decode(ids).replace("<s>", "").split()[:3] == ["<|system|>", "big", "data"]
+
+
+@pytest.mark.parametrize("template", [GROWING, MARKED])
+def test_of_prompts_and_completions_that_are_messages_the_completion_is_learned(chat, template):
+    rows = [
+        {"prompt": turns("the goal", "a team", f"{word} match"), "completion": turns("new code", roles=["assistant"])}
+        for word in ("a", "the", "old", "of", "and", "big")
+    ]
+    made = chat(rows, {"text_column": "prompt", "response_column": "completion"}, template)
+    assert learned(made) == [["new", "code", "<|end|>"]]
+    text = made.tokenizer.decode(made.train["input_ids"][0])
+    assert text.count("<|assistant|>") == 2
+    wrong = [{**row, "completion": "new code"} for row in rows]
+    with pytest.raises(UserError, match=r"data\.response_column: got 'completion'; .*lists of messages.*'new code'"):
+        chat(wrong, {"text_column": "prompt", "response_column": "completion"})
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_by_name(task):
+    rows = [{"messages": turns(f"{word} goal", "a team")} for word in ("a", "the", "old", "of", "and", "big")]
+    with pytest.raises(UserError, match=r"task\.model: got '.*llama'; .*tokenizer has a chat template"):
+        task("llama", "causal-lm", rows, COLUMN)
+
+
+REFUSED = {
+    "turns that change": (FORGETFUL, turns("goal", "team", "match", "code"), "does not show which tokens"),
+    "an assistant that begins": (GROWING, turns("goal", "team", roles=["assistant", "user"]), "first message"),
+    "a role unknown to the template": (STRICT, turns("goal", "team", roles=["system", "assistant"]), "no system role"),
+    "a role alone": (GROWING, [{"role": "user"}], r"data\.messages_column: got 'messages'.*a role and a content"),
+    "a text": (GROWING, "goal", r"data\.messages_column: got 'messages'.*lists of messages.*'goal'"),
+    "pictures": (GROWING, [{"role": "user", "content": [{"type": "image"}]}], r"a content that are text.*image"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_conversations_whose_turns_cannot_be_told_are_refused(chat, name):
+    template, messages, message = REFUSED[name]
+    others = "goal" if isinstance(messages, str) else turns("goal", "a team")
+    rows = [{"messages": messages}] * 2 + [{"messages": shifted(others, n)} for n in range(9)]
+    with pytest.raises(UserError, match=message):
+        chat(rows, template=template, max_length=64)
+
+
+def test_a_template_that_changes_earlier_turns_is_fit_for_single_turns(chat):
+    rows = [{"messages": turns(f"{word} goal", "a team")} for word in ("a", "the", "old", "of", "and", "big")]
+    assert learned(chat(rows, template=FORGETFUL)) == [["a", "team", "<|end|>"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "task_", "message"),
+    [
+        ({"response_column": "x"}, {}, r"data\.response_column: got 'x'; allowed: nothing: this causal-lm reads"),
+        ({}, {"prompt": "{x}"}, r"task\.prompt: got '\{x\}'; allowed: null with data\.messages_column"),
+        ({}, {"type": "seq2seq-lm"}, r"data\.(messages|response)_column"),
+    ],
+)
+def test_what_a_chat_template_writes_is_not_written_twice(task, data, task_, message):
+    rows = [{"messages": turns("a goal", "a team")}]
+    with pytest.raises(UserError, match=message):
+        task("llama", task_.pop("type", "causal-lm"), rows, {**COLUMN, **data}, **task_)
+
+
+def seen(preprocess, asked):
+    """Notes the text that a pipeline gives its model."""
+
+    def noted(self, *args, **kwargs):
+        made = preprocess(self, *args, **kwargs)
+        asked.append(self.tokenizer.decode(made["input_ids"][0]))
+        return made
+
+    return noted
+
+
+@pytest.mark.slow
+def test_from_a_chat_file_to_a_merged_model_with_a_note_of_cut_rows(chat, make, tmp_path, capsys, monkeypatch):
+    rows = [{"messages": turns(text, "the team")} for text, _ in make.sentences(24)]
+    rows += [{"messages": turns(f"{word} goal", "the team " * 20)} for word in ("a", "the", "old", "of", "new", "big")]
+    made = chat(rows, make_=lambda recipe: recipe)
+    task = check(made)
+    assert f"note: {task.fit.cut} of" in capsys.readouterr().out
+    run = Run.create(made, tmp_path / "run")
+    run.all_stages()
+    notes = [note for note in read_json(run.folder / "metrics.json")["notes"] if "task.max_length, 24 tokens" in note]
+    assert any("rows of data.train are cut at" in note for note in notes)
+    assert all(note in write_report(run.folder).read_text(encoding="utf-8") for note in notes)
+    asked = []
+    monkeypatch.setattr(TextGenerationPipeline, "preprocess", seen(TextGenerationPipeline.preprocess, asked))
+    answer = predict(run.view, ["a goal"])[0][0]["generated_text"]
+    assert isinstance(answer, str)
+    assert [text.split() for text in asked] == [["<s>", "<|user|>", "a", "goal", "<|end|>", "<|assistant|>"]]
