@@ -72,6 +72,10 @@ class ChatTemplate:
             if isinstance(error, UserError):
                 raise
             raise self._refused(messages, f"one that takes this conversation ({error})") from error
+        written = "".join(text[begin:end] for begin, end in spans)
+        for message in messages[first:]:
+            if message["role"] == ASSISTANT and _last_line(message) not in written:
+                raise self._refused(messages, f"one that writes the content of the {ASSISTANT}'s turns")
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
@@ -121,6 +125,11 @@ class ChatTemplate:
         return invalid(
             "task.model", self.name, f"a model whose chat template is {allowed}; in {reprlib.repr(messages)}"
         )
+
+
+def _last_line(message: Message) -> str:
+    """What a template writes of a content, even one that takes reasoning out of it."""
+    return str(message["content"].strip().rpartition("\n")[2])
 
 
 def _is_message(value: Any) -> bool:

@@ -121,6 +121,11 @@ REFUSED = {
     "turns that change": (FORGETFUL, turns("goal", "team", "match", "code"), "does not show which tokens"),
     "an assistant that begins": (GROWING, turns("goal", "team", roles=["assistant", "user"]), "first message"),
     "a role unknown to the template": (STRICT, turns("goal", "team", roles=["system", "assistant"]), "no system role"),
+    "text for a template of parts": (
+        GROWING.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}"),
+        turns("goal", "team"),
+        "writes the content of the assistant's turns",
+    ),
     "a role alone": (GROWING, [{"role": "user"}], r"data\.messages_column: got 'messages'.*a role and a content"),
     "a text": (GROWING, "goal", r"data\.messages_column: got 'messages'.*lists of messages.*'goal'"),
     "pictures": (GROWING, [{"role": "user", "content": [{"type": "image"}]}], r"a content that are text.*image"),
