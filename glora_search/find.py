@@ -23,8 +23,9 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
-from glora_search.finals.contest import Contest, finite
+from glora_search.finals.contest import Contest
 from glora_search.finals.finalists import Finalist
+from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.finals.training import EVALUATED
 from glora_search.ranking import is_finite, rank_key
@@ -253,10 +254,11 @@ def _race(
     subnets = [(trial.params, int(trial.user_attrs[PARAMS])) for trial in trials[: settings.subnets]]
     inherited = {str(genome): evaluator.inherit(genome) for genome, _ in subnets}
     best = evaluator.inherit(best_trial(study).params)
-    taught = None
+    lesson = None
     if settings.teacher:
         members = draw_members(space, count=settings.teacher, max_params=largest, seed=args.seed)
-        taught = Teacher(supernet, members, scoring, evaluator.batch_size).teach(train)
+        teacher = Teacher(supernet, members, scoring, evaluator.batch_size)
+        lesson = Lesson.of(teacher, "supernet", len(members), train, validation, None)
     current: list[PeftModel] = [supernet]
 
     def made(model: PeftModel) -> None:
@@ -267,33 +269,40 @@ def _race(
         set_peft_model_state_dict(model, inherited[str(one.genome)].weights)
         return model
 
+    def load(checkpoint: Path) -> PeftModel:
+        model = load_adapter(bare(current[0]), checkpoint)
+        made(model)
+        return model
+
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="finals-", dir=args.output_dir) as folder:
         contest = Contest(
             space=space,
+            subnets=subnets,
             scoring=scoring,
             train=train,
             validation=validation,
-            taught=taught,
+            unlabelled=None,
+            lesson=lesson,
             args=dataclasses.replace(args, **EVALUATED),
             folder=Path(folder),
             settings=settings,
             max_params=max_params,
             base=lambda: bare(current[0]),
+            load=load,
             inherit=start,
             made=made,
             lr_factors=lr_factors,
             task_type=config.task_type,
             modules_to_save=config.modules_to_save or (),
         )
-        field = contest.field(subnets)
-        if not field:
+        if not contest.searched and not contest.uniform:
             raise invalid("max_params", max_params, "with finals, a budget within which a subnet or a method can train")
-        result = contest.race(field, optuna.create_study(study_name=STUDY_NAME))
-        winner = next(one for one in field if one.name == result.last[0])
-        if not finite(result, winner.name):
+        outcome = contest.run(optuna.create_study(study_name=STUDY_NAME))
+        winner = outcome.named(outcome.winner)
+        if not outcome.finite(winner.name):
             raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")
-        model = load_adapter(bare(current[0]), contest.best(winner, result.standings[winner.name]), trainable=True)
+        model = load_adapter(bare(current[0]), contest.best(winner, outcome.standings[winner.name]), trainable=True)
     return FoundAdapter(
         model.eval(),
         model.peft_config[model.active_adapter],
@@ -302,8 +311,8 @@ def _race(
         evaluate(model, batches, scoring),
         best.evaluation,
         study,
-        contest.table(field, result),
-        result.baseline,
+        outcome.table(),
+        outcome.baseline,
     )
 
 

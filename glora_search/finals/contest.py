@@ -1,8 +1,9 @@
-"""A race of real trainings on one data set: what its finalists share, how each begins, and what the race leaves."""
+"""The finals on one data set: who races when, what the trainings share, how each begins, and how it ended."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,38 +18,90 @@ from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
-from glora_search.finals.finalists import Finalist, finalists
+from glora_search.finals.finalists import Finalist, Subnet, subnet_finalists, taught_twins, uniform_finalists
+from glora_search.finals.lessons import POOR, Lesson, Peers
 from glora_search.finals.race import Result, race
-from glora_search.finals.rungs import Standing, race_cost, whole
+from glora_search.finals.rungs import Standing, best_first, race_cost, whole
 from glora_search.finals.training import best_checkpoint, finalist_args, standing, steps_trained, train_to
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.schema import Finals
 from glora_search.scoring import Scoring
 from glora_search.space.bound import BoundSpace
-from glora_search.space.layers import Genome
 from glora_search.training.loop import steps_for
 from glora_search.training.uniform import Uniform, uniform_methods
 
 WAIT = 0.5
-"""Seconds between two looks at trainings that other processes are at."""
-Subnet = tuple[Genome, int]
-"""A genome, and its parameters."""
+"""Seconds between two looks at what other processes are at."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the finals ended.
+
+    Attributes:
+        field: all finalists.
+        standings: finalist -> how far it came.
+        winner: the name of the one with the lowest validation loss.
+        baseline: the best uniform method without a teacher; None where none fits the budget.
+        teacher: who taught, see `Lesson.facts`; None is no teacher.
+    """
+
+    field: list[Finalist]
+    standings: dict[str, Standing]
+    winner: str
+    baseline: str | None
+    teacher: dict[str, Any] | None
+
+    def finite(self, name: str | None) -> bool:
+        """Whether a finalist has a validation loss."""
+        return name is not None and math.isfinite(self.standings[name].loss)
+
+    def named(self, name: str) -> Finalist:
+        """The finalist of this name."""
+        return next(one for one in self.field if one.name == name)
+
+    @property
+    def steps(self) -> int:
+        """All optimizer steps that were trained."""
+        return sum(standing.step for standing in self.standings.values())
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each finalist, best first."""
+        return [
+            {
+                "name": name,
+                "params": self.named(name).params,
+                "steps": reached.step,
+                "best_step": reached.best_step,
+                "validation": reached.metric,
+                "validation_loss": reached.loss,
+            }
+            for name in best_first({name: standing.loss for name, standing in self.standings.items()})
+            for reached in [self.standings[name]]
+        ]
 
 
 @dataclass
 class Contest:
-    """What the trainings of one race share.
+    """What the trainings of the finals share.
+
+    They have two races. In the first one uniform methods train alone. In the second one these methods, each at its best
+    learning rate, and the search's best subnets have a teacher: the supernet, or, where it is poor, those that were
+    trained alone. Without a teacher there is one race of all.
 
     Attributes:
         space: the bound space.
+        subnets: the search's best ones.
         scoring: of the task.
         train, validation: encoded rows.
-        taught: what taught finalists learn from, see `Teacher.teach`; None is no teacher.
+        unlabelled: encoded rows that finalists would label as teachers.
+        lesson: what the supernet teaches; None is no teacher.
         args: of every training, with what `EVALUATED` sets.
         folder: gets a folder of checkpoints for each finalist; what is there is not trained again.
         settings: the section of a recipe.
         max_params: the budget.
         base: a base model as it is before any training; asked for once a training.
+        load: an adapter folder, on a base model where models are scored.
         inherit: a finalist that inherits, on a base model.
         made: told of every model that is about to be trained.
         lr_factors: see `PathTrainer`.
@@ -57,15 +110,18 @@ class Contest:
     """
 
     space: BoundSpace
+    subnets: Sequence[Subnet]
     scoring: Scoring
     train: Dataset
     validation: Dataset
-    taught: Dataset | None
+    unlabelled: Dataset | None
+    lesson: Lesson | None
     args: TrainingArguments
     folder: Path
     settings: Finals
     max_params: int | None
     base: Callable[[], Any]
+    load: Callable[[Path], Any]
     inherit: Callable[[Finalist, Any], PeftModel]
     lr_factors: Mapping[str, float] | None
     task_type: str | None
@@ -79,17 +135,53 @@ class Contest:
         """Optimizer steps of a whole training."""
         return whole(steps_for(self.args, len(self.train)))
 
-    def field(self, subnets: Sequence[Subnet]) -> list[Finalist]:
-        """Who competes: these subnets, and the uniform methods within the budget."""
-        methods = uniform_methods(self.space, self.max_params, self.settings.methods)
-        return finalists(subnets, methods, rates=self.settings.rates, teacher=self.taught is not None)
+    @property
+    def searched(self) -> list[Finalist]:
+        """The finalists that inherit."""
+        return subnet_finalists(self.subnets, taught=self.lesson is not None)
 
-    def race(self, competing: Sequence[Finalist], study: optuna.Study | None = None) -> Result:
-        """Train the field, rung by rung; with other processes that do the same, each trains some of it."""
-        planned = race_cost(len(competing), 2 if self.taught is not None else 1)
-        say(f"finals: {len(competing)} finalists, about {planned:.1f} whole trainings of {self.steps} steps", "dim")
+    @property
+    def uniform(self) -> list[Finalist]:
+        """The finalists that begin anew, without a teacher."""
+        methods = uniform_methods(self.space, self.max_params, self.settings.methods)
+        return uniform_finalists(methods, self.settings.rates)
+
+    def run(self, study: optuna.Study | None = None) -> Outcome:
+        """Race, with other processes that do the same; each trains some finalists."""
+        uniform, searched = self.uniform, self.searched
+        planned = planned_trainings(uniform, len(searched), teacher=self.lesson is not None)
+        say(f"finals: about {planned:.1f} whole trainings of {self.steps} steps at most", "dim")
         with track("finals", round(planned * self.steps)) as bar:
-            return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study)
+            heat = functools.partial(self._race, study=study, bar=bar)
+            if self.lesson is None:
+                return self._outcome([*searched, *uniform], [heat([*searched, *uniform], kept=_best_of(uniform))])
+            alone = heat(uniform)
+            self._choose_teacher(uniform, alone)
+            twins = taught_twins(uniform, alone.losses)
+            second = [*searched, *twins]
+            taught = heat(second, kept=lambda losses: [one.name for one in twins[:1]])
+        return self._outcome([*uniform, *second], [alone, taught])
+
+    def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:
+        """Where the supernet is poor, those finalists teach that are not poor themselves."""
+        best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
+        if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
+            return
+        members = [
+            self.best(one, alone.standings[one.name]) for one in uniform if alone.losses[one.name] <= POOR * best
+        ]
+        peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
+        self.lesson = Lesson.of(peers, "finalists", len(members), self.train, self.validation, self.unlabelled)
+
+    def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
+        return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
+
+    def _outcome(self, competing: list[Finalist], races: Sequence[Result]) -> Outcome:
+        standings = {name: standing for one in races for name, standing in one.standings.items()}
+        ranked = best_first({name: standings[name].loss for one in races for name in one.last})
+        alone = {one.name for one in competing if one.uniform and not one.taught}
+        baseline = next((name for name in ranked if name in alone), None)
+        return Outcome(competing, standings, ranked[0], baseline, None if self.lesson is None else self.lesson.facts())
 
     def home(self, one: Finalist) -> Path:
         """A finalist's own folder."""
@@ -98,22 +190,6 @@ class Contest:
     def best(self, one: Finalist, reached: Standing) -> Path:
         """The adapter folder of a finalist's best checkpoint."""
         return best_checkpoint(self._checkpoints(one), reached.best_step)
-
-    def table(self, competing: Sequence[Finalist], result: Result) -> list[dict[str, Any]]:
-        """A row for each finalist, those trained longest first, best first."""
-        rows = [
-            {
-                "name": one.name,
-                "params": one.params,
-                "steps": reached.step,
-                "best_step": reached.best_step,
-                "validation": reached.metric,
-                "validation_loss": reached.loss,
-            }
-            for one in competing
-            for reached in [result.standings[one.name]]
-        ]
-        return sorted(rows, key=lambda row: (-row["steps"], row["validation_loss"]))
 
     def _checkpoints(self, one: Finalist) -> Path:
         return self.home(one) / "checkpoints"
@@ -139,7 +215,7 @@ class Contest:
                     if found is not None:
                         reached[one.name] = found
                         continue
-                with _claimed(self.home(one)) as ours:
+                with claimed(self.home(one)) as ours:
                     if ours:
                         reached[one.name] = self._train_one(one, step, bar)
             waiting = [one for one in left if one.name not in reached]
@@ -157,7 +233,7 @@ class Contest:
             step,
             lambda: self._fresh(one),
             self.scoring,
-            self.taught if one.taught and self.taught is not None else self.train,
+            self.lesson.rows if one.taught and self.lesson is not None else self.train,
             self.validation,
             args,
             progress=bar,
@@ -173,8 +249,8 @@ class Contest:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether a finalist is this process's to train in this block; the kernel gives it back when the process dies."""
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether a piece of work is this process's in this block; the kernel gives it back when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -188,6 +264,14 @@ def _claimed(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def finite(result: Result, name: str | None) -> bool:
-    """Whether a finalist has a validation loss."""
-    return name is not None and math.isfinite(result.standings[name].loss)
+def _best_of(some: Sequence[Finalist]) -> Callable[[Mapping[str, float]], list[str]]:
+    """Of a race's losses: who of these is best."""
+    names = {one.name for one in some}
+    return lambda losses: best_first({name: loss for name, loss in losses.items() if name in names})[:1]
+
+
+def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: bool) -> float:
+    """What finals cost at most, in whole trainings."""
+    if not teacher:
+        return race_cost(len(uniform) + subnets, 1)
+    return race_cost(len(uniform)) + race_cost(len({one.method for one in uniform}) + subnets, 1)

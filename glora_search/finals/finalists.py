@@ -1,19 +1,18 @@
-"""Who competes: the search's best subnets with their inherited weights, and uniform methods from their own starts."""
+"""Who competes: uniform methods from their own starts, and the search's best subnets with their inherited weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from glora_search.recipe.schema import Finals
-from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
-from glora_search.training.uniform import Uniform, uniform_methods
+from glora_search.training.uniform import Uniform
 
 TAUGHT = " + teacher"
 """How the names of taught finalists end."""
+Subnet = tuple[Genome, int]
+"""A genome, and its parameters."""
 
 
 @dataclass(frozen=True)
@@ -21,20 +20,23 @@ class Finalist:
     """One training of the race.
 
     Attributes:
-        name: what tables call it.
         method: what it is but for rate and teacher.
         origin: the genome of a subnet, which starts with the supernet's weights, or a uniform method.
-        rate: what the learning rate is multiplied by.
-        taught: whether it learns from the supernet's subnets too.
         params: of the adapter.
+        rate: what the learning rate is multiplied by.
+        taught: whether it learns from a teacher too.
     """
 
-    name: str
     method: str
     origin: Genome | Uniform
-    rate: float
-    taught: bool
     params: int
+    rate: float = 1.0
+    taught: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.method + (f" x{self.rate:g}" if self.rate != 1 else "") + (TAUGHT if self.taught else "")
 
     @property
     def slug(self) -> str:
@@ -52,50 +54,30 @@ class Finalist:
         return None if isinstance(self.origin, Uniform) else self.origin
 
 
-def finalists(
-    found_subnets: Sequence[tuple[Genome, int]],
-    methods: Sequence[Uniform],
-    *,
-    rates: Sequence[float],
-    teacher: bool,
-) -> list[Finalist]:
-    """The field of a race.
+def subnet_finalists(subnets: Sequence[Subnet], *, taught: bool) -> list[Finalist]:
+    """The search's best subnets, best first."""
+    return [
+        Finalist(f"subnet {number}", genome, params, taught=taught)
+        for number, (genome, params) in enumerate(subnets, 1)
+    ]
+
+
+def uniform_finalists(methods: Sequence[Uniform], rates: Sequence[float]) -> list[Finalist]:
+    """The uniform methods, without a teacher; LoRA at several learning rates."""
+    return [
+        Finalist(method.name, method, method.params, rate)
+        for method in methods
+        for rate in (rates if method.rated else (1.0,))
+    ]
+
+
+def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:
+    """Each uniform method with a teacher, at the rate that was best without one; the best method first.
 
     Args:
-        found_subnets: genome and parameters of the search's best subnets, taught where there is a teacher.
-        methods: the uniform ones.
-        rates: of LoRA, as factors of the learning rate.
-        teacher: whether there is one; uniform methods then compete with and without it.
+        losses: finalist -> validation loss.
     """
-    found: list[Finalist] = []
-    for number, (genome, params) in enumerate(found_subnets, 1):
-        found.append(_named(f"subnet {number}", genome, 1.0, teacher, params))
-    for taught in (False, True) if teacher else (False,):
-        for method in methods:
-            for rate in rates if method.rated else (1.0,):
-                found.append(_named(method.name, method, rate, taught, method.params))
-    return found
-
-
-def field_size(space: BoundSpace, settings: Finals, max_params: int | None, *, teacher: bool) -> int:
-    """How many compete, where the search finds as many subnets as are asked for."""
-    methods = uniform_methods(space, max_params, settings.methods)
-    return len(finalists([], methods, rates=settings.rates, teacher=teacher)) + settings.subnets
-
-
-def _named(method: str, origin: Genome | Uniform, rate: float, taught: bool, params: int) -> Finalist:
-    name = method + (f" x{rate:g}" if rate != 1 else "") + (TAUGHT if taught else "")
-    return Finalist(name, method, origin, rate, taught, params)
-
-
-def baseline_of(field: Sequence[Finalist], losses: dict[str, float]) -> list[str]:
-    """The tuned baseline: the uniform method, without a teacher, with the lowest loss; and the same one taught.
-
-    They are never dropped, so that a run has its own baseline, trained on equal terms.
-    """
-    plain: list[Any] = [one for one in field if one.uniform and not one.taught and one.name in losses]
-    if not plain:
-        return []
-    best = min(plain, key=lambda one: losses[one.name])
-    twin = [one.name for one in field if one.taught and (one.method, one.rate) == (best.method, best.rate)]
-    return [best.name, *(name for name in twin if name in losses)]
+    best: dict[str, Finalist] = {}
+    for one in sorted((one for one in found if one.uniform), key=lambda one: losses[one.name]):
+        best.setdefault(one.method, one)
+    return [replace(one, taught=True) for one in best.values()]

@@ -1,4 +1,4 @@
-"""The race: all finalists train to a rung, the better half goes on, until a few are trained to the end."""
+"""A race: all finalists train to a rung, the better half goes on, until a few are trained to the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from glora_search.finals.finalists import Finalist, baseline_of
-from glora_search.finals.rungs import SHARES, Standing, survivors
+from glora_search.finals.finalists import Finalist
+from glora_search.finals.rungs import SHARES, Standing, best_first, survivors
 from glora_search.search.trials import METRIC, PARAMS
 
 STUDY_NAME = "finals"
@@ -24,15 +24,21 @@ class Result:
 
     Attributes:
         standings: finalist -> how far it came.
-        last: who was trained to the end, best first.
-        baseline: the tuned uniform method without a teacher, which is always among them; None where none fits.
-        steps: all optimizer steps that were trained.
+        last: who was never dropped, best first.
     """
 
     standings: dict[str, Standing]
     last: list[str]
-    baseline: str | None
-    steps: int
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Finalist -> its lowest validation loss."""
+        return {name: standing.loss for name, standing in self.standings.items()}
+
+    @property
+    def steps(self) -> int:
+        """All optimizer steps that were trained."""
+        return sum(standing.step for standing in self.standings.values())
 
 
 def race(
@@ -40,34 +46,33 @@ def race(
     train_to: Callable[[Sequence[Finalist], int], Mapping[str, Standing]],
     steps: int,
     *,
+    kept: Callable[[Mapping[str, float]], Sequence[str]] = lambda losses: (),
     shares: Sequence[float] = SHARES,
     study: optuna.Study | None = None,
 ) -> Result:
-    """Train the field rung by rung; what is there already is not trained again.
+    """Train the field rung by rung; a training that overfits has ended, and competes with what it has reached.
 
     Args:
-        train_to: trains finalists on to a step: name -> standing.
+        train_to: trains finalists on to a step: name -> standing. What is there already is not trained again.
         steps: of a whole training.
+        kept: the losses at a rung -> who is not dropped there.
         shares: the rungs.
         study: where each finalist becomes a trial: ``PRUNED`` at the rung that it did not pass, or ``COMPLETE``.
     """
     named = {one.name: one for one in field}
     alive, standings = list(named), dict[str, Standing]()
-    for share in shares:
-        step = round(share * steps)
-        standings |= train_to([named[name] for name in alive], step)
+    for share in shares if field else ():
+        left = [named[name] for name in alive if name not in standings or not standings[name].over]
+        standings |= train_to(left, round(share * steps))
         losses = {name: standings[name].loss for name in alive}
-        going_on = survivors(losses, baseline_of(field, losses))
-        if share == shares[-1]:
-            going_on = sorted(alive, key=lambda name: losses[name])
+        going_on = best_first(losses) if share == shares[-1] else survivors(losses, kept(losses))
         for name in alive:
             if name not in going_on:
                 _record(study, named[name], standings[name], TrialState.PRUNED)
         alive = going_on
     for name in alive:
         _record(study, named[name], standings[name], TrialState.COMPLETE)
-    plain = [name for name in alive if named[name].uniform and not named[name].taught]
-    return Result(standings, alive, plain[0] if plain else None, sum(one.step for one in standings.values()))
+    return Result(standings, alive)
 
 
 def _record(study: optuna.Study | None, finalist: Finalist, reached: Standing, state: TrialState) -> None:

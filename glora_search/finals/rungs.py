@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-SHARES = (0.125, 0.25, 0.5, 1.0)
+SHARES = (0.25, 0.5, 1.0)
 """The rungs, as shares of a whole training."""
 PARTS = 16
 """A training is evaluated so many times; every rung ends with an evaluation."""
@@ -34,6 +34,11 @@ class Standing:
     best_step: int
     losses: Mapping[int, float]
 
+    @property
+    def over(self) -> bool:
+        """Whether training on is in vain: the loss has not come down in the second half."""
+        return self.best_step * 2 <= self.step
+
 
 def whole(steps: int) -> int:
     """The steps of a whole training: so many, rounded up to a multiple of `PARTS`."""
@@ -50,15 +55,20 @@ def survivors(losses: Mapping[str, float], kept: Sequence[str] = ()) -> list[str
     Returns:
         Best first.
     """
-    ranked = sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+    ranked = best_first(losses)
     certain = {ranked[0], *kept}
     places = max(math.ceil(len(ranked) / 2) - len(certain), 0)
     others = [name for name in ranked if name not in certain][:places]
     return [name for name in ranked if name in certain or name in others]
 
 
+def best_first(losses: Mapping[str, float]) -> list[str]:
+    """Finalists by their validation loss; what is not finite is last."""
+    return sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+
+
 def race_cost(finalists: int, never_dropped: int = 0, shares: Sequence[float] = SHARES) -> float:
-    """The cost of a race in whole trainings: half go on, and no fewer than the best and those never dropped."""
+    """The highest cost of a race in whole trainings: half go on, and no fewer than the best and those never dropped."""
     cost, alive, before = 0.0, finalists, 0.0
     fewest = min(finalists, never_dropped + 1)
     for share in shares:

@@ -143,7 +143,8 @@ def finalist_rows(data: RunData) -> list[tuple[str, ...]]:
     ]
     teacher = data.finals.get("teacher")
     if teacher is not None:
-        name = f"the teacher: {teacher['members']} subnets of the supernet"
+        who = {"supernet": "subnets of the supernet", "finalists": "finalists that were trained alone"}
+        name = f"the teacher: {teacher['members']} {who[teacher.get('by', 'supernet')]}"
         rows.append((name, "-", "-", "-", *(_number(teacher[key]) for key in ("validation", "validation_loss"))))
     return rows
 

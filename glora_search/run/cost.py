@@ -17,8 +17,9 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import TrainingArguments
 
-from glora_search.finals.finalists import field_size
-from glora_search.finals.rungs import PARTS, race_cost, whole
+from glora_search.finals.contest import planned_trainings
+from glora_search.finals.finalists import uniform_finalists
+from glora_search.finals.rungs import PARTS, whole
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
@@ -27,6 +28,7 @@ from glora_search.scoring import Batch, Batches
 from glora_search.supernet import make_sampling
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.loop import steps_for, training_arguments
+from glora_search.training.uniform import uniform_methods
 
 SUPERNET_STEP = 1.3
 """A subnet's step in steps of LoRA r=1, rounded up: docs/fidelity.md measures .72 to 1.13 steps of LoRA r=4."""
@@ -93,8 +95,10 @@ def count(run: Context, step: float, forward: float) -> Estimate:
         unit = training(recipe.finals.training, steps) + PARTS * scored
         taught = recipe.finals.teacher
         others = rows + len(task.data.unlabelled or ())
-        field = field_size(space, recipe.finals, recipe.search.max_params, teacher=taught > 0)
-        found["finals"] = race_cost(field, 2 if taught else 1) * unit + taught * (scored + forward * others)
+        methods = uniform_methods(space, recipe.search.max_params, recipe.finals.methods)
+        uniform = uniform_finalists(methods, recipe.finals.rates)
+        trainings = planned_trainings(uniform, recipe.finals.subnets, teacher=taught > 0)
+        found["finals"] = trainings * unit + taught * (scored + forward * others)
     else:
         found["retrain"] = training(recipe.retrain.training) * SUPERNET_STEP
         unit = training(baseline_settings(recipe, rows))

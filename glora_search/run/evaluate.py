@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glora_search.finals.finalists import TAUGHT
+from glora_search.finals.lessons import POOR
 from glora_search.progress import track
 from glora_search.ranking import rank_key
 from glora_search.run.baselines import baseline_diverged
@@ -107,20 +108,22 @@ def larger_subnets(run: Context) -> list[str]:
     return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
 
 
-POOR = 1.25
-"""A poor teacher's validation loss is so many times that of the best finalist that it did not teach. Good ones were at
-1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
-
-
 def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     """Whether the supernet was trained too little to teach."""
-    alone = [row["validation_loss"] for row in finals.get("finalists", ()) if not row["name"].endswith(TAUGHT)]
-    loss = finals.get("teacher", {}).get("validation_loss")
-    if loss is None or not alone or loss <= POOR * min(alone):
+    teacher = finals.get("teacher")
+    if teacher is None:
+        return []
+    if teacher["by"] == "finalists":
+        return [
+            f"the supernet predicts too badly to teach; the mean of {teacher['members']} finalists that were trained "
+            "alone taught in its place. The supernet may need more epochs"
+        ]
+    alone = [row["validation_loss"] for row in finals["finalists"] if not row["name"].endswith(TAUGHT)]
+    if not alone or teacher["validation_loss"] <= POOR * min(alone):
         return []
     return [
-        f"the teacher's validation loss, {loss:.4f}, is far above that of the best finalist without it, "
-        f"{min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
+        f"the teacher's validation loss, {teacher['validation_loss']:.4f}, is far above that of the best finalist without "
+        f"it, {min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
     ]
 
 

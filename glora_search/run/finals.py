@@ -10,16 +10,15 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from datasets import load_from_disk
 from optuna.storages import JournalStorage
 
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
-from glora_search.files.text import read_json, write_json
-from glora_search.finals.contest import WAIT, Contest, Subnet, finite
-from glora_search.finals.finalists import Finalist
-from glora_search.finals.race import STUDY_NAME, Result
+from glora_search.finals.contest import WAIT, Contest, Outcome
+from glora_search.finals.finalists import Subnet
+from glora_search.finals.lessons import Lesson
+from glora_search.finals.race import STUDY_NAME
 from glora_search.finals.training import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
@@ -30,11 +29,10 @@ from glora_search.search.results import genome_of, ranked
 from glora_search.search.shared.storage import JournalFile
 from glora_search.search.shared.workers import helped_by
 from glora_search.supernet.teacher import Teacher, draw_members
-from glora_search.training.distillation import with_unlabelled
 from glora_search.tuners.glora import save_adapter
 
 TAUGHT = "taught"
-"""The folder of the rows that taught finalists learn from."""
+"""The folder of what the supernet teaches."""
 READY = "ready"
 """The file that says that the trainings can begin: what they share is written."""
 
@@ -50,18 +48,18 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     settings = run.recipe.finals
     assert settings is not None
     _teach(run, folder, settings)
-    contest, field = _contest(run, folder, settings)
-    if not field:
+    contest = _contest(run, folder, settings)
+    if not contest.searched and not contest.uniform:
         budget = run.recipe.search.max_params
         raise invalid("search.max_params", budget, "with finals, a budget within which a subnet or a method can train")
-    _write_starts(run, folder, contest, field)
+    _write_starts(run, folder, contest)
     (folder / READY).write_text("")
     storage = JournalStorage(JournalFile(folder / "journal.log"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
     with helped_by(workers - 1, functools.partial(assist, run.folder)):
-        result = contest.race(field, study)
-    return _results(run, folder, contest, field, result)
+        outcome = contest.run(study)
+    return _results(run, folder, contest, outcome)
 
 
 def assist(folder: Path, *, workers: int = 1) -> None:
@@ -79,58 +77,59 @@ def assist(folder: Path, *, workers: int = 1) -> None:
         if not run.view.is_busy():
             return
         time.sleep(WAIT)
-    contest, field = _contest(run, own, settings)
+    contest = _contest(run, own, settings)
     with helped_by(workers - 1, functools.partial(assist, folder)):
-        contest.race(field)
+        contest.run()
 
 
-def _contest(run: Context, folder: Path, settings: Finals) -> tuple[Contest, list[Finalist]]:
-    """The race, and who competes in it."""
+def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
+    """The finals, in this process."""
     recipe, task, trainings = run.recipe, run.task, folder / "trainings"
-    contest = Contest(
+    return Contest(
         space=run.space,
+        subnets=_best_subnets(run, settings.subnets),
         scoring=task,
         train=task.train,
         validation=task.validation,
-        taught=load_from_disk(str(folder / TAUGHT)) if settings.teacher else None,
+        unlabelled=task.unlabelled(),
+        lesson=Lesson.load(folder / TAUGHT) if settings.teacher else None,
         args=run.arguments({**settings.training, **EVALUATED}, folder),
         folder=trainings,
         settings=settings,
         max_params=recipe.search.max_params,
         base=task.model,
+        load=lambda folder: run.placed(load_adapter(task.model(), folder)),
         inherit=lambda one, base: load_adapter(base, trainings / one.slug / "start", trainable=True),
         lr_factors=recipe.lr_factors(settings),
         task_type=task.task_type,
         modules_to_save=task.modules_to_save,
     )
-    return contest, contest.field(_best_subnets(run, settings.subnets))
 
 
-def _results(run: Context, folder: Path, contest: Contest, field: list[Finalist], result: Result) -> dict[str, Any]:
+def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> dict[str, Any]:
     """Keep the winner and the baseline, and say what is noted of the race."""
-    winner, task = result.last[0], run.task
-    if not finite(result, winner):
+    if not outcome.finite(outcome.winner):
         rate = contest.args.learning_rate
         raise invalid("finals.training.learning_rate", rate, "a lower one: every finalist has diverged")
-    named = {one.name: one for one in field}
-    keep = functools.partial(_keep, run)
-    figures = keep(contest.best(named[winner], result.standings[winner]), folder)
-    baseline = None
-    if result.baseline is not None and finite(result, result.baseline):
-        own = named[result.baseline]
-        scored = keep(contest.best(own, result.standings[own.name]), folder / "baseline")
-        baseline = {"name": f"{own.name}, tuned", "method": own.method, **scored}
+
+    def kept(name: str, where: Path) -> dict[str, Any]:
+        return _keep(run, contest.best(outcome.named(name), outcome.standings[name]), where)
+
+    figures, baseline = kept(outcome.winner, folder), None
+    if outcome.baseline is not None and outcome.finite(outcome.baseline):
+        own = outcome.named(outcome.baseline)
+        baseline = {"name": f"{own.name}, tuned", "method": own.method, **kept(own.name, folder / "baseline")}
     per_step = contest.seconds / contest.trained if contest.trained else None
     return {
-        "winner": winner,
-        "direction": task.direction,
+        "winner": outcome.winner,
+        "direction": run.task.direction,
         **figures,
         "baseline": baseline,
-        "finalists": contest.table(field, result),
-        "curves": {one.name: dict(result.standings[one.name].losses) for one in field},
-        "trainings": round(result.steps / contest.steps, 2),
+        "finalists": outcome.table(),
+        "curves": {name: dict(standing.losses) for name, standing in outcome.standings.items()},
+        "trainings": round(outcome.steps / contest.steps, 2),
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
-        **({"teacher": read_json(folder / "teacher.json")} if contest.taught is not None else {}),
+        **({} if outcome.teacher is None else {"teacher": outcome.teacher}),
     }
 
 
@@ -142,9 +141,9 @@ def _best_subnets(run: Context, count: int) -> list[Subnet]:
     return [(genome_of(row), int(row["user_attrs_params"])) for _, row in chosen.iterrows()]
 
 
-def _write_starts(run: Context, folder: Path, contest: Contest, field: list[Finalist]) -> None:
+def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
     """The weights that subnets inherit, each as an adapter folder; what is there is whole."""
-    missing = [one for one in field if not one.uniform and not (contest.home(one) / "start" / "done").is_file()]
+    missing = [one for one in contest.searched if not (contest.home(one) / "start" / "done").is_file()]
     if not missing:
         return
     evaluator = evaluator_of(run, folder)
@@ -155,26 +154,16 @@ def _write_starts(run: Context, folder: Path, contest: Contest, field: list[Fina
 
 
 def _teach(run: Context, folder: Path, settings: Finals) -> None:
-    """Write what taught finalists learn from, unless it is there: train rows, and unlabelled ones, with what the
-    teacher says of them.
-
-    The teacher is the mean of some of the supernet's subnets.
-    """
+    """Write what the supernet teaches, unless it is there; the teacher is the mean of some of its subnets."""
     members, recipe, task = settings.teacher, run.recipe, run.task
     if not members or (folder / TAUGHT).is_dir():
         return
     largest = run.view.result("supernet").get("max_params", recipe.supernet_max_params)
     chosen = draw_members(run.space, count=members, max_params=largest, seed=recipe.seed)
     teacher = Teacher(run.load("supernet"), chosen, task, recipe.search.batch_size)
-    worth = teacher.evaluate(task.validation)
-    facts = {"members": members, "validation": worth.metric, "validation_loss": worth.loss}
-    taught, unlabelled = teacher.teach(task.train), task.unlabelled()
-    if unlabelled is not None:
-        facts["unlabelled"] = len(unlabelled)
-        taught = with_unlabelled(taught, teacher.teach(unlabelled))
-    write_json(folder / "teacher.json", facts)
     shutil.rmtree(making := folder / f".{TAUGHT}", ignore_errors=True)
-    taught.save_to_disk(str(making))
+    making.mkdir()
+    Lesson.of(teacher, "supernet", members, task.train, task.validation, task.unlabelled()).save(making)
     making.rename(folder / TAUGHT)
 
 

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from glora_search.finals.finalists import Finalist, finalists
+from glora_search.finals.finalists import Finalist, subnet_finalists, taught_twins, uniform_finalists
 from glora_search.finals.race import race
 from glora_search.finals.rungs import Standing
 from glora_search.training.uniform import Uniform, uniform_methods
@@ -16,28 +16,19 @@ from glora_search.training.uniform import Uniform, uniform_methods
 STEPS = 16
 
 
-def finalist(name, *, taught=False, rate=1.0):
-    method = name.split(" +")[0]
-    origin = {} if name.startswith("subnet") else Uniform(method, 100, None)
-    return Finalist(name, method, origin, rate, taught, 100)
+def finalist(name):
+    return Finalist(name, {} if name.startswith("subnet") else Uniform(name, 100, None), 100)
 
 
-FIELD = [
-    finalist("subnet 1"),
-    finalist("subnet 2"),
-    finalist("LoRA"),
-    finalist("LoRA + teacher", taught=True),
-    finalist("BitFit"),
-    finalist("BitFit + teacher", taught=True),
-]
-ENDS = {"subnet 1": 0.2, "subnet 2": 0.9, "LoRA": 0.8, "LoRA + teacher": 0.5, "BitFit": 0.85, "BitFit + teacher": 0.95}
+ENDS = {"subnet 1": 0.2, "subnet 2": 0.9, "LoRA": 0.8, "(IA)3": 0.5, "BitFit": 0.85, "HiRA": 0.95}
+FIELD = [finalist(name) for name in ENDS]
 
 
 class Trainings:
-    """Losses that fall from 1 to a finalist's own end."""
+    """Losses that fall from 1 to a finalist's own end, and rise after a finalist's lowest step."""
 
-    def __init__(self, ends):
-        self.ends, self.reached, self.calls = ends, {}, []
+    def __init__(self, ends, lowest=None):
+        self.ends, self.lowest, self.reached, self.calls = ends, lowest or {}, {}, []
 
     def __call__(self, some, step):
         return {one.name: self.train(one, step) for one in some}
@@ -45,8 +36,9 @@ class Trainings:
     def train(self, one, step):
         self.calls.append((one.name, step))
         self.reached[one.name] = max(step, self.reached.get(one.name, 0))
-        loss = 1 - (1 - self.ends[one.name]) * step / STEPS
-        return Standing(step, loss, 1 - loss, step, {step: loss})
+        best = min(step, self.lowest.get(one.name, step))
+        loss = 1 - (1 - self.ends[one.name]) * best / STEPS
+        return Standing(step, loss, 1 - loss, best, {step: loss})
 
 
 @pytest.fixture
@@ -58,23 +50,37 @@ def test_the_best_wins_and_losers_are_dropped_early(study):
     trained = Trainings(ENDS)
     result = race(FIELD, trained, STEPS, study=study)
     assert result.last[0] == "subnet 1"
-    assert trained.reached == {
-        "subnet 1": 16, "subnet 2": 2, "LoRA": 16, "LoRA + teacher": 16, "BitFit": 2, "BitFit + teacher": 2,
-    }  # fmt: skip
+    assert trained.reached == {"subnet 1": 16, "subnet 2": 4, "LoRA": 8, "(IA)3": 16, "BitFit": 4, "HiRA": 4}
     assert result.steps == sum(trained.reached.values())
 
 
-def test_the_tuned_baseline_and_its_taught_twin_are_trained_to_the_end_whoever_wins(study):
-    ends = {**ENDS, "LoRA": 0.97, "LoRA + teacher": 0.99, "BitFit": 0.98}
-    result = race(FIELD, Trainings(ends), STEPS, study=study)
-    assert result.baseline == "LoRA"
-    assert {"LoRA", "LoRA + teacher"} <= set(result.last)
+def test_who_is_kept_is_trained_to_the_end_whoever_wins():
+    result = race(FIELD, Trainings(ENDS), STEPS, kept=lambda losses: ["HiRA"])
+    assert result.last == ["subnet 1", "HiRA"]
+    assert result.standings["HiRA"].step == STEPS
 
 
-def test_what_diverges_never_wins():
-    result = race(FIELD, Trainings({**ENDS, "subnet 1": math.nan}), STEPS)
-    assert result.last[0] == "LoRA + teacher"
+def test_a_training_whose_loss_has_not_come_down_in_its_second_half_ends_and_can_still_win():
+    trained = Trainings({**ENDS, "subnet 1": 0.0}, lowest={"subnet 1": 4})
+    result = race(FIELD, trained, STEPS)
+    assert trained.reached["subnet 1"] == 8
+    assert result.standings["subnet 1"].losses.keys() == {8}
+    assert result.last[0] == "(IA)3"
+    assert race(FIELD, Trainings(dict.fromkeys(ENDS, 0.9) | {"subnet 1": -9.0}, {"subnet 1": 2}), STEPS).last[0] == (
+        "subnet 1"
+    )
+
+
+def test_what_diverges_never_wins_and_is_not_trained_on():
+    ends = {**ENDS, "subnet 1": math.nan}
+    result = race(FIELD, Trainings(ends), STEPS)
+    assert result.last[0] == "(IA)3"
     assert "subnet 1" not in result.last
+    assert Standing(4, math.inf, math.nan, 0, {}).over
+
+
+def test_a_race_of_nobody_has_no_winner():
+    assert race([], Trainings({}), STEPS).last == []
 
 
 def test_every_finalist_is_one_trial_also_where_the_race_was_interrupted(study):
@@ -94,18 +100,16 @@ def test_every_finalist_is_one_trial_also_where_the_race_was_interrupted(study):
     assert study.best_trial.user_attrs["name"] == "subnet 1"
 
 
-def test_the_field_has_subnets_and_every_uniform_method_with_and_without_the_teacher(bind):
+def test_the_field_has_lora_at_each_rate_and_a_taught_twin_of_each_method_at_its_best_rate(bind):
     space = bind("glora-paper")
     methods = uniform_methods(space, None, ["lora", "ia3", "bitfit"])
-    options = {"methods": methods, "rates": [0.5, 2.0]}
-    subnets = [({gene.name: gene.choices[0] for gene in space.genes}, 70)]
-    names = [one.name for one in finalists(subnets, teacher=True, **options)]
-    assert names == [
-        "subnet 1 + teacher",
-        "LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit",
-        "LoRA r=8 x0.5 + teacher", "LoRA r=8 x2 + teacher", "(IA)3 + teacher", "BitFit + teacher",
-    ]  # fmt: skip
-    field = finalists(subnets, teacher=False, **options)
-    assert [one.name for one in field] == ["subnet 1", "LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit"]
+    alone = uniform_finalists(methods, [0.5, 2.0])
+    assert [one.name for one in alone] == ["LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit"]
+    losses = {"LoRA r=8 x0.5": 0.5, "LoRA r=8 x2": 0.4, "(IA)3": 0.3, "BitFit": math.inf}
+    twins = taught_twins(alone, losses)
+    assert [one.name for one in twins] == ["(IA)3 + teacher", "LoRA r=8 x2 + teacher", "BitFit + teacher"]
+    searched = subnet_finalists([({gene.name: gene.choices[0] for gene in space.genes}, 70)], taught=True)
+    field = [*searched, *alone, *twins]
+    assert [one.name for one in searched] == ["subnet 1 + teacher"]
     assert len({one.slug for one in field}) == len(field)
-    assert [one.uniform for one in field] == [False, True, True, True, True]
+    assert [one.uniform for one in field] == [False] + 7 * [True]

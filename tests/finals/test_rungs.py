@@ -41,5 +41,6 @@ def test_a_whole_training_ends_with_an_evaluation_and_so_does_every_rung(steps, 
 
 def test_the_cost_of_a_race_is_counted_in_whole_trainings():
     assert race_cost(1) == 1
-    assert race_cost(8) == pytest.approx(8 / 8 + 4 / 8 + 2 / 4 + 1 / 2)
-    assert race_cost(8, never_dropped=2) == pytest.approx(8 / 8 + 4 / 8 + 3 / 4 + 3 / 2)
+    assert race_cost(8) == pytest.approx(8 / 4 + 4 / 4 + 2 / 2)
+    assert race_cost(8, never_dropped=4) == pytest.approx(8 / 4 + 5 / 4 + 5 / 2)
+    assert race_cost(0) == 0

@@ -19,6 +19,7 @@ from glora_search import Recipe, Run, lora_within
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
 from glora_search.files.text import write_json
+from glora_search.finals import lessons
 from glora_search.run import finals
 from glora_search.run.evaluate import poor_teacher
 from glora_search.run.formats import export_as
@@ -66,7 +67,7 @@ def test_the_table_has_every_finalist_and_the_winner_has_the_lowest_loss_of_thos
     assert min(last, key=lambda row: row["validation_loss"])["name"] == done["winner"]
     assert all(row["params"] <= 1000 for row in done["finalists"])
     assert done["trainings"] < len(names)
-    assert {"members", "validation", "validation_loss"} == set(done["teacher"])
+    assert {"by", "members", "validation", "validation_loss"} == set(done["teacher"])
 
 
 def test_a_run_has_its_own_tuned_baseline_scored_on_test(raced):
@@ -133,7 +134,7 @@ def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(raced, fina
         original = DistillationTrainer.training_step
 
         def killed(self, *args, **kwargs):
-            if self.state.global_step == step:  # rungs end at 2, 4, 8 and 16
+            if self.state.global_step == step:  # rungs end at 4, 8 and 16
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, *args, **kwargs)
 
@@ -254,11 +255,38 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
     assert standing(tmp_path, scoring, 16) is None
 
 
-@pytest.mark.parametrize(("loss", "noted"), [(2.1, True), (1.0, False), (None, False)])
+@pytest.mark.parametrize(("loss", "noted"), [(2.1, True), (1.0, False)])
 def test_a_teacher_that_is_far_worse_than_its_students_is_noted(loss, noted):
     rows = [{"name": "LoRA r=1", "validation_loss": 0.9}, {"name": "LoRA r=1 + teacher", "validation_loss": 0.1}]
-    done = {"finalists": rows, **({} if loss is None else {"teacher": {"validation_loss": loss}})}
+    done = {"finalists": rows, "teacher": {"by": "supernet", "members": 8, "validation_loss": loss}}
     notes = poor_teacher(done)
     assert bool(notes) == noted
     assert not noted or ("2.1000" in notes[0] and "0.9000" in notes[0] and "finals.teacher: 0" in notes[0])
     assert poor_teacher({}) == []
+
+
+def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "POOR", 0.0)  # every supernet is poor
+    run = Run.create(finals_recipe, tmp_path / "run")
+    metrics = run.all_stages()
+    teacher = run.view.result("finals")["teacher"]
+    assert (teacher["by"], teacher["members"]) == ("finalists", 2)
+    assert any("2 finalists" in note for note in metrics["notes"])
+    taught = [row for row in run.view.result("finals")["finalists"] if "teacher" in row["name"]]
+    assert len(taught) > 1
+
+
+def test_the_mean_of_models_is_what_peers_teach(finals_recipe, tmp_path):
+    run = Run.create(finals_recipe, tmp_path / "run")
+    task = run.context.task
+    models = [task.model() for _ in range(2)]
+    torch.nn.init.normal_(models[1].classifier.weight)
+    peers = lessons.Peers(lambda: models, task)
+    soft = torch.tensor(peers.teach(task.validation)["soft_labels"])
+    batch = task.collator([task.validation[row] for row in range(len(task.validation))])
+    with torch.no_grad():
+        expected = torch.stack([model.eval()(**batch).logits.softmax(-1) for model in models]).mean(0)
+    torch.testing.assert_close(soft, expected, rtol=1e-4, atol=1e-5)
+    worth = peers.evaluate(task.validation)
+    assert worth.metric == pytest.approx(float((expected.argmax(-1) == batch["labels"]).float().mean()))
+    assert worth.loss == pytest.approx(float(torch.nn.functional.nll_loss(expected.log(), batch["labels"])), rel=1e-4)

@@ -1,0 +1,133 @@
+"""What taught finalists learn from: the train rows with what a teacher says of them, and what the teacher is worth.
+
+The supernet's subnets are the first choice. Where the supernet was trained too little for that, the finalists that were
+trained alone teach, by their mean prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from datasets import Dataset, load_from_disk
+from torch import Tensor
+
+from glora_search.files.text import read_json, write_json
+from glora_search.scoring import Batches, Evaluation, Scoring, summed
+from glora_search.training.answers import Answers
+from glora_search.training.distillation import SOFT_CLASSES, with_soft_labels, with_unlabelled
+
+POOR = 1.25
+"""A supernet whose mean prediction has so many times the validation loss of the best finalist does not teach. Good ones
+were at 1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
+BATCH = 64
+
+
+class Teaches(Protocol):
+    """A teacher: `glora_search.supernet.teacher.Teacher`, or `Peers`."""
+
+    def teach(self, rows: Dataset) -> Dataset: ...
+
+    def evaluate(self, rows: Dataset) -> Evaluation: ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher has said.
+
+    Attributes:
+        rows: to learn from, see `with_soft_labels`.
+        by: who teaches, ``supernet`` or ``finalists``.
+        members: whose mean prediction it is, so many.
+        validation, validation_loss: what the teacher itself is worth.
+        unlabelled: of the rows, those without labels.
+    """
+
+    rows: Dataset
+    by: str
+    members: int
+    validation: float
+    validation_loss: float
+    unlabelled: int = 0
+
+    @classmethod
+    def of(
+        cls, teacher: Teaches, by: str, members: int, train: Dataset, validation: Dataset, unlabelled: Dataset | None
+    ) -> Lesson:
+        """Let a teacher label the train rows, and unlabelled ones."""
+        worth, rows = teacher.evaluate(validation), teacher.teach(train)
+        if unlabelled is not None:
+            rows = with_unlabelled(rows, teacher.teach(unlabelled))
+        return cls(rows, by, members, worth.metric, worth.loss, 0 if unlabelled is None else len(unlabelled))
+
+    def facts(self) -> dict[str, Any]:
+        """What a table says of it."""
+        facts = {name: getattr(self, name) for name in ("by", "members", "validation", "validation_loss")}
+        return {**facts, **({"unlabelled": self.unlabelled} if self.unlabelled else {})}
+
+    @property
+    def by_token(self) -> bool:
+        """Whether rows have many items."""
+        return SOFT_CLASSES in self.rows.column_names
+
+    def poor(self, loss: float) -> bool:
+        """Whether the teacher is far worse than a finalist with this validation loss."""
+        return self.validation_loss > POOR * loss
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        self.rows.save_to_disk(str(folder / "rows"))
+        write_json(folder / "teacher.json", self.facts())
+
+    @classmethod
+    def load(cls, folder: Path) -> Lesson:
+        """What `save` has written."""
+        return cls(load_from_disk(str(folder / "rows")), **read_json(folder / "teacher.json"))
+
+
+@dataclass
+class Peers:
+    """The mean of models, of which one is in memory at a time. Their items are rows, not tokens.
+
+    Attributes:
+        models: makes them anew, one after the other.
+        scoring: of the task.
+    """
+
+    models: Callable[[], Iterable[Any]]
+    scoring: Scoring
+
+    def teach(self, rows: Dataset) -> Dataset:
+        """Encoded rows with what the models say of them, see `with_soft_labels`."""
+        said, _ = self._said(Batches(rows, self.scoring.collator, BATCH))
+        return with_soft_labels(rows, said)
+
+    def evaluate(self, rows: Dataset) -> Evaluation:
+        """What the mean itself is worth."""
+        batches = Batches(rows, self.scoring.collator, BATCH)
+        said, answers = self._said(batches)
+        logits, labels = answers.logits_of(said), torch.cat([batch["labels"] for batch in batches])
+        logits = logits[torch.as_tensor(batches.order)]
+        tallies = summed(self.scoring, self.scoring.tally(logits, labels).double().numpy())
+        loss = answers.losses(logits, labels).double().mean()
+        return Evaluation(self.scoring.score(np.asarray(tallies)), float(loss))
+
+    @torch.inference_mode()
+    def _said(self, batches: Batches) -> tuple[Tensor, Answers]:
+        """What the models say of rows, on average: ``[rows, k]``, and how it is read."""
+        means, answers = list[Tensor](), None
+        for model in self.models():
+            model.eval()
+            device, found = next(model.parameters()).device, []
+            for batch in batches:
+                inputs = {name: value.to(device) for name, value in batch.items()}
+                logits = model(**inputs).logits
+                answers = answers or Answers.of(model, logits, inputs["labels"])
+                found.append(answers.said(answers.items(logits, inputs["labels"])[0]).cpu())
+            means.append(torch.cat(found))
+        assert answers is not None
+        return torch.stack(means).mean(0)[torch.as_tensor(batches.order).argsort()], answers
