@@ -138,6 +138,7 @@ def _command() -> Any:
 
 def _join() -> Any:
     """This process's place in the launch; the first process alone prints anything but errors."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process would warn of each training
     from glora_search.cli.output import begin
     from glora_search.run.launch import join
 
