@@ -118,12 +118,14 @@ def main() -> None:
             launch = _join()
         code = _command() if launch is None else launch.run(_command)
     except (KeyboardInterrupt, typer.Abort):
-        code, words = 130, _how_to_go_on()
+        code = 130
     except Exception as error:
         known = _known(error)
         if known is None and launch is None:
             raise
         code, words = (1, traceback.format_exc()) if known is None else (2, f"error: {known}")
+    if code == 130:
+        words = _how_to_go_on()
     if words and (launch is None or launch.tells()):
         print(words, file=sys.stderr)
     code = code if isinstance(code, int) else 0
@@ -139,11 +141,11 @@ def _command() -> Any:
 def _join() -> Any:
     """This process's place in the launch; the first process alone prints anything but errors."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process would warn of each training
+    silence_libraries()
     from glora_search.cli.output import begin
     from glora_search.run.launch import join
 
     launch = join()
-    silence_libraries()
     if launch.rank:
         begin(quiet=True, as_json=True)
         warnings.filterwarnings("ignore")
