@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,20 +28,12 @@ from torch import distributed
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
+from glora_search.run.launcher import end_with_the_launcher, forget, take_device, told
 from glora_search.run.origin import check_origin
 from glora_search.run.stages import STAGES, Stage, function
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher tells each process. Whoever reads it believes that it trains with others."""
-SHARDED = (
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
-)
 SHARDING = ("fsdp", "deepspeed", "parallelism_config")
-"""Of the environment, and of the training arguments: weights that no process has whole, which subnets are not folded
-into and not scored with."""
+"""Training arguments for weights that no process has whole: subnets could not be folded into them."""
 FAILED, WAIT, FOREVER = "failed", 0.2, timedelta(days=365)
 
 
@@ -54,7 +45,7 @@ class Launch:
         rank: 0 is the first process.
         processes: of the whole launch.
         store: what all of them read and write.
-        environment: `NAMES` -> value, put back for a training that the processes do together.
+        environment: what the launcher has told, put back for a training that the processes do together.
         orders: how many the first process has given.
     """
 
@@ -175,48 +166,16 @@ def join() -> Launch:
     """Take this process's place in the launch that the environment describes.
 
     Raises:
-        UserError: it is not one that a run can be done in.
+        UserError: see `launcher.told`.
     """
     global _launch
-    found = {name: os.environ[name] for name in NAMES if name in os.environ}
-    if len(found) < len(NAMES):
-        allowed = f"1, or what torchrun and accelerate launch set, with {', '.join(NAMES)}"
-        raise invalid("WORLD_SIZE", os.environ["WORLD_SIZE"], allowed)
+    found = told()
     store, rank, processes = next(distributed.rendezvous("env://"))
     store.set_timeout(FOREVER)
     forget()
     _launch = Launch(rank, processes, store, found)
-    _end_with_the_launcher()
+    end_with_the_launcher()
     return _launch
-
-
-def take_device(launched: Mapping[str, str]) -> None:
-    """Leave this process one device of the machine, which is its own.
-
-    Args:
-        launched: what the launcher has told, see `NAMES`.
-
-    Raises:
-        UserError: there are too few, or the launch is to shard weights.
-    """
-    for name in SHARDED:
-        if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise invalid(name, os.environ[name], "false: each process has the whole model (DDP)")
-    here, local = int(launched["LOCAL_WORLD_SIZE"]), int(launched["LOCAL_RANK"])
-    devices = own_devices()
-    if devices and here > len(devices):
-        allowed = f"{len(devices)} or fewer processes on this machine, one for each GPU; on the CPU, set "
-        raise invalid("LOCAL_WORLD_SIZE", here, f"{allowed}ACCELERATE_USE_CPU=true")
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[local] if devices else ""
-
-
-def own_devices() -> list[str]:
-    """The GPUs that the launch may use on this machine, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"):
-        return []
-    count = torch.cuda.device_count()  # asks the driver's library, and starts nothing that would fix the devices
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (named.split(",") if named else [str(index) for index in range(count)])[:count]
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -262,21 +221,3 @@ def helped(stage: Stage, folder: Path, options: Mapping[str, Any]) -> Iterator[i
         return
     with _launch.order(stage, folder, options):
         yield _launch.processes
-
-
-def forget() -> None:
-    """Let libraries believe that this process is the only one."""
-    for name in NAMES:
-        os.environ.pop(name, None)
-
-
-def _end_with_the_launcher() -> None:
-    """A launcher that is killed does not end what it has launched, and that would hold the run folder's lock."""
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

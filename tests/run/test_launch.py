@@ -8,9 +8,10 @@ import pytest
 from torch.distributed import HashStore
 
 from glora_search.errors import UserError
-from glora_search.run import launch
+from glora_search.run import launch, launcher
 from glora_search.run.folder import RunFolder
-from glora_search.run.launch import NAMES, Launch, check_recipe, follows, helped, join, processes, take_device
+from glora_search.run.launch import Launch, check_recipe, follows, helped, join, processes
+from glora_search.run.launcher import NAMES, take_device
 from glora_search.run.runner import Run
 from glora_search.run.stages import STAGES
 
@@ -89,7 +90,7 @@ def test_one_process_tells_why_all_end(two, monkeypatch):
 
 def test_what_a_launcher_told_is_taken_from_the_environment_at_once(monkeypatch):
     monkeypatch.setattr(launch, "_launch", None)
-    monkeypatch.setattr(launch, "_end_with_the_launcher", lambda: None)
+    monkeypatch.setattr(launch, "end_with_the_launcher", lambda: None)
     monkeypatch.setattr(launch.distributed, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
     for name in NAMES:
         monkeypatch.setenv(name, "1")
@@ -100,7 +101,7 @@ def test_what_a_launcher_told_is_taken_from_the_environment_at_once(monkeypatch)
 
 
 def test_a_process_has_one_device_to_itself(monkeypatch):
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launcher.torch.cuda, "device_count", lambda: 2)
     for visible, own in {"": "1", "6,4": "4"}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         take_device(TOLD)
