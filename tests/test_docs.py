@@ -27,6 +27,7 @@ import pytest
 import torch
 import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 from transformers import (
     AutoModelForSequenceClassification,
@@ -200,7 +201,13 @@ def check_torchrun(words: list[str]) -> None:
     get_args_parser().parse_args(words)
 
 
+def check_accelerate(words: list[str]) -> None:
+    assert words[0] == "launch"
+    launch_command_parser().parse_args(words[1:])
+
+
 KNOWN: dict[str, Callable[[list[str]], None]] = {
+    "accelerate": check_accelerate,
     "glora-search": check_glora_search,
     "make": check_make,
     "pip": check_pip,

@@ -63,7 +63,7 @@ def test_a_run_folder_in_use_is_refused(world, call):
     assert world.files() == before
 
 
-def test_several_processes_for_one_run_are_refused(world, call, monkeypatch):
+def test_several_processes_without_a_launcher_are_refused(world, call, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call(*world.run())
     assert code == 2

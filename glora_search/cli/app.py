@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from glora_search import __version__
 from glora_search.cli import complete
-from glora_search.errors import UserError, invalid
+from glora_search.errors import UserError
 from glora_search.files.disk import full_disk
 from glora_search.progress import console, set_up
 from glora_search.run.stages import STAGES
@@ -105,33 +106,64 @@ def silence_libraries() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0; 2 where the user got something wrong, which is one message on stderr; 130 after Ctrl-C.
+    Exit codes: 0; 2 where the user got something wrong, which is one message on stderr; 130 after Ctrl-C. Of the
+    processes of a launch, the first one runs the command, and the first that fails has the message.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     set_up(console)
+    launch, code, words = None, None, ""
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            allowed = "1: a run is one process; SupernetTrainer in your own script can be launched with several"
-            raise invalid("WORLD_SIZE", os.environ["WORLD_SIZE"], allowed)
-        code = app(sys.argv[1:] or ["--help"], prog_name="glora-search", standalone_mode=False)
+            launch = _join()
+        code = _command() if launch is None else launch.run(_command)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except UserError as error:
-        code = _failed(str(full_disk(error, Path.cwd()) or error))
-    except UsageError as error:
-        code = _failed(_explain(error))
     except Exception as error:
-        full = full_disk(error, Path.cwd())
-        if full is not None:
-            code = _failed(str(full))
-        elif isinstance(error, OSError) and error.filename is not None:
-            code = _failed(f"{error.filename}: {error.strerror}")
-        else:
+        known = _known(error)
+        if known is None and launch is None:
             raise
+        code, words = (1, traceback.format_exc()) if known is None else (2, f"error: {known}")
     if code == 130:
-        _say_how_to_go_on()
-    raise SystemExit(code if isinstance(code, int) else 0)
+        words = _how_to_go_on()
+    if words and (launch is None or launch.tells()):
+        print(words, file=sys.stderr)
+    code = code if isinstance(code, int) else 0
+    if launch is not None:
+        launch.leave(code)
+    raise SystemExit(code)
+
+
+def _command() -> Any:
+    return app(sys.argv[1:] or ["--help"], prog_name="glora-search", standalone_mode=False)
+
+
+def _join() -> Any:
+    """This process's place in the launch; the first process alone prints anything but errors."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process would warn of each training
+    silence_libraries()
+    from glora_search.cli.output import begin
+    from glora_search.run.launch import join
+
+    launch = join()
+    if launch.rank:
+        begin(quiet=True, as_json=True)
+        warnings.filterwarnings("ignore")
+    return launch
+
+
+def _known(error: Exception) -> str | None:
+    """What to tell the user; None where it is none of the user's errors."""
+    full = full_disk(error, Path.cwd())
+    if full is not None:
+        return str(full)
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UsageError):
+        return _explain(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def _explain(error: Any) -> str:
@@ -143,13 +175,8 @@ def _explain(error: Any) -> str:
     return f"{error.format_message().rstrip('.')}{got}. See: {command} --help"
 
 
-def _failed(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
-def _say_how_to_go_on() -> None:
+def _how_to_go_on() -> str:
     words = [word for word in sys.argv[1:] if word != "--again"]
     goes_on = bool(words) and words[0] in GOES_ON
     how = f"; finished work is kept. Resume with: glora-search {shlex.join(words)}" if goes_on else ""
-    print(f"interrupted{how}", file=sys.stderr)
+    return f"interrupted{how}"

@@ -33,6 +33,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "report_to": "none",
     "disable_tqdm": True,
+    "log_level_replica": "error",
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 """Defaults that differ from those of TrainingArguments."""

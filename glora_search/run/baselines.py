@@ -12,6 +12,7 @@ from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params
 from glora_search.progress import say
 from glora_search.run.context import Context
+from glora_search.run.launch import follows, processes
 from glora_search.scoring import evaluate
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.loop import train
@@ -28,9 +29,11 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
             continue
         set_seed(recipe.seed)
         model, where = get_peft_model(task.model(), config), folder / name
-        args = run.arguments(baseline_settings(recipe, len(task.train)), where)
+        args = run.arguments(baseline_settings(recipe, len(task.train), processes()), where)
         factors = recipe.lr_factors(recipe.baseline)
         train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
+        if follows():
+            continue
         figures = run.figures(adapter_params(model), evaluate(model, run.validation, task), model)
         if "diverged" in figures:
             say(f"baselines: {baseline_diverged(run, name)}")

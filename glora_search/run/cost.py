@@ -23,6 +23,7 @@ from glora_search.finals.rungs import PARTS, whole
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
+from glora_search.run.launch import processes
 from glora_search.run.stages import STAGES
 from glora_search.scoring import Batch, Batches
 from glora_search.supernet import make_sampling
@@ -41,17 +42,25 @@ class Estimate:
     """What the stages of a run take.
 
     Attributes:
-        seconds: command -> about how long it takes, on this machine.
+        seconds: command -> about how long it takes one process of this machine.
         unit: seconds of one LoRA training.
+        processes: that share the work.
     """
 
     seconds: dict[str, float]
     unit: float
+    processes: int = 1
+
+    def minutes(self, seconds: float) -> float:
+        """How long work takes that the processes share."""
+        return seconds / self.processes / 60
 
     def __str__(self) -> str:
         total = sum(self.seconds.values())
         parts = ", ".join(f"{name} {seconds / self.unit:.1f}" for name, seconds in self.seconds.items())
-        return f"about {total / self.unit:.1f} LoRA trainings, {max(1, round(total / 60))} min in all: {parts}"
+        shared = f" on {self.processes} processes" if self.processes > 1 else ""
+        minutes = max(1, round(self.minutes(total)))
+        return f"about {total / self.unit:.1f} LoRA trainings, {minutes} min in all{shared}: {parts}"
 
 
 def estimate(run: Context) -> Estimate:
@@ -60,15 +69,16 @@ def estimate(run: Context) -> Estimate:
     Conversion of the data and what the libraries take to start are not counted.
     """
     step, forward = _timed(run)
-    return count(run, step, forward)
+    return count(run, step, forward, processes())
 
 
-def count(run: Context, step: float, forward: float) -> Estimate:
+def count(run: Context, step: float, forward: float, together: int = 1) -> Estimate:
     """The estimate.
 
     Args:
         step: seconds of an optimizer step of LoRA, at the supernet's batch size.
         forward: seconds of scoring a row.
+        together: processes that share the work; their trainings have so many batches in a step, but for the finals'.
     """
     recipe, task, space = run.recipe, run.task, run.space
     rows, scored = len(task.train), forward * len(task.validation)
@@ -82,17 +92,17 @@ def count(run: Context, step: float, forward: float) -> Estimate:
         options=recipe.supernet.sampling_options,
     )
 
-    def training(settings: dict[str, Any], steps: int | None = None) -> float:
+    def training(settings: dict[str, Any]) -> float:
         args = _args(settings, recipe)
-        return per_row * _batch(args) * (steps_for(args, rows) if steps is None else steps)
+        return per_row * _batch(args) * together * steps_for(args, rows, together)
 
     found = {
         "train-supernet": training(recipe.supernet.training) * len(sampling(0)) * SUPERNET_STEP,
         "search": recipe.search.trials * (scored + recipe.search.calibration_steps * step * SUPERNET_STEP),
     }
     if recipe.finals is not None:
-        steps = whole(steps_for(_args(recipe.finals.training, recipe), rows))
-        unit = training(recipe.finals.training, steps) + PARTS * scored
+        args = _args(recipe.finals.training, recipe)
+        unit = per_row * _batch(args) * whole(steps_for(args, rows)) + PARTS * scored
         taught = recipe.finals.teacher
         others = rows + len(task.data.unlabelled or ())
         methods = uniform_methods(space, recipe.search.max_params, recipe.finals.methods)
@@ -101,13 +111,13 @@ def count(run: Context, step: float, forward: float) -> Estimate:
         found["finals"] = trainings * unit + taught * (scored + forward * others)
     else:
         found["retrain"] = training(recipe.retrain.training) * SUPERNET_STEP
-        unit = training(baseline_settings(recipe, rows))
+        unit = training(baseline_settings(recipe, rows, together))
         if recipe.baselines:
             found["baselines"] = unit
     for name in found:
         if name != "train-supernet":
             found[name] *= 1 + len(recipe.search.budgets)
-    return Estimate(found, unit)
+    return Estimate(found, unit, together)
 
 
 def _timed(run: Context) -> tuple[float, float]:
@@ -168,7 +178,12 @@ def _on(batch: Batch, device: torch.device) -> Batch:
 
 def spent(view: RunFolder) -> float | None:
     """What a run has cost but for the test, in LoRA trainings; None where it has trained no LoRA."""
-    seconds = {name: taken for name, taken in view.seconds().items() if name != STAGES["test"].command}
+    taken = view.seconds()
+    seconds = {
+        stage.command: taken[stage.command] * (view.done(stage.name) or {}).get("processes", 1)
+        for stage in STAGES.values()
+        if stage.name != "test" and stage.command in taken
+    }
     finals, baselines = view.done("finals"), view.done("baselines")
     unit = None
     if finals is not None:

@@ -9,6 +9,7 @@ from glora_search.finals.rungs import whole
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.cost import estimate
+from glora_search.run.launch import processes
 from glora_search.run.making import make, resolved
 from glora_search.run.memory import Memory, sizes
 from glora_search.training.loop import steps_for, training_arguments
@@ -55,20 +56,18 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
     make(folder, resolved(recipe))
     run = Context(folder)
     found = sizes(run.recipe, run.task)
-    seconds = estimate(run).seconds if timed else {}
     rows = len(run.task.train)
 
-    def steps(settings: dict[str, object]) -> int:
-        return steps_for(training_arguments(settings, Path("unused"), recipe.seed), rows)
+    def steps(settings: dict[str, object], together: int = 1) -> int:
+        return steps_for(training_arguments(settings, Path("unused"), recipe.seed), rows, together)
 
     counted = {
-        "train-supernet": steps(recipe.supernet.training),
+        "train-supernet": steps(recipe.supernet.training, processes()),
         "search": recipe.search.trials,
-        "retrain": steps(recipe.retrain.training),
+        "retrain": steps(recipe.retrain.training, processes()),
         **({"finals": whole(steps(recipe.finals.training))} if recipe.finals is not None else {}),
     }
-    stages = {
-        name: Planned(memory, counted.get(name), seconds[name] / 60 if name in seconds else None)
-        for name, memory in found.stages.items()
-    }
+    cost = estimate(run) if timed else None
+    minutes = {} if cost is None else {name: cost.minutes(seconds) for name, seconds in cost.seconds.items()}
+    stages = {name: Planned(memory, counted.get(name), minutes.get(name)) for name, memory in found.stages.items()}
     return Plan(found.parameters, stages)

@@ -11,6 +11,7 @@ from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, subnet_to_train
 from glora_search.progress import say
 from glora_search.run.context import Context
+from glora_search.run.launch import follows
 from glora_search.scoring import evaluate
 from glora_search.training.loop import train
 
@@ -23,6 +24,8 @@ def retrain(run: Context, folder: Path) -> dict[str, Any]:
     model = subnet_to_train(task.model(), run.folder / "best", start=settings.start)
     args, factors = run.arguments(settings.training, folder), recipe.lr_factors(settings)
     train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
+    if follows():
+        return {}
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
     figures = run.figures(params, scored, model)
     if "diverged" in figures:  # nobody can use such weights

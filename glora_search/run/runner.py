@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import ImportString, TypeAdapter
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.disk import full_disk
@@ -22,10 +21,11 @@ from glora_search.run.changes import Change, changes, check_changes, made_from_a
 from glora_search.run.context import Context
 from glora_search.run.cost import estimate
 from glora_search.run.folder import BUDGETS, LOCK, RunFolder
+from glora_search.run.launch import check_recipe, helped
 from glora_search.run.making import is_run_folder, make, resolved, share_supernet
 from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
 from glora_search.run.prepare import check
-from glora_search.run.stages import STAGES, Stage, made_from
+from glora_search.run.stages import STAGES, Stage, function, made_from
 from glora_search.run.status import at_work
 from glora_search.tasks import Task
 
@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.context = Context(folder)
+        check_recipe(self.context.recipe)
         self.folder, self.view = self.context.folder, self.context.view
 
     @classmethod
@@ -65,6 +66,7 @@ class Run:
                 cannot be run, or another process works in the folder.
         """
         folder = Path(folder) if folder is not None else Path("runs") / recipe.name
+        check_recipe(recipe)
         noted = resolved(recipe)
         if is_run_folder(folder, recipe):
             run = cls(folder)
@@ -208,7 +210,10 @@ class Run:
         for left in self.folder.glob(".removed-*"):  # by a kill
             shutil.rmtree(left)
         started = time.perf_counter()
-        done: dict[str, Any] = _function(stage.function)(self.context, folder, **options)
+        with helped(stage, self.folder, options) as processes:
+            done: dict[str, Any] = function(stage.function)(self.context, folder, **options)
+        if processes > 1:
+            done["processes"] = processes
         done.setdefault("seconds", round(time.perf_counter() - started, 1))
         # A later stage may have been done without this one, as merging is without retraining.
         self._remove(*stage.beside)
@@ -219,7 +224,7 @@ class Run:
     def _join(self, stage: Stage, options: dict[str, Any]) -> None:
         """Help the process that is at this stage, until it has noted the result."""
         say(f"{stage.command}: joining the one that is running in this folder")
-        _function(stage.joined_by)(self.folder, **options)
+        function(stage.joined_by)(self.folder, **options)
         while self.view.done(stage.name) is None and self.view.is_busy():
             time.sleep(0.5)
 
@@ -309,7 +314,3 @@ def writing_in(folder: Path) -> Iterator[None]:
         if full is None:
             raise
         raise full from error
-
-
-def _function(path: str) -> Any:
-    return TypeAdapter(ImportString).validate_python(path)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ImportString, TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Stage:
         result: what is written last, relative to the run folder.
         joined_by: ``module:function`` for a process that comes while another one is at this stage; empty where there is
             nothing to share.
+        together: whether the processes of a launch do it in step, as one training on all of their devices.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Stage:
     beside: tuple[str, ...] = ()
     result: str = ""
     joined_by: str = ""
+    together: bool = False
 
     @property
     def written_last(self) -> str:
@@ -78,6 +83,7 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.supernet:train",
             "Train the supernet: all choices of every layer.",
             beside=("budgets",),
+            together=True,
         ),
         Stage(
             "search",
@@ -106,6 +112,7 @@ STAGES: dict[str, Stage] = {
             unless="finals",
             keys=("retrain", *_LENGTH),
             beside=("exports",),
+            together=True,
         ),
         Stage(
             "finals",
@@ -133,6 +140,7 @@ STAGES: dict[str, Stage] = {
             "Train the recipe's baselines.",
             asked="baselines",
             keys=("baselines", "baseline", "search.max_params", *_LENGTH),
+            together=True,
         ),
         Stage(
             "test",
@@ -147,6 +155,11 @@ STAGES: dict[str, Stage] = {
     )
 }
 """Name -> stage, in the order in which a run does them."""
+
+
+def function(path: str) -> Any:
+    """A function of a stage, imported when it is needed."""
+    return TypeAdapter(ImportString).validate_python(path)
 
 
 def made_from(name: str) -> Iterator[Stage]:

@@ -10,6 +10,7 @@ from glora_search.errors import invalid
 from glora_search.files.text import write_json
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
+from glora_search.run.launch import follows
 from glora_search.run.making import environment
 from glora_search.scoring import has_diverged
 from glora_search.supernet.train import train_supernet
@@ -18,7 +19,8 @@ from glora_search.tasks import Task
 
 def train(run: Context, folder: Path) -> dict[str, Any]:
     """Train the supernet; leaves its weights, ``history.json``, and in the run folder ``environment.json``."""
-    write_json(run.folder / "environment.json", environment())
+    if not follows():
+        write_json(run.folder / "environment.json", environment())
     recipe, task, space = run.recipe, run.task, run.space
     settings = recipe.supernet
     base = task.model()
@@ -32,6 +34,8 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         **supernet_options(recipe, task),
         resume=True,
     )
+    if follows():
+        return {}
     write_json(folder / "history.json", trainer.state.log_history)
     if has_diverged(supernet):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # going on from there would not help

@@ -54,18 +54,19 @@ def fitting_lora(space: BoundSpace, max_params: int | None) -> tuple[int, list[S
     return None
 
 
-def baseline_settings(recipe: Recipe, rows: int) -> dict[str, Any]:
+def baseline_settings(recipe: Recipe, rows: int, processes: int = 1) -> dict[str, Any]:
     """The training arguments of a baseline: the supernet's, for as long as the supernet and retraining take together.
 
     Args:
         recipe: the experiment.
         rows: train rows, which say how many steps an epoch has.
+        processes: that train together.
     """
     parts = [TRAINING_DEFAULTS | section.training for section in (recipe.supernet, recipe.retrain)]
     own = recipe.baseline.training
     if any(part.get("max_steps", -1) > 0 for part in parts):
         arguments = (training_arguments(part, Path("unused"), recipe.seed) for part in parts)
-        length: dict[str, Any] = {"max_steps": sum(steps_for(part, rows) for part in arguments)}
+        length: dict[str, Any] = {"max_steps": sum(steps_for(part, rows, processes) for part in arguments)}
         if "num_train_epochs" in own:
             length = {"max_steps": -1}
     else:

@@ -14,13 +14,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from glora_search.errors import UserError
-from glora_search.files.text import read_json
+from glora_search.errors import UserError, invalid
+from glora_search.files.text import read_json, write_text
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
 from glora_search.scoring import Scoring, summed
 from glora_search.training.trainer import PathTrainer
 
+PROCESSES = "processes"
+"""The file beside the checkpoints that says how many processes train, where it is not one."""
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
@@ -73,7 +75,7 @@ def train(
         The trainer, after training; None where the model has nothing to train.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read, or another number of processes has made it.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return None
@@ -91,6 +93,8 @@ def train(
         **trainer_options,
     )
     last = last_checkpoint(Path(args.output_dir)) if resume else None
+    if resume:
+        _note_processes(Path(args.output_dir), args.world_size, last, writes=trainer.is_world_process_zero())
     if last is not None and description:
         say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
@@ -129,9 +133,9 @@ def total_steps(trainer: Trainer) -> int:
     return steps_of(trainer.args, len(trainer.get_train_dataloader()))
 
 
-def steps_for(args: TrainingArguments, rows: int) -> int:
-    """The optimizer steps of a training on so many rows, on one device."""
-    size = args.per_device_train_batch_size
+def steps_for(args: TrainingArguments, rows: int, processes: int = 1) -> int:
+    """The optimizer steps of a training on so many rows, by processes with one device each."""
+    size = args.per_device_train_batch_size * processes
     return steps_of(args, rows // size if args.dataloader_drop_last else -(-rows // size))
 
 
@@ -141,6 +145,16 @@ def steps_of(args: TrainingArguments, batches: int) -> int:
         return int(args.max_steps)
     per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
     return round(per_epoch * args.num_train_epochs)
+
+
+def _note_processes(folder: Path, count: int, last: str | None, *, writes: bool) -> None:
+    """Note beside the checkpoints how many processes train: others would take other rows for the same steps."""
+    note = folder / PROCESSES
+    noted = int(note.read_text()) if note.is_file() else 1
+    if last is not None and noted != count:
+        raise invalid("processes", count, f"{noted}, which have trained up to {last}; to train anew, remove {folder}")
+    if writes and noted != count:
+        write_text(note, str(count))
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -164,7 +164,7 @@ def test_a_stage_waits_for_a_look_at_the_folder_to_end(recipe_file, tmp_path):
     assert not RunFolder(run.folder).is_busy()
 
 
-def test_a_run_of_several_processes_is_refused(call, recipe_file, tmp_path, monkeypatch):
+def test_a_run_of_several_processes_without_a_launcher_is_refused(call, recipe_file, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run")
     assert code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
@@ -35,6 +36,28 @@ def test_supernet_search_retraining_and_baseline_are_counted_in_steps_and_scored
             "baselines": 3 * epoch,
         }
     )
+
+
+def test_processes_share_minutes_and_a_fixed_number_of_their_steps_has_more_rows(made, tiny_recipe):
+    one, two = (count(made(), STEP, ROW, processes) for processes in (1, 2))
+    assert two.seconds["search"] == one.seconds["search"]
+    assert one.seconds["retrain"] <= two.seconds["retrain"] <= one.seconds["retrain"] + STEP * SUPERNET_STEP
+    assert two.minutes(120) == one.minutes(60) == 1
+    assert "on 2 processes" in str(two)
+    assert "processes" not in str(one)
+    training = {**tiny_recipe["supernet"]["training"], "max_steps": 10}
+    one, two = (count(made(supernet={"training": training}), STEP, ROW, processes) for processes in (1, 2))
+    assert two.seconds["train-supernet"] == 2 * one.seconds["train-supernet"]
+
+
+def test_a_stage_of_several_processes_has_cost_as_much_as_all_of_them(made):
+    run = Run(made().folder)
+    run.all_stages()
+    alone, path = spent(run.view), run.folder / "search" / "stage.json"
+    done = run.view.result("search")
+    path.write_text(json.dumps({**done, "processes": 3}))
+    unit = run.view.seconds()["baselines"]
+    assert spent(run.view) == pytest.approx(alone + 2 * done["seconds"] / unit)
 
 
 def test_a_step_of_several_subnets_costs_several_steps(made, tiny_recipe):

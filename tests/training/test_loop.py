@@ -11,7 +11,8 @@ from datasets import Dataset
 from peft import get_peft_model
 
 from glora_search import GLoraConfig, RowMetric
-from glora_search.training.loop import _go, steps_for, train, training_arguments
+from glora_search.errors import UserError
+from glora_search.training.loop import _go, _note_processes, steps_for, train, training_arguments
 
 
 @pytest.fixture
@@ -53,6 +54,24 @@ def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_pa
 )
 def test_the_steps_of_a_training_are_known_before_it(tmp_path, more, expected):
     assert steps_for(training_arguments(settings(**more), tmp_path, 0), 11) == expected
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(False, 9), (True, 6)])
+def test_processes_that_train_together_have_fewer_steps(tmp_path, drop, expected):
+    args = training_arguments(settings(max_steps=-1, num_train_epochs=3, dataloader_drop_last=drop), tmp_path, 0)
+    assert steps_for(args, 11, processes=2) == expected
+
+
+def test_another_number_of_processes_does_not_go_on(tmp_path):
+    folder = tmp_path / "checkpoints"
+    _note_processes(folder, 2, None, writes=False)
+    assert not folder.exists()
+    _note_processes(folder, 2, None, writes=True)
+    _note_processes(folder, 2, "checkpoint-4", writes=True)
+    with pytest.raises(UserError, match="processes: got 1; allowed: 2, which have trained up to checkpoint-4"):
+        _note_processes(folder, 1, "checkpoint-4", writes=True)
+    _note_processes(folder, 1, None, writes=True)  # nothing to go on from
+    _note_processes(folder, 1, "checkpoint-4", writes=True)
 
 
 def test_a_compiled_training_starts_anew_and_torch_does_not_warn_of_its_limit(monkeypatch):
