@@ -165,8 +165,19 @@ WRONG = {
     "nothing to predict": (after("predict", "run"), "at least one text", ["TEXT"]),
     "texts that are not there": (after("predict", "run", "--file", "none.txt"), "a text file in UTF-8", ["none.txt"]),
     "texts in another encoding": (
-        lambda world: ["predict", "run", "--file", world.write("own.txt", b"\xff\xfe\x81")], "a text file in UTF-8",
-        ["own.txt"],
+        lambda world: [*after("predict", "run")(world), "--file", world.write("own.txt", b"\xff\xfe\x81")],
+        "a text file in UTF-8", ["own.txt"],
+    ),
+    "a column that no model reads": (
+        after("predict", "run", "--set", "texd=a goal"), "COLUMN=TEXT, with a column", ["texd=a goal", ": text"],
+    ),
+    "rows without the text": (
+        lambda world: [*after("predict", "run")(world), "--file", world.write("rows.jsonl", '{"review": "goal"}')],
+        "a row: got", ["review", "the columns text"],
+    ),
+    "rows that end in text": (
+        lambda world: [*after("predict", "run")(world), "--file", world.write("rows.jsonl", '{"text": "goal"}\nmore')],
+        "json lines, each an object", ["line 2"],
     ),
     "a merged model that is cut off": (
         after("predict", "run", "a goal", **{"merged/model.safetensors": b"\x00" * 50}), "cannot be used", ["merged"],
