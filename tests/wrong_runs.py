@@ -17,6 +17,7 @@ from wrong_world import (
     file_for_folder,
     other_folder,
     other_recipe,
+    saved_data,
     space,
 )
 
@@ -165,8 +166,19 @@ WRONG = {
     "nothing to predict": (after("predict", "run"), "at least one text", ["TEXT"]),
     "texts that are not there": (after("predict", "run", "--file", "none.txt"), "a text file in UTF-8", ["none.txt"]),
     "texts in another encoding": (
-        lambda world: ["predict", "run", "--file", world.write("own.txt", b"\xff\xfe\x81")], "a text file in UTF-8",
-        ["own.txt"],
+        lambda world: [*after("predict", "run")(world), "--file", world.write("own.txt", b"\xff\xfe\x81")],
+        "a text file in UTF-8", ["own.txt"],
+    ),
+    "a column that no model reads": (
+        after("predict", "run", "--set", "texd=a goal"), "COLUMN=TEXT, with a column", ["texd=a goal", ": text"],
+    ),
+    "rows without the text": (
+        lambda world: [*after("predict", "run")(world), "--file", world.write("rows.jsonl", '{"review": "goal"}')],
+        "a row: got", ["review", "the columns text"],
+    ),
+    "rows that end in text": (
+        lambda world: [*after("predict", "run")(world), "--file", world.write("rows.jsonl", '{"text": "goal"}\nmore')],
+        "json lines, each an object", ["line 2"],
     ),
     "a merged model that is cut off": (
         after("predict", "run", "a goal", **{"merged/model.safetensors": b"\x00" * 50}), "cannot be used", ["merged"],
@@ -176,13 +188,32 @@ WRONG = {
         lambda world: ["init", world.write("own.yaml", "mine")], "--force replaces it", ["FILE", "own.yaml"],
     ),
     "a recipe into no folder": (arguments("init", "none/own.yaml"), "a file in a folder that exists", ["none/"]),
-    "a recipe for no file": (arguments("init", "own.yaml", "--train", "none.csv"), NO_CSV, ["--train", "none.csv"]),
+    "a recipe for a damaged file": (
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", b"\xff\xfe")], NO_CSV, ["--train", "own.csv"],
+    ),
     "a recipe for an empty file": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")], "a column of", ["it is empty"],
     ),
     "a recipe for a missing column": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", ROWS), "--label-column", "stars"],
         "a column of", ["--label-column", "stars", "text, label"],
+    ),
+    "a recipe for columns that say nothing": (
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "a,b\nx,y\n")],
+        "data whose columns say what is learned", ["--train", "it has a, b", "--text-column"],
+    ),
+    "a recipe for a column of nothing": (
+        arguments("init", "own.yaml", "--label-column", "stars"), "nothing without --train", ["--label-column"],
+    ),
+    "a recipe for splits of two formats": (
+        lambda world: ["init", "own.yaml", "--train", world.write("a.csv", ROWS), "--test", world.write("b.json", "[]")],
+        "as --train is", ["--test", "b.json"],
+    ),
+    "a recipe for a split of a saved data set": (
+        saved_data("init", "own.yaml", "--train", "saved", "--test", "more"), "the splits of a saved data set", ["--test"],
+    ),
+    "a recipe for no data": (
+        arguments("init", "own.yaml", "--train", "none"), "a csv, tsv, json, jsonl or parquet file", ["--train", "none"],
     ),
     "a recipe for no model": (arguments("init", "--model", "./none"), "a folder that exists", ["--model", "./none"]),
     "a recipe for a folder without a model": (

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import yaml
+from datasets import Dataset
 from transformers import BertModel
 
 ROWS = "text,label\n" + "".join(f"a goal {row},sports\na chip {row},tech\n" for row in range(8))
@@ -78,6 +79,16 @@ def after(*words, **damage):
 
     def prepare(world):
         world.finished(**damage)
+        return list(words)
+
+    return prepare
+
+
+def saved_data(*words):
+    """A command beside a data set in ``saved``."""
+
+    def prepare(world):
+        Dataset.from_list([{"text": "a goal", "label": "sports"}]).save_to_disk(world.folder / "saved")
         return list(words)
 
     return prepare

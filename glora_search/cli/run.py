@@ -237,7 +237,7 @@ def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None
 
 def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     from glora_search.report import BUDGET_COLUMNS, budget_rows, result_rows, write_report
-    from glora_search.tasks import task_class
+    from glora_search.run.predict import usage
 
     page = write_report(run.folder)
     if as_json:
@@ -261,4 +261,4 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    say(f'  {python} -c "{task_class(run.context.recipe.task.type).usage(str(run.folder / "merged"))}"')
+    say(f'  {python} -c "{usage(run.view)}"')

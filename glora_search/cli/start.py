@@ -13,60 +13,117 @@ from glora_search.cli.app import START, app
 from glora_search.cli.output import begin, result
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
+from glora_search.files.samples import sample, shown
 from glora_search.files.shipped import find_shipped
-from glora_search.files.tables import read_header
 from glora_search.files.text import write_text
+from glora_search.recipe.guess import guess
+from glora_search.recipe.schema import TASKS
+
+
+def _column(what: str) -> Any:
+    return typer.Option(metavar="COLUMN", help=what, show_default="by the data")
 
 
 @app.command(rich_help_panel=START)
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write.")] = Path("recipe.yaml"),
-    model: Annotated[str, typer.Option(help="A hub name, a folder, or minilm.")] = "minilm",
-    train: Annotated[
-        str | None, typer.Option(metavar="CSV", help="Rows to train on.", show_default="train.csv")
+    model: Annotated[
+        str | None, typer.Option(help="A hub name, a folder, or minilm.", show_default="by the task")
     ] = None,
-    validation: Annotated[str | None, typer.Option(metavar="CSV", help="Rows for the search.")] = None,
-    test: Annotated[str | None, typer.Option(metavar="CSV", help="Rows for the final test.")] = None,
-    text_column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="The column with the labels.")] = "label",
+    task: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="What is learned, e.g. causal-lm.", show_default="by the data")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Rows to train on: a file or a folder.", show_default="train.csv"),
+    ] = None,
+    validation: Annotated[str | None, typer.Option(metavar="PATH", help="Rows for the search.")] = None,
+    test: Annotated[str | None, typer.Option(metavar="PATH", help="Rows for the final test.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column with the texts, or the prompts.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the labels.")] = None,
+    response_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column that a language model answers with.")
+    ] = None,
+    messages_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column with conversations.")
+    ] = None,
     space: Annotated[
         str, typer.Option(help="A search space: a name or a file.", autocompletion=complete.spaces)
     ] = "glora",
-    budget: Annotated[int, typer.Option(help="Most trainable parameters of the adapter.")] = 60_000,
+    budget: Annotated[
+        int | None, typer.Option(help="Most trainable parameters of the adapter.", show_default="by the task")
+    ] = None,
     trials: Annotated[int, typer.Option(help="Subnets to evaluate.")] = 500,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented recipe to edit and run.
+    """Write a commented recipe to edit and run; task and columns are told by the data where it makes them plain.
 
-    Example: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000
+    Examples: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000;
+    glora-search init chats.yaml --train chats.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     """
     begin()
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise invalid("FILE", str(file), "a file in a folder that exists, e.g. recipe.yaml")
     if file.exists() and not force:
         raise invalid("FILE", str(file), "a file that does not exist yet; --force replaces it")
-    _check_model(model)
+    if task is not None and task not in TASKS:
+        raise invalid("--task", task, TASKS)
+    if model is not None:
+        _check_model(model)
     find_shipped("search_spaces", space, key="--space")
-    for option, path in {"--train": train, "--validation": validation, "--test": test}.items():
-        if path is not None:
-            _check_columns(option, path, {"--text-column": text_column, "--label-column": label_column})
-    given: dict[str, Any] = {"train": train, "validation": validation, "test": test, "model": model, "space": space}
-    given |= {"text_column": text_column, "label_column": label_column, "budget": budget, "trials": trials}
+    columns = {"text_column": text_column, "label_column": label_column}
+    columns |= {"response_column": response_column, "messages_column": messages_column}
+    found = _found({"type": task, **columns}, train, {"validation": validation, "test": test})
+    given = {
+        "type": found["task"].get("type", task),
+        "model": model,
+        "space": space,
+        "budget": budget,
+        "trials": trials,
+    }
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("._-") or "experiment"
-    _write_recipe(file, name, {key: value for key, value in given.items() if value is not None})
+    _write_recipe(file, name, {key: value for key, value in given.items() if value is not None}, found)
 
 
-def _write_recipe(file: Path, name: str, values: dict[str, Any]) -> None:
+def _found(given: dict[str, str | None], train: str | None, others: dict[str, str | None]) -> dict[str, Any]:
+    """The task section and the data section, as far as the data tells."""
+    splits = {split: path for split, path in others.items() if path is not None}
+    if train is None:
+        for key, value in {**given, **splits}.items():
+            if value is not None and key != "type":
+                raise invalid(f"--{key.replace('_', '-')}", value, "nothing without --train, the rows to learn from")
+        return {"task": {}, "data": None}
+    first = sample("--train", train)
+    found = guess(first, given)
+    data = {**first.source, **found["data"]}
+    for split, path in splits.items():
+        if first.source["source"] == "saved":
+            raise invalid(f"--{split}", path, "nothing: the splits of a saved data set are in its folder")
+        other = sample(f"--{split}", path)
+        if other.source["source"] != first.source["source"]:
+            raise invalid(f"--{split}", path, f"{first.source['source']}, as --train is")
+        for key, column in found["data"].items():
+            if column not in other.columns:
+                allowed = f"a column of {path}: {shown(other.columns) or 'it is empty'}"
+                raise invalid(f"--{key.replace('_', '-')}", column, allowed)
+        data[split] = path
+    return {**found, "data": data}
+
+
+def _write_recipe(file: Path, name: str, values: dict[str, Any], found: dict[str, Any]) -> None:
     import yaml
 
     from glora_search.recipe.schema import Recipe
     from glora_search.recipe.template import recipe_template
 
-    text = recipe_template(name, values)
-    validate(Recipe, yaml.safe_load(text), source="init")
+    text = recipe_template(name, values, data=found["data"], prompt=found["task"].get("prompt"))
+    recipe = validate(Recipe, yaml.safe_load(text), source="init")
     write_text(file, text)
-    change = "" if "train" in values else " (its data first: train.csv is an example)"
-    result(f"{file}: written. Review it{change}, then run: glora-search run {file}")
+    change = "" if found["data"] else f" (its data first: {getattr(recipe.data, 'train', '')} is an example)"
+    what = f"{recipe.task.type} with {recipe.task.model}"
+    result(f"{file}: written, {what}. Review it{change}, then run: glora-search run {file}")
 
 
 def _check_model(model: str) -> None:
@@ -75,14 +132,3 @@ def _check_model(model: str) -> None:
         raise invalid("--model", model, "a folder that exists, a hub name, or minilm")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise invalid("--model", model, "a folder with a transformers model: it has no config.json")
-
-
-def _check_columns(option: str, path: str, columns: dict[str, str]) -> None:
-    """Look at a csv file's header line, long before the whole file is read."""
-    try:
-        _, header = read_header(Path(path))
-    except (OSError, ValueError) as error:
-        raise invalid(option, path, f"a csv file with a header line ({error})") from None
-    for name, column in columns.items():
-        if column not in header:
-            raise invalid(name, column, f"a column of {path}: {', '.join(header) or 'it is empty'}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,40 +74,59 @@ def _cell(key: str, value: Any) -> str:
 def predict(
     run: RunPath,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Inputs to predict.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="COLUMN=TEXT", help="A column of one more input, e.g. instruction=Translate."),
+    ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="A text file with one input per line.")
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="JSON lines, or texts: one per line, for a language model one in all; - is stdin.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict with a run's merged model.
 
-    Example: glora-search predict runs/reviews "A fine book" "A waste of paper"
+    Examples: glora-search predict runs/reviews "A fine book" "A waste of paper";
+    glora-search predict runs/alpaca --set instruction=Translate --set "input=Good morning"
     """
     begin(as_json=as_json)
-    inputs = [*(texts or []), *([] if file is None else _lines(file))]
-    if not inputs:
-        raise invalid("TEXT", inputs, "at least one text, as an argument or a line of --file")
+    if not texts and not columns and file is None:
+        raise invalid("TEXT", [], "at least one text, as an argument, by --set, or in --file")
     from glora_search.run.folder import RunFolder
+    from glora_search.run.predict import inputs_in, prediction_rows, row_of
     from glora_search.run.predict import predict as use
-    from glora_search.run.predict import prediction_rows
 
     silence_libraries()
-    outputs = use(RunFolder(run), inputs)
+    folder = RunFolder(run)
+    inputs: list[Any] = [*(texts or []), *([row_of(folder, columns)] if columns else [])]
+    if file is not None:
+        inputs += inputs_in(folder, _text(file), str(file))
+    if not inputs:
+        raise invalid("--file", str(file), "at least one text: it is empty")
+    outputs = use(folder, inputs)
     if as_json:
-        emit([{"input": text, "output": output} for text, output in zip(inputs, outputs, strict=True)])
+        emit([{"input": given, "output": output} for given, output in zip(inputs, outputs, strict=True)])
         return
-    found = [(text, row) for text, output in zip(inputs, outputs, strict=True) for row in prediction_rows(output)]
-    columns = list(dict.fromkeys(key for _, row in found for key in row))
-    table("", ["input", *columns], [[text, *(_value(row.get(key)) for key in columns)] for text, row in found])
+    pairs = zip(inputs, outputs, strict=True)
+    found = [(_shown(given), row) for given, output in pairs for row in prediction_rows(output)]
+    names = list(dict.fromkeys(key for _, row in found for key in row))
+    table("", ["input", *names], [[text, *(_value(row.get(key)) for key in names)] for text, row in found])
 
 
-def _lines(file: Path) -> list[str]:
+def _text(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise invalid("--file", str(file), f"a text file in UTF-8 ({reason})") from None
-    return [line for line in text.splitlines() if line.strip()]
+
+
+def _shown(given: Any) -> str:
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 
 def _value(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,7 @@ from glora_search.files.text import load_yaml
 from glora_search.recipe.arguments import STOPPING, LrFactors, Training
 from glora_search.recipe.data import Data, Section
 from glora_search.recipe.loading import Loading
+from glora_search.recipe.prompts import prompt_columns
 
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
 TASKS = (
@@ -81,17 +81,6 @@ class Task(Loading):
     def prompts(self) -> list[str]:
         """The templates of the prompt."""
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or [])
-
-
-def prompt_columns(template: str) -> list[str]:
-    """The columns that a prompt template names; empty if the text is not a valid template."""
-    try:
-        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
-    except ValueError:
-        return []
-    names = [str(name) for _, name, form, conversion in fields if not form and conversion is None]
-    plain = len(names) == len(fields) and all(name.isidentifier() for name in names)
-    return list(dict.fromkeys(names)) if plain else []
 
 
 class Supernet(Section):

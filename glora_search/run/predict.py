@@ -9,45 +9,68 @@ from typing import Any
 
 from glora_search.errors import invalid
 from glora_search.run.folder import RunFolder
+from glora_search.run.questions import Question, Questions, questions_in
 
 
-def predict(run: RunFolder, inputs: Sequence[str]) -> list[Any]:
+def predict(run: RunFolder, inputs: Sequence[Question]) -> list[Any]:
     """What the merged model makes of some inputs.
 
     Args:
         run: the run folder.
-        inputs: texts, each put into the recipe's prompt where it has one; for a task on images, files.
+        inputs: texts, or rows with the columns that the model reads, each put into the recipe's prompt or the chat
+            template as in training; for a task on images, files.
 
     Returns:
         What the pipeline returns for each: mostly a mapping, or a list of mappings.
 
     Raises:
-        UserError: there is no merged model yet or it cannot be used, it takes more than one text, or it cannot read an
-            input.
+        UserError: there is no merged model yet or it cannot be used, an input lacks a column, or it cannot be read.
     """
-    run.result("merged")
-    texts = _prompted(run.recipe, inputs)
+    questions = _questions(run)
+    asked = [questions(question) for question in inputs]
     use = _load(run.path, run.recipe["task"])
-    return [_use(use, text, given) for text, given in zip(texts, inputs, strict=True)]
+    return [_use(use, one, given) for one, given in zip(asked, inputs, strict=True)]
 
 
-def _prompted(recipe: dict[str, Any], inputs: Sequence[str]) -> list[Any]:
-    """The inputs as the model saw its texts in training; of conversations, each is what a user says first."""
-    if recipe["data"].get("messages_column") is not None:
-        return [[{"role": "user", "content": text}] for text in inputs]
-    pair = recipe["data"].get("text_pair_column")
-    if pair is not None:
-        raise invalid("data.text_pair_column", pair, "null where 'predict' is used: it gives a model one text, not two")
-    prompt = recipe["task"].get("prompt") or []
-    templates = [prompt] if isinstance(prompt, str) else prompt
-    if not templates:
-        return list(inputs)
-    from glora_search.recipe.schema import prompt_columns
+def usage(run: RunFolder) -> str:
+    """A line of Python, without double quotes, that asks the merged model as `predict` does, by transformers alone."""
+    from glora_search.tasks import task_class
 
-    columns = list(dict.fromkeys(name for template in templates for name in prompt_columns(template)))
-    if len(columns) > 1:
-        raise invalid("task.prompt", prompt, f"one column where 'predict' is used, not {', '.join(columns)}")
-    return [templates[0 if text.strip() else -1].format(**{columns[0]: text}) for text in inputs]
+    cls = task_class(run.recipe["task"]["type"])
+    return cls.usage(str(run.path / "merged"), _questions(run).example(cls.example))
+
+
+def inputs_in(run: RunFolder, text: str, file: str) -> list[Question]:
+    """The inputs that a file has: rows of json, or texts, one a line; what is asked of a language model is one text.
+
+    Args:
+        file: its name, for the message.
+
+    Raises:
+        UserError: a line of json lines is no object.
+    """
+    from glora_search.tasks import task_class
+
+    return questions_in(text, file, whole=task_class(run.recipe["task"]["type"]).prompted)
+
+
+def row_of(run: RunFolder, given: Sequence[str]) -> dict[str, str]:
+    """A row, of ``COLUMN=TEXT`` for each column.
+
+    Raises:
+        UserError: this is something else, or the model reads no such column.
+    """
+    columns, row = _questions(run).columns, {}
+    for one in given:
+        name, separator, text = one.partition("=")
+        if not separator or name not in columns:
+            raise invalid("--set", one, f"COLUMN=TEXT, with a column that the model reads: {', '.join(columns)}")
+        row[name] = text
+    return row
+
+
+def _questions(run: RunFolder) -> Questions:
+    return Questions(run.recipe, chats=bool(run.result("merged").get("chats")))
 
 
 def _load(folder: Path, task: dict[str, Any]) -> Callable[[Any], Any]:
@@ -59,11 +82,9 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[Any], Any]:
     # transformers has no pipeline for models that read one text and write another
     cls, merged = task_class(task["type"]), folder / "merged"
     name = getattr(cls, "pipeline", None)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(cls.pipeline_options)
     if name == "text-classification":
         options = {"truncation": True, "max_length": task.get("max_length")}
-    elif name == "text-generation":  # the same answer each time, and not the question again
-        options = {"do_sample": False, "return_full_text": False}
     trust = bool(task.get("trust_remote_code"))
     try:
         if name is None:
@@ -83,7 +104,7 @@ def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:
     return labels
 
 
-def _use(use: Callable[[Any], Any], text: Any, given: str) -> Any:
+def _use(use: Callable[[Any], Any], text: Any, given: Question) -> Any:
     try:
         return use(text)
     except (OSError, ValueError, IndexError, RuntimeError) as error:

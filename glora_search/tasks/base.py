@@ -52,7 +52,9 @@ class Task(abc.ABC):
         problem_type: transformers' name of what the model's head learns; None where it has none of the task's own.
         one_label: whether a row has one label, and the model's logits are ``[rows, classes]``.
         prompted: whether the task reads the recipe's prompt.
-        pipeline, example: transformers' pipeline of the task, and what it is called with, in Python.
+        pipeline, example, pipeline_options, taken: transformers' pipeline of the task; what it is called with, in
+            Python, and by name; and what is taken of its result, in Python.
+        chats: whether the model learns conversations, which its tokenizer's chat template writes.
         data: train and validation rows; the test rows are read by `test_split` alone.
         processor: tokenizer or image processor; saved beside every model.
         train, validation: encoded rows, with a column ``labels``.
@@ -76,6 +78,9 @@ class Task(abc.ABC):
     prompted: ClassVar[bool] = False
     pipeline: ClassVar[str]
     example: ClassVar[str] = "'Your text here'"
+    pipeline_options: ClassVar[dict[str, Any]] = {}
+    taken: ClassVar[str] = ""
+    chats: bool = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -231,9 +236,15 @@ class Task(abc.ABC):
         return with_column(encoded, "labels", [IGNORED] * len(encoded))
 
     @classmethod
-    def usage(cls, folder: str) -> str:
-        """A line of Python, without double quotes, that uses the merged model."""
-        return f"from transformers import pipeline; print(pipeline('{cls.pipeline}', '{folder}')({cls.example}))"
+    def usage(cls, folder: str, example: str = "") -> str:
+        """A line of Python, without double quotes, that uses the merged model.
+
+        Args:
+            example: what the model is given, as Python; empty is the class's.
+        """
+        options = [f"{key}={value!r}" for key, value in cls.pipeline_options.items()]
+        given = ", ".join([example or cls.example, *options])
+        return f"from transformers import pipeline; print(pipeline('{cls.pipeline}', '{folder}')({given}){cls.taken})"
 
     def load(self, auto_class: Any, **kwargs: Any) -> Any:
         """``auto_class.from_pretrained`` of the recipe's model, see `load_pretrained`."""

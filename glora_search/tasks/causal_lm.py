@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -34,6 +34,8 @@ class CausalLM(LanguageModel):
     task_type = "CAUSAL_LM"
     auto_class = AutoModelForCausalLM
     pipeline = "text-generation"
+    pipeline_options: ClassVar[dict[str, Any]] = {"do_sample": False, "return_full_text": False}
+    taken = "[0]['generated_text']"
 
     def inputs(self) -> list[Column]:
         """See `LanguageModel`; ``messages_column`` where the recipe gives it."""
@@ -97,7 +99,8 @@ class CausalLM(LanguageModel):
 
     def _tokens(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Tokens and labels; uncut, but for plain texts."""
-        if self.converses or self._completes(rows):
+        self.chats = self.converses or self._completes(rows)
+        if self.chats:
             return self._conversations(rows)
         return self._answered(rows) if self.responds else self._plain(rows)
 

@@ -13,7 +13,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
-from glora_search.recipe.schema import Recipe, prompt_columns
+from glora_search.recipe.prompts import columns_of, template_for
+from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, texts_of
@@ -68,8 +69,7 @@ class LanguageModel(TextTask):
 
     def inputs(self) -> list[Column]:
         """The columns of the prompt's templates, or ``text_column`` where the recipe has none."""
-        names = dict.fromkeys(name for template in self.recipe.task.prompts for name in prompt_columns(template))
-        return [("task.prompt", name) for name in names] or self.columns("text_column")
+        return [("task.prompt", name) for name in columns_of(self.recipe.task.prompts)] or self.columns("text_column")
 
     def targets(self) -> list[Column]:
         """``response_column``."""
@@ -94,8 +94,7 @@ class LanguageModel(TextTask):
         filled = []
         for values in zip(*texts, strict=True):
             row = dict(zip(columns, values, strict=True))
-            fits = (t for t in templates if all(row[name].strip() for name in prompt_columns(t)))
-            filled.append(next(fits, templates[-1]).format(**row))
+            filled.append(template_for(templates, row).format(**row))
         return filled
 
     def make_collator(self) -> Any:

@@ -42,10 +42,11 @@ class Seq2SeqLM(LanguageModel):
         return model
 
     @classmethod
-    def usage(cls, folder: str) -> str:
+    def usage(cls, folder: str, example: str = "") -> str:
         """See `Task`; transformers has no pipeline for these models."""
         return (
             "from transformers import AutoModelForSeq2SeqLM as M, AutoTokenizer as T; "
             f"m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
-            "print(t.decode(m.generate(**t('Your text here', return_tensors='pt'))[0], skip_special_tokens=True))"
+            f"answer = m.generate(**t({example or cls.example}, return_tensors='pt'))[0]; "
+            "print(t.decode(answer, skip_special_tokens=True))"
         )

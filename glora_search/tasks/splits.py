@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from glora_search.errors import invalid
+from glora_search.files.samples import shown
 from glora_search.recipe.data import BbcHeadlines, Files, Hub, Saved
 from glora_search.tasks.fingerprints import image_digest, rows_digest
 from glora_search.tasks.labels import (
@@ -135,7 +136,9 @@ class _Reader:
         found = self.source.columns(split)
         for key, name in self.used:
             if name not in found and not (inputs_only and name not in self.inputs):
-                raise invalid(key, name, f"a column of {self.source.place(split)}: {', '.join(map(_seen, found))}")
+                raise invalid(
+                    key, name, f"a column of {self.source.place(split)}: {shown([_seen(one) for one in found])}"
+                )
 
     def read(self, split: str, targets_only: bool = False) -> Dataset:
         """A split; labels are their names."""

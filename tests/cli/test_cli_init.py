@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from datasets import Dataset, DatasetDict
 
-from glora_search.recipe.schema import BaselineTraining, Finals, Recipe, Retrain, Search, Supernet
+from glora_search.recipe.prompts import prompt_columns
+from glora_search.recipe.schema import TASKS, BaselineTraining, Finals, Recipe, Retrain, Search, Supernet
 from glora_search.recipe.template import recipe_template
 
 
@@ -87,3 +92,124 @@ def test_every_key_of_a_section_is_in_it(section):
     parts = {Supernet: "supernet", Search: "search", Retrain: "retrain", Finals: "finals", BaselineTraining: "baseline"}
     part = parts.get(section)
     assert set(text if part is None else text[part]) == keys
+
+
+# -- what the data tells -----------------------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "We."}]
+KINDS = {
+    "conversations": ({"id": "a", "messages": TURNS}, "causal-lm", {"messages_column": "messages"}),
+    "conversations by another name": ({"chat": TURNS}, "causal-lm", {"messages_column": "chat"}),
+    "prompts of messages": (
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        "causal-lm",
+        {"text_column": "prompt", "response_column": "completion"},
+    ),
+    "alpaca": ({"instruction": "a", "input": "", "output": "b"}, "causal-lm", {"response_column": "output"}),
+    "answers": (
+        {"prompt": "a", "completion": "b"},
+        "causal-lm",
+        {"text_column": "prompt", "response_column": "completion"},
+    ),
+    "texts": ({"text": "a", "url": "b"}, "causal-lm", {"text_column": "text"}),
+    "classes": ({"review": "a", "stars": 3}, "text-classification", {"text_column": "review", "label_column": "stars"}),
+    "numbers": ({"text": "a", "score": 0.5}, "text-regression", {"text_column": "text", "label_column": "score"}),
+    "several": ({"text": "a", "labels": ["x", "y"]}, "multi-label", {"text_column": "text", "label_column": "labels"}),
+    "pairs": (
+        {"premise": "a", "hypothesis": "b", "label": "x"},
+        "text-classification",
+        {"text_column": "premise", "text_pair_column": "hypothesis", "label_column": "label"},
+    ),
+    "tags": (
+        {"tokens": ["a"], "ner_tags": ["O"]},
+        "token-classification",
+        {"text_column": "tokens", "label_column": "ner_tags"},
+    ),
+}
+
+
+@pytest.mark.parametrize("format_", ["json", "jsonl", "parquet", "saved"])
+@pytest.mark.parametrize(("row", "type_", "columns"), KINDS.values(), ids=KINDS.keys())
+def test_task_and_columns_are_told_by_the_data_in_every_format(call, format_, row, type_, columns):
+    rows = [row] * 3
+    if format_ == "saved":
+        DatasetDict({"train": Dataset.from_list(rows), "dev": Dataset.from_list(rows)}).save_to_disk("rows")
+        path, source = "rows", {"source": "saved", "folder": "rows", "validation": "dev"}
+    else:
+        path = f"rows.{format_}"
+        source = {"source": format_.removesuffix("l"), "train": path}
+        if format_ == "parquet":
+            pd.DataFrame(rows).to_parquet(path)
+        else:
+            Path(path).write_text(json.dumps(rows) if format_ == "json" else "\n".join(map(json.dumps, rows)))
+    code, out, err = call("init", "--train", path)
+    assert code == 0, err
+    assert type_ in out
+    recipe = Recipe.load("recipe.yaml")
+    assert recipe.task.type == type_
+    data = recipe.data.model_dump()
+    assert {key: data[key] for key in {**source, **columns}} == {**source, **columns}
+    assert bool(recipe.task.prompts) is ("instruction" in row)
+    if type_ == "causal-lm":
+        assert recipe.task.model.startswith("HuggingFaceTB/SmolLM2")
+        assert recipe.task.model.endswith("Instruct") is ("messages_column" in columns)
+
+
+def test_alpacas_prompt_takes_rows_with_and_without_an_input(call):
+    Path("rows.json").write_text(json.dumps([{"instruction": "a", "input": "{x}", "output": "b"}] * 2))
+    assert call("init", "--train", "rows.json")[0] == 0
+    prompts = Recipe.load("recipe.yaml").task.prompts
+    assert [prompt_columns(prompt) for prompt in prompts] == [["instruction", "input"], ["instruction"]]
+    assert prompts[1] == "### Instruction:\n{instruction}\n\n### Response:\n"
+
+
+def test_a_tab_separates_the_columns_of_a_tsv_file(call):
+    Path("rows.tsv").write_text("text\tlabel, of it\na, b\tx\n")
+    assert call("init", "--train", "rows.tsv", "--label-column", "label, of it")[0] == 0
+    data = Recipe.load("recipe.yaml").data
+    assert (data.source, data.separator, data.label_column) == ("csv", "\t", "label, of it")
+
+
+def test_folders_of_images_are_classes_of_images(call):
+    for name in ("train/dark/a.png", "train/light/b.png", "test/dark/c.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+    assert call("init", "--train", "train", "--test", "test")[0] == 0
+    recipe = Recipe.load("recipe.yaml")
+    assert (recipe.task.type, recipe.data.source) == ("image-classification", "imagefolder")
+    assert (recipe.data.train, recipe.data.test) == ("train", "test")
+
+
+@pytest.mark.parametrize("type_", TASKS)
+def test_a_recipe_of_every_task_is_valid_without_data(call, type_):
+    code, out, err = call("init", "--task", type_)
+    assert code == 0, err
+    assert "is an example" in out
+    assert Recipe.load("recipe.yaml").task.type == type_
+
+
+def test_a_task_that_reads_the_same_columns_can_be_chosen(call):
+    Path("rows.jsonl").write_text(json.dumps({"text": "a", "response": "b", "label": "1"}))
+    assert call("init", "--train", "rows.jsonl", "--task", "seq2seq-lm")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == "seq2seq-lm"
+    assert call("init", "--train", "rows.jsonl", "--task", "text-regression", "--force")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == "text-regression"
+
+
+WRONG = {
+    "columns that say nothing": ({"a": "x", "b": "y"}, (), "data whose columns say what is learned"),
+    "a task that they do not fit": ({"text": "x", "label": "y"}, ("--task", "token-classification"), "--label-column"),
+    "many columns": ({f"column {n}": "x" * 999 for n in range(999)}, (), "and 979 more"),
+    "long names": ({"x" * 9999: "a", "y": "b"}, (), "xxx..."),
+    "another column": ({"text": "x", "label": "y"}, ("--messages-column", "chat"), "--messages-column: got 'chat'"),
+}
+
+
+@pytest.mark.parametrize(("row", "options", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_told_is_a_short_message(call, row, options, message):
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    code, out, err = call("init", "--train", "rows.jsonl", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err) < 1500
+    assert not Path("recipe.yaml").exists()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +23,12 @@ from transformers import (
     pipeline,
 )
 
-from glora_search.run.predict import prediction_rows
+from glora_search.run.folder import RunFolder
+from glora_search.run.predict import prediction_rows, usage
+from glora_search.run.questions import Questions
+from glora_search.tasks import task_class
+
+ERRORS = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -158,16 +167,22 @@ def test_a_sequence_to_sequence_model_answers_as_long_as_it_was_trained(call, fi
     assert json.loads(out)[0]["output"][0]["generated_text"] == text
 
 
-def test_a_language_model_gives_the_same_answer_each_time_and_not_the_question_again(call, other, tiny_model):
-    shutil.rmtree(other.folder / "merged")
+def language_model(folder, tiny_model):
+    """A tiny language model in place of a run's merged one, whose own way to generate is by chance."""
+    shutil.rmtree(folder / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**size, vocab_size=len(tokenizer), eos_token_id=None, pad_token_id=0))
     model.generation_config.update(do_sample=True, temperature=5.0, max_new_tokens=12)
-    model.save_pretrained(other.folder / "merged")
-    tokenizer.save_pretrained(other.folder / "merged")
-    (other.folder / "merged" / "stage.json").write_text('{"seconds": 1}')
+    model.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    (folder / "merged" / "stage.json").write_text('{"seconds": 1}')
+    return folder
+
+
+def test_a_language_model_gives_the_same_answer_each_time_and_not_the_question_again(call, other, tiny_model):
+    language_model(other.folder, tiny_model)
     other("task", type="causal-lm", prompt="the {text} says")
     answers = []
     for _ in range(2):
@@ -199,18 +214,103 @@ def test_a_text_is_put_into_the_prompt_that_the_model_was_trained_with(
     assert seen == expected
 
 
+ALPACA = ["Do {instruction} with {input}:\n", "Do {instruction}:\n"]
+
+
+@pytest.fixture
+def asked(other, monkeypatch):
+    """``asked(section, **values)``: the changed run, and a list of what its pipeline will be called with."""
+
+    def change(section, **values):
+        seen = []
+        monkeypatch.setattr(
+            "transformers.pipeline", lambda *_, **__: lambda text, **_: seen.append(text) or [{"text": "x"}]
+        )
+        return other(section, **values), seen
+
+    return change
+
+
+def test_a_prompt_of_several_columns_is_given_by_column_by_rows_or_shortened_to_one(call, asked, tmp_path, monkeypatch):
+    run, seen = asked("task", type="causal-lm", prompt=ALPACA)
+    rows = [{"instruction": "one\n\nmore", "input": "b", "output": "not read"}, {"instruction": "two", "input": None}]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    expected = ["Do one\n\nmore with b:\n", "Do two:\n"]
+    for file in ("rows.jsonl", "rows.json"):
+        assert call("predict", run, "--file", tmp_path / file)[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    code, out, err = call(
+        "predict", run, "--set", "instruction=a=b", "--set", "input=c", "--file", "-", "--json", "plain"
+    )
+    assert code == 0, err
+    assert seen == [*expected * 2, "Do plain:\n", "Do a=b with c:\n", *expected]
+    assert [row["input"] for row in json.loads(out)] == ["plain", {"instruction": "a=b", "input": "c"}, *rows]
+
+
+def test_a_question_of_several_lines_stays_one(call, asked, tmp_path):
+    run, seen = asked("task", type="causal-lm", prompt="{text}!")
+    (tmp_path / "question.txt").write_text("what\n\nis {this}?\n")
+    assert call("predict", run, "one\ntwo", "--file", tmp_path / "question.txt")[0] == 0
+    assert seen == ["one\ntwo!", "what\n\nis {this}?!"]
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer(call, asked, tmp_path):
+    run, seen = asked("data", messages_column="chat")
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"chat": turns}))
+    assert call("predict", run, "hello", "--file", tmp_path / "rows.jsonl")[0] == 0
+    assert seen == [[{"role": "user", "content": "hello"}], turns[:4]]
+
+
+def test_a_model_that_learned_completions_of_messages_is_asked_by_its_chat_template(call, asked):
+    run, seen = asked("data", text_column="prompt", response_column="completion")
+    path = run / "merged" / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chats": True}))
+    assert call("predict", run, "hello")[0] == 0
+    assert seen == [[{"role": "user", "content": "hello"}]]
+
+
+def test_pairs_of_texts_are_given_by_column(call, asked):
+    run, seen = asked("data", text_pair_column="other")
+    assert call("predict", run, "--set", "text=a goal", "--set", "other=a match")[0] == 0
+    assert seen == [{"text": "a goal", "text_pair": "a match"}]
+
+
 @pytest.mark.parametrize(
-    ("section", "values", "key"),
-    [
-        ("task", {"type": "causal-lm", "prompt": "{question} or {answer}"}, "task.prompt"),
-        ("data", {"text_pair_column": "other"}, "data.text_pair_column"),
-    ],
+    ("section", "values"),
+    [("task", {"type": "causal-lm", "prompt": "{question} or {other}"}), ("data", {"text_pair_column": "other"})],
 )
-def test_a_model_that_takes_more_than_one_text_is_refused(call, other, section, values, key):
+def test_one_text_for_a_model_that_takes_several_is_refused_with_the_options_that_give_them(
+    call, other, section, values
+):
     code, _, err = call("predict", other(section, **values), "a goal")
     assert code == 2
-    assert key in err
-    assert "one text" in err or "one column" in err
+    assert "a value for each column: --set" in err
+    assert "--set other=..." in err
+    assert "a value for each column" in ERRORS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", [None, "say: {text}\n", 'the "{text}" & $HOME\\n `a` it\'s {{x}}!\n', ALPACA])
+def test_the_printed_line_gives_the_answer_of_predict(call, other, tiny_model, prompt):
+    folder = language_model(other.folder, tiny_model)
+    other("task", type="causal-lm", prompt=prompt)
+    line = usage(RunFolder(folder))
+    assert '"' not in line
+    done = subprocess.run(f'"{sys.executable}" -c "{line}"', shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name = "instruction" if prompt is ALPACA else "text"
+    code, out, err = call("predict", folder, f"Your {name} here", "--json")
+    assert code == 0, err
+    assert done.stdout.rstrip("\n") == json.loads(out)[0]["output"][0]["generated_text"]
+
+
+def test_the_printed_line_of_a_chat_asks_as_a_user():
+    recipe = {"task": {"type": "causal-lm"}, "data": {"messages_column": "chat"}}
+    line = task_class("causal-lm").usage("merged", Questions(recipe).example("unused"))
+    assert "([{'role': 'user', 'content': 'Your text here'}], do_sample=False, return_full_text=False)" in line
 
 
 def test_an_input_that_cannot_be_read_is_not_blamed_on_the_model(call, other, monkeypatch):

@@ -1,0 +1,180 @@
+"""What can be learned from a data set, told by the names of its columns and by what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from glora_search.errors import invalid
+from glora_search.files.samples import Sample, shown
+
+ALPACA = ["### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"]
+SHORT_ALPACA = ["### Instruction:\n{instruction}\n\n### Response:\n"]
+RESPONSES = ("response", "completion", "output", "answer")
+PROMPTS = ("prompt", "question", "instruction", "query", "input", "text")
+TEXTS = ("text", "sentence", "review", "content", "headline", "title", "document")
+LABELS = ("label", "labels", "class", "category", "target", "stars", "score", "rating")
+PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
+WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
+
+
+def guess(sample: Sample, given: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+    """The task section and the data section of a recipe, as far as the columns tell.
+
+    Args:
+        given: what the user says: ``type`` of the task, and keys of the data section that name columns; None is
+            nothing.
+
+    Raises:
+        UserError: a column is not there, or the columns do not tell what is learned.
+    """
+    told = {key: value for key, value in given.items() if value is not None}
+    for key, name in told.items():
+        if key != "type" and name not in sample.columns:
+            option = f"--{key.replace('_', '-')}"
+            raise invalid(option, name, f"a column of {_place(sample)}: {shown(sample.columns) or 'it is empty'}")
+    columns = _Columns(sample)
+    for kind in (_conversation, _answer, _image, _tags, _label, _plain):
+        found = kind(columns, told)
+        if found is not None and told.get("type") in (
+            None,
+            found["task"]["type"],
+            *_ALIKE.get(found["task"]["type"], ()),
+        ):
+            return {"task": {**found["task"], **{k: v for k, v in told.items() if k == "type"}}, "data": found["data"]}
+    options = "--task and --text-column, --label-column, --response-column or --messages-column"
+    raise invalid(
+        "--train",
+        _place(sample),
+        f"data whose columns say what is learned, or {options}; it has {shown(sample.columns)}",
+    )
+
+
+_ALIKE = {
+    "text-classification": ("text-regression", "multi-label"),
+    "text-regression": ("text-classification", "multi-label"),
+    "multi-label": ("text-classification", "text-regression"),
+    "causal-lm": ("seq2seq-lm",),
+}
+"""Tasks that read the same columns."""
+
+
+def _place(sample: Sample) -> str:
+    return str(sample.source.get("folder") or sample.source["train"])
+
+
+class _Columns:
+    """The columns of a sample, by what they hold."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.names, self.images = sample.columns, sample.images
+        self._values = {
+            name: [row[name] for row in sample.rows if row.get(name) is not None] for name in sample.columns
+        }
+
+    def holding(self, test: Callable[[Any], bool]) -> list[str]:
+        """Those whose every value passes."""
+        return [name for name in self.names if self._values[name] and all(map(test, self._values[name]))]
+
+    def values(self, name: str) -> list[Any]:
+        """What a column holds in the rows that have it."""
+        return self._values[name]
+
+
+def _first(names: Sequence[str], found: Sequence[str]) -> str | None:
+    """The first of these names that is among those found, letter case aside."""
+    lower = {name.lower(): name for name in reversed(found)}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _conversation(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    chats = columns.holding(_is_conversation)
+    if {"prompt", "completion"} <= set(chats) and "messages_column" not in told:
+        return _made("causal-lm", text_column="prompt", response_column="completion")
+    name = told.get("messages_column") or (chats[0] if len(chats) == 1 or "messages" in chats else None)
+    if name is None:
+        return None
+    return _made(
+        "causal-lm", messages_column="messages" if "messages" in chats and "messages_column" not in told else name
+    )
+
+
+def _answer(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    texts = columns.holding(lambda value: isinstance(value, str))
+    response = told.get("response_column") or _first(RESPONSES, texts)
+    if response is None or "label_column" in told:
+        return None
+    others = [name for name in texts if name != response]
+    if "text_column" not in told and "instruction" in others:
+        prompt = [*(ALPACA if "input" in others else []), *SHORT_ALPACA]
+        return _made("causal-lm", prompt if len(prompt) > 1 else prompt[0], response_column=response)
+    asked = told.get("text_column") or _first(PROMPTS, others)
+    return None if asked is None else _made("causal-lm", text_column=asked, response_column=response)
+
+
+def _image(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    if not columns.images:
+        return None
+    label = told.get("label_column") or _first(LABELS, columns.names)
+    image = columns.images[0]
+    names = {"image_column": image} if image != "image" else {}
+    return None if label is None else _made("image-classification", **names, label_column=label)
+
+
+def _tags(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    lists = columns.holding(lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+    words = told.get("text_column") or _first(WORDS, lists)
+    tags = told.get("label_column") or _first(TAGS, [name for name in lists if name != words])
+    if words not in lists or tags not in lists:
+        return None
+    return _made("token-classification", text_column=words, label_column=tags)
+
+
+def _label(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    label = told.get("label_column") or _first(LABELS, columns.names)
+    texts = [name for name in columns.holding(lambda value: isinstance(value, str)) if name != label]
+    pair = next((pair for pair in PAIRS if set(pair) <= set(texts) and "text_column" not in told), None)
+    text = told.get("text_column") or (pair[0] if pair else None) or _first(TEXTS, texts)
+    text = text or (texts[0] if len(texts) == 1 else None)
+    if label is None or text is None:
+        return None
+    names = {"text_column": text, **({"text_pair_column": pair[1]} if pair else {}), "label_column": label}
+    return _made(_kind_of(columns.values(label)), **names)
+
+
+def _plain(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
+    texts = columns.holding(lambda value: isinstance(value, str))
+    text = told.get("text_column") or (texts[0] if len(columns.names) == 1 and texts else None)
+    if text is None and told.get("type") in ("causal-lm", None) and "text" in texts and "label_column" not in told:
+        text = "text"
+    return None if text is None or "label_column" in told else _made("causal-lm", text_column=text)
+
+
+def _kind_of(values: Sequence[Any]) -> str:
+    """The task that learns such targets."""
+    if any(isinstance(value, list) for value in values) or any(
+        "|" in value and all(part.strip() for part in value.split("|")) for value in values if isinstance(value, str)
+    ):
+        return "multi-label"
+    numbers = [_number(value) for value in values]
+    broken = any(number is not None and not number.is_integer() for number in numbers)
+    return "text-regression" if broken and None not in numbers else "text-classification"
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and {"role", "content"} <= set(one) for one in value)
+    )
+
+
+def _made(type_: str, prompt: Any = None, **columns: str) -> dict[str, Any]:
+    return {"task": {"type": type_, **({} if prompt is None else {"prompt": prompt})}, "data": dict(columns)}

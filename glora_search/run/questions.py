@@ -1,0 +1,146 @@
+"""What a merged model is asked: a text, or a row's columns, put as the model saw its rows in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from glora_search.errors import invalid
+from glora_search.recipe.prompts import columns_of, prompt_columns, template_for
+
+Question = str | Mapping[str, Any]
+"""A text, or a row: column -> value."""
+SHELL = "'\"$`!\\"
+"""What ends a string of Python, or means something between a shell's double quotes."""
+
+
+class Questions:
+    """How the model of a recipe is asked.
+
+    Args:
+        recipe: of a run folder, as data.
+        chats: whether the model learned conversations, which its tokenizer's chat template writes.
+    """
+
+    def __init__(self, recipe: Mapping[str, Any], *, chats: bool = False) -> None:
+        task, data = recipe["task"], recipe["data"]
+        prompt = task.get("prompt") or []
+        self.templates = [prompt] if isinstance(prompt, str) else list(prompt)
+        self.pair = data.get("text_pair_column")
+        self.chats = chats or data.get("messages_column") is not None
+        if data.get("messages_column") is not None:
+            self.columns = [data["messages_column"]]
+        elif self.templates:
+            self.columns = columns_of(self.templates)
+        elif task["type"] == "image-classification":
+            self.columns = [data.get("image_column") or "image"]
+        else:
+            self.columns = [data.get("text_column") or "text", *([self.pair] if self.pair else [])]
+
+    def __call__(self, question: Question) -> Any:
+        """What a pipeline is called with: a text; of a pair of texts, a mapping; of a conversation, its messages.
+
+        Raises:
+            UserError: it lacks a column.
+        """
+        row = self._row(question)
+        if self.chats:
+            return _asked(row[self.columns[0]])
+        texts = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
+        if self.templates:
+            return template_for(self.templates, texts).format(**texts)
+        if self.pair:
+            return {"text": texts[self.columns[0]], "text_pair": texts[self.pair]}
+        return texts[self.columns[0]]
+
+    def example(self, text: str) -> str:
+        """What stands for it in a line of Python without double quotes.
+
+        Args:
+            text: a literal, where the model is given a text as it is.
+        """
+        if self.chats:
+            return "[{'role': 'user', 'content': 'Your text here'}]"
+        if self.pair:
+            return "{'text': 'Your text here', 'text_pair': 'Your other text here'}"
+        if not self.templates:
+            return text
+        template = self._shortest()
+        values = ", ".join(f"{name}='Your {name} here'" for name in prompt_columns(template))
+        return f"{_literal(template)}.format({values})"
+
+    def _row(self, question: Question) -> Mapping[str, Any]:
+        if not isinstance(question, str):
+            missing = [name for name in self.columns if question.get(name) is None]
+            if missing and (not self.templates or len(missing) == len(self.columns)):
+                raise invalid("a row", list(question), f"the columns {', '.join(self.columns)}")
+            return question
+        columns = prompt_columns(self._shortest()) if self.templates else self.columns
+        if len(columns) > 1:
+            given = " ".join(f"--set {name}=..." for name in columns)
+            raise invalid("TEXT", question, f"a value for each column: {given}, or --file with json lines")
+        return {columns[0]: question}
+
+    def _shortest(self) -> str:
+        """The template of the fewest columns."""
+        return min(self.templates, key=lambda template: len(prompt_columns(template)))
+
+
+def _asked(value: Any) -> Any:
+    """A conversation up to the question; a text is what a user says first."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    messages = list(value)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages
+
+
+def _literal(text: str) -> str:
+    """A text as Python writes it, so that a shell leaves it alone between double quotes."""
+    named = {"\n": "\\n", "\t": "\\t"}
+    return "'" + "".join(named.get(c) or (c if c not in SHELL and c.isprintable() else _code(c)) for c in text) + "'"
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 256 else f"\\U{number:08x}"
+
+
+def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
+    """The questions of a file: json lines or a list of json where it begins so, else texts.
+
+    Args:
+        file: its name, for the message.
+        whole: the file is one text, and not one in each line that is not empty.
+
+    Raises:
+        UserError: a line of json lines is no object.
+    """
+    if rows := _listed(text):
+        return rows
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    if not isinstance(_parsed(first), dict):
+        return [text.strip("\n")] if whole and first else [line for line in lines if line.strip()]
+    found: list[Question] = []
+    for number, line in enumerate(lines, 1):
+        row = _parsed(line)
+        if isinstance(row, dict):
+            found.append(row)
+        elif line.strip():
+            raise invalid("--file", file, f"json lines, each an object; line {number} is none")
+    return found
+
+
+def _listed(text: str) -> list[Question]:
+    rows = _parsed(text) if text.lstrip().startswith("[") else None
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
