@@ -15,7 +15,7 @@ from glora_search.run.measures import measures
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import Task
 
-BASE = "base model, before training"
+BASE = "base model"
 
 
 def base_model(run: Context, batches: Batches, answers: Answers) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ class LanguageModel(TextTask):
 
     @abc.abstractmethod
     def completed(self, rows: Dataset, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """For rows that `asked` has returned, and an answer for each: ``input_ids``, and ``labels`` of the answer, uncut."""
+        """``input_ids`` and ``labels``, uncut, of rows from `asked` with other answers, which are labelled."""
 
     def ends(self, rows: Dataset) -> list[int]:
         """The tokens that end an answer."""
