@@ -88,7 +88,7 @@ class MultipleChoice(Metric):
         for number, (question, own) in enumerate(zip(self.task.questions(rows), self._choices(rows), strict=True), 1):
             if len(set(own)) < 2 or len(set(own)) < len(own) or "" in own:
                 allowed = (
-                    f"at least 2 choices in every row that differ, none of them empty; row {number} of data.{split}"
+                    f"at least 2 choices in each row that differ, none of them empty; row {number} of data.{split}"
                 )
                 raise invalid(f"{self.key}{key}", value, f"{allowed} has {reprlib.repr(own)}")
             answer = question.expected.strip()

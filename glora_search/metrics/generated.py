@@ -163,9 +163,7 @@ class ExactMatch(GeneratedMetric):
             raise invalid(f"{self.key}.{key}", value, f"{allowed}: {reprlib.repr(expected[0])}")
         notes = super().check(rows, split)
         if without:
-            notes.append(
-                f"{self.name}: {without} of {len(rows)} responses of data.{split} have no answer to be matched"
-            )
+            notes.append(f"{self.name}: {without} of {len(rows)} responses of data.{split} have no answer to match")
         lengths = [len(ids) for ids in self.task.token_ids(expected, special=False)]
         long = sum(length > self.max_new_tokens for length in lengths)
         if long:
