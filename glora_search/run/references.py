@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from glora_search.metrics.base import CONSTANT
+from glora_search.metrics.base import CHANCE, CONSTANT
 from glora_search.ranking import rank_key
 from glora_search.run.answers import Answers
 from glora_search.run.context import Context
@@ -56,7 +56,7 @@ def no_better(metrics: Mapping[str, Any]) -> list[str]:
         ours = measure.of(metrics["final"], "test")
         key = rank_key(ours, direction=measure.direction)
         others = [
-            f"the {entry['name']} ({value:.4f})"
+            f"{'' if entry['name'] == CHANCE else 'the '}{entry['name']} ({value:.4f})"
             for entry in [*metrics["references"], *baselines]
             if (value := measure.of(entry, "test")) is not None and rank_key(value, direction=measure.direction) <= key
         ]
