@@ -87,7 +87,7 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     text = yaml.safe_dump(value, default_flow_style=True, width=1000).replace("...", "").strip()
-    return f"`{text}`"
+    return f"`{text}`".replace("|", "\\|")
 
 
 def table(cls: type[BaseModel], names: Iterable[str]) -> str:
@@ -116,17 +116,18 @@ def section(key: str, cls: type[BaseModel], level: int = 2, said: Sequence[str] 
 
 
 def sections(key: str, field: FieldInfo, level: int = 2) -> list[str]:
-    """The sections that a field holds: none, one, or one of several that are selected by a key."""
+    """The sections that a field holds: none, one, or one of several that are selected by a key; or a list of those."""
     models = models_in(field.annotation)
     if len(models) < 2:
         return [part for model in models for part in section(key, model, level)]
-    tag = str(field.discriminator)
+    tag, many = str(field.discriminator or "type"), typing.get_origin(field.annotation) is list
     shared = [name for name in models[0].model_fields if all(name in model.model_fields for model in models)]
     shared.remove(tag)
-    parts = [f"{'#' * level} `{key}`", f"`{tag}` selects one of {len(models)} sections. All of them accept these keys:"]
+    selects = f"`{tag}` selects one of {len(models)} sections" + (" for each item of the list" if many else "")
+    parts = [f"{'#' * level} `{key}`", f"{selects}. All of them accept these keys:"]
     parts.append(table(models[0], shared))
     for model in models:
-        names = " or ".join(typing.get_args(model.model_fields[tag].annotation))
+        names = " or ".join(typing.get_args(model.model_fields[tag].annotation)) or "an import path"
         parts += section(f"{key}: {{{tag}: {names}}}", model, level + 1, [*shared, tag])
     return parts
 

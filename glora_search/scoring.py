@@ -160,7 +160,7 @@ class Sums:
     @torch.inference_mode()
     def add(self, model: nn.Module, batches: Iterable[Batch], scoring: Scoring) -> None:
         """Run a model over batches; nothing of a batch but its sums is kept."""
-        for batch, output in _outputs(model, batches):
+        for batch, output in outputs(model, batches):
             labels = batch["labels"].to(output.logits.device)
             items = labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
             if items:
@@ -181,7 +181,8 @@ class Sums:
         return Evaluation(scoring.score(sums), self.loss / self.items, share, scoring.also(sums))
 
 
-def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
+def outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
+    """What a model makes of batches, one after the other."""
     model.eval()
     device = next(model.parameters()).device
     for batch in batches:
@@ -192,7 +193,7 @@ def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch
 def logits_of(model: nn.Module, batches: Sequence[Batch], *, limit: int = 1 << 26) -> list[Tensor]:
     """A model's logits, in float32, batch by batch from the longest on: up to ``limit`` numbers, but at least a row."""
     found: list[Tensor] = []
-    for _, output in _outputs(model, reversed(batches)):
+    for _, output in outputs(model, reversed(batches)):
         rows = max(1, limit // output.logits[0].numel())
         found.append(output.logits[:rows].float().cpu())
         limit -= found[-1].numel()

@@ -189,7 +189,9 @@ WRONG = {
     ),
     "a recipe into no folder": (arguments("init", "none/own.yaml"), "a file in a folder that exists", ["none/"]),
     "a recipe for a damaged file": (
-        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", b"\xff\xfe")], NO_CSV, ["--train", "own.csv"],
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", b"\xff\xfe")],
+        NO_CSV,
+        ["--train", "own.csv"],
     ),
     "a recipe for an empty file": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")], "a column of", ["it is empty"],
@@ -206,14 +208,21 @@ WRONG = {
         arguments("init", "own.yaml", "--label-column", "stars"), "nothing without --train", ["--label-column"],
     ),
     "a recipe for splits of two formats": (
-        lambda world: ["init", "own.yaml", "--train", world.write("a.csv", ROWS), "--test", world.write("b.json", "[]")],
-        "as --train is", ["--test", "b.json"],
+        lambda world: [
+            *("init", "own.yaml", "--train", world.write("a.csv", ROWS)), *("--test", world.write("b.json", "[]")),
+        ],
+        "as --train is",
+        ["--test", "b.json"],
     ),
     "a recipe for a split of a saved data set": (
-        saved_data("init", "own.yaml", "--train", "saved", "--test", "more"), "the splits of a saved data set", ["--test"],
+        saved_data("init", "own.yaml", "--train", "saved", "--test", "more"),
+        "the splits of a saved data set",
+        ["--test"],
     ),
     "a recipe for no data": (
-        arguments("init", "own.yaml", "--train", "none"), "a csv, tsv, json, jsonl or parquet file", ["--train", "none"],
+        arguments("init", "own.yaml", "--train", "none"),
+        "a csv, tsv, json, jsonl or parquet file",
+        ["--train", "none"],
     ),
     "a recipe for no model": (arguments("init", "--model", "./none"), "a folder that exists", ["--model", "./none"]),
     "a recipe for a folder without a model": (

@@ -236,7 +236,7 @@ def _summary(run: Any, stage: str, found: dict[str, Any], as_json: bool) -> None
 
 
 def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
-    from glora_search.report import BUDGET_COLUMNS, budget_rows, result_rows, write_report
+    from glora_search.report import BUDGET_COLUMNS, budget_rows, result_columns, result_rows, write_report
     from glora_search.run.predict import usage
 
     page = write_report(run.folder)
@@ -244,8 +244,8 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
         emit({"folder": str(run.folder), **metrics})
         return
     budget = "no budget" if metrics["budget"] is None else f"budget {metrics['budget']:,} parameters"
-    columns = ("model", "adapter parameters", "validation", "test")
-    table(f"{metrics['name']}: {metrics['metric']}, {budget}", columns, result_rows(metrics))
+    shown = metrics["metrics"][0]["name"] if metrics.get("metrics") else metrics["metric"]
+    table(f"{metrics['name']}: {shown}, {budget}", result_columns(metrics), result_rows(metrics))
     budgets = budget_rows(run.view)
     if budgets:
         table("trained adapters under each budget", BUDGET_COLUMNS, budgets)

@@ -59,7 +59,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 def _locate(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[str], type[BaseModel]]:
     """The keys as the user wrote them, and the model that holds the last one.
 
-    pydantic puts the tag of a tagged union into the path; the user never wrote it there.
+    pydantic puts the tag of a tagged union into the path; the user never wrote it there, unlike an index of a list.
     """
     shown: list[str] = []
     options, place = [model], model
@@ -69,6 +69,8 @@ def _locate(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[s
             options = tagged
             continue
         shown.append(str(part))
+        if isinstance(part, int):
+            continue
         place = options[0] if options else place
         field = next((f for n, f in place.model_fields.items() if part in (n, f.alias)), None) if options else None
         options = _models_in(field.annotation) if field is not None else []
@@ -76,7 +78,8 @@ def _locate(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[s
 
 
 def _tags(model: type[BaseModel]) -> set[str]:
-    return {value for field in model.model_fields.values() for value in typing.get_args(field.annotation)}
+    literals = (value for field in model.model_fields.values() for value in typing.get_args(field.annotation))
+    return {model.__name__, *literals}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

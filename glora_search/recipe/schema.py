@@ -20,6 +20,7 @@ from glora_search.files.text import load_yaml
 from glora_search.recipe.arguments import STOPPING, LrFactors, Training
 from glora_search.recipe.data import Data, Section
 from glora_search.recipe.loading import Loading
+from glora_search.recipe.metrics import MetricSettings
 from glora_search.recipe.prompts import prompt_columns
 
 SAMPLERS = ("evolution", "paper", "nsga2", "tpe", "random")
@@ -44,6 +45,8 @@ class Task(Loading):
         prompt: language models only: a template with column names in braces, such as
             ``"Question: {question}\\nAnswer: "``, or a list of templates. A row uses the first template whose columns
             all contain text, else the last one. None uses the text column as the prompt.
+        metrics: language models only: metrics that look at the answers, in addition to perplexity. The first one is
+            the one that tables show first and that notes compare. The search goes by ``search.score`` all the same.
         options: options of your own task.
         trust_remote_code: run code from the model's hub repository. Enable it only for models that you trust.
     """
@@ -52,6 +55,7 @@ class Task(Loading):
     model: str
     max_length: int = Field(default=128, ge=8)
     prompt: str | list[str] | None = None
+    metrics: list[MetricSettings] = Field(default_factory=list)
     options: dict[str, Any] | None = None
     trust_remote_code: bool = False
 

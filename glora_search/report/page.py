@@ -17,6 +17,7 @@ from glora_search.report import charts
 from glora_search.report.data import RunData, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
 from glora_search.run.folder import RunFolder
+from glora_search.run.measures import Measure, measures
 from glora_search.run.stages import STAGES
 from glora_search.vocabulary import PATHS
 
@@ -83,6 +84,8 @@ def render(data: RunData, budgets: Sequence[tuple[str, ...]] = ()) -> str:
         name=data.metrics["name"],
         plotly=Markup(get_plotlyjs()),
         result=result_rows(data.metrics),
+        result_columns=result_columns(data.metrics),
+        samples=data.metrics.get("samples", []),
         budgets=budgets,
         budget_columns=BUDGET_COLUMNS,
         result_notes=_result_notes(data),
@@ -100,9 +103,17 @@ def render(data: RunData, budgets: Sequence[tuple[str, ...]] = ()) -> str:
     )
 
 
-def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The final table: model, parameters, validation, test; of an unfinished run, what there is."""
-    models = [(f"baseline: {entry['name']}{_by_peft(entry)}", entry) for entry in metrics["baselines"]]
+def result_columns(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """The head of the final table; the chosen metric is the first one."""
+    found = measures(metrics)
+    shown = found[0].splits if len(found) == 1 else tuple(name for measure in found for name in measure.columns)
+    return ("model", "adapter parameters", *shown)
+
+
+def result_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The final table, see `result_columns`; of an unfinished run, what there is."""
+    models = [(entry["name"], entry) for entry in metrics.get("references", ())]
+    models += [(f"baseline: {entry['name']}{_by_peft(entry)}", entry) for entry in metrics["baselines"]]
     if "search" in metrics:
         steps = metrics["search"].get("calibration_steps")
         trained = f" and {steps} steps" if steps else ""
@@ -113,9 +124,9 @@ def result_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         models.append((f"{label} ({source})", metrics["final"]))
     if "merged" in metrics:
         models.append(("final, merged into the base model", {"params": "0 more", **metrics["merged"]}))
+    places = [(measure, split) for measure in measures(metrics) for split in measure.splits]
     return [
-        (name, _number(entry.get("params")), _score(entry, "validation"), _score(entry, "test"))
-        for name, entry in models
+        (name, _number(entry.get("params")), *(_score(entry, *place) for place in places)) for name, entry in models
     ]
 
 
@@ -130,7 +141,8 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
     for metrics in (done for one in [*smaller, run] if smaller and (done := one.done("test")) is not None):
         final: dict[str, Any] = metrics["final"]
         baseline: dict[str, Any] = next(iter(metrics["baselines"]), {})
-        scores = [_score(entry, split) for entry in (final, baseline) for split in ("validation", "test")]
+        chosen = measures(metrics)[0]
+        scores = [_score(entry, chosen, split) for entry in (final, baseline) for split in ("validation", "test")]
         rows.append((_number(metrics["budget"]), str(final["source"]), _number(final["params"]), *scores))
     return rows
 
@@ -161,8 +173,8 @@ def _race(data: RunData) -> Section | None:
     return Section("The race", text, (Chart("race", "Validation loss of each finalist", figure),))
 
 
-def _score(entry: dict[str, Any], split: str) -> str:
-    return "diverged" if entry.get("diverged") else _number(entry.get(split))
+def _score(entry: dict[str, Any], measure: Measure, split: str) -> str:
+    return "diverged" if entry.get("diverged") else _number(measure.of(entry, split))
 
 
 def _by_peft(entry: dict[str, Any]) -> str:
@@ -183,6 +195,10 @@ def _result_notes(data: RunData) -> list[str]:
     better = "lower" if is_lower_better(metrics) else "higher"
     budget = "no budget" if metrics["budget"] is None else f"at most {metrics['budget']:,} adapter parameters"
     notes = [f"Metric: {metrics['metric']}, {better} is better. Budget: {budget}."]
+    for one in metrics.get("metrics", ()):
+        rows = ", ".join(f"{count:,} {split}" for split, count in one["rows"].items()) or "of its own"
+        better = "lower" if one["direction"] == "minimize" else "higher"
+        notes.append(f"Metric of answers: {one['name']}, {better} is better. Rows: {rows}.")
     if "rows" in metrics:
         rows = ", ".join(f"{count:,} {split}" for split, count in metrics["rows"].items())
         notes.append(f"Rows: {rows}. The test rows were read once, at the end.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from glora_search.files.text import load_yaml
 from glora_search.run.folder import RunFolder
+from glora_search.run.measures import measures
 
 
 def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -22,7 +23,11 @@ def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]
     rows = [_row(run) for run in runs]
     notes = [f"{row['run']} is not finished" for row in rows if row["test"] is None]
     notes += _differences("data", {str(run.path): _rows_of(run.recipe) for run in runs})
-    notes += _differences("metric", {row["run"]: row["metric"] for row in rows if row["metric"] is not None})
+    found = {row["run"]: row["metric"] for row in rows if row["metric"] is not None}
+    differing = _differences("metric", found)
+    notes += [f"{note}: their figures do not compare" for note in differing]
+    settings = {str(run.path): (run.recipe["task"].get("metrics") or [{}])[0] for run in runs if str(run.path) in found}
+    notes += [] if differing else _differences("task.metrics.0", settings)
     return rows, notes
 
 
@@ -45,9 +50,9 @@ def _row(run: RunFolder) -> dict[str, Any]:
         "minutes": sum(seconds.values()) / 60 if seconds else None,
     }
     if metrics is not None:
-        final = metrics["final"]
-        row |= {"metric": metrics["metric"], "final": final["source"]}
-        return row | {key: final[key] for key in ("params", "validation", "test")}
+        final, chosen = metrics["final"], measures(metrics)[0]
+        row |= {"metric": chosen.name, "final": final["source"], "params": final["params"]}
+        return row | {split: chosen.of(final, split) for split in ("validation", "test")}
     found = run.final()
     return row if found is None else row | {key: found[1][key] for key in ("params", "validation")}
 

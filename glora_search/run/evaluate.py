@@ -13,10 +13,12 @@ from glora_search.finals.finalists import TAUGHT
 from glora_search.finals.lessons import POOR
 from glora_search.progress import track
 from glora_search.ranking import rank_key
+from glora_search.run.answers import Answers
 from glora_search.run.baselines import baseline_diverged
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
+from glora_search.run.references import base_model, constants, no_better
 from glora_search.run.retrain import retraining_diverged
 from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.tasks import Task
@@ -39,40 +41,41 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     source = merged["source"]
     figures = view.result(source)
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
+    answers = Answers(run)
 
     adapters = [*(name for name in compared if name not in diverged), *dict.fromkeys(["best", source])]
     scored: dict[str, Evaluation] = {}
-    with track("evaluate", len(adapters) + 1) as bar:
+    with track("evaluate", len(adapters) + 2) as bar:
         for name in adapters:
-            scored[name] = evaluate(run.load(name), batches, task)
+            model = run.load(name)
+            scored[name] = evaluate(model, batches, task)
+            if name != "best" or name == source:
+                answers.score(model, name, final=name == source)
             bar.advance()
         try:
             plain = run.placed(task.load_merged(str(run.folder / "merged")))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise view.merged_cannot_be_used(error) from error
         scored["merged"] = evaluate(plain, batches, task)
+        answers.score(plain, "merged")
+        samples = answers.samples(plain)
+        del plain
+        bar.advance()
+        references = [*base_model(run, batches, answers), *constants(task, batches.dataset, answers)]
         bar.advance()
     scores: dict[str, float | None] = dict.fromkeys(diverged)
     scores |= {name: evaluation.metric for name, evaluation in scored.items()}
     also = {name: evaluation.also for name, evaluation in scored.items() if evaluation.also}
     steps, cost = recipe.search.calibration_steps, spent(view)
-    return {
+    metrics = {
         "name": recipe.name,
         "metric": task.metric,
         "direction": task.direction,
+        **answers.facts(),
         "budget": recipe.search.max_params,
         "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
-        "baselines": [{**entry, "test": scores[name]} for name, entry in compared.items()],
-        "notes": [
-            *baselines["skipped"],
-            *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
-            *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
-            *larger_subnets(run),
-            *poor_teacher(view.done("finals") or {}),
-            *notes(view, task),
-            *task.row_notes(FEW_ROWS),
-            *further_figures(also),
-        ],
+        "references": references,
+        "baselines": [{**entry, "test": scores[name], **answers.of(name)} for name, entry in compared.items()],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
             **({"calibration_steps": steps} if steps else {}),
@@ -80,6 +83,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
                 "validation": best["validation"],
                 **{key: found["best"][key] for key in ("params", "origin")},
                 "test": scores["best"],
+                **answers.of("best"),
             },
         },
         "final": {
@@ -87,16 +91,32 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "params": figures["params"],
             "validation": figures["validation"],
             "test": scores[source],
+            **answers.of(source),
         },
         "merged": {
             "max_abs_logit_difference": merged["max_abs_logit_difference"],
             "validation": merged["validation"],
             "test": scores["merged"],
+            **answers.of("merged"),
         },
+        **({"samples": samples} if samples else {}),
         **({"also": also} if also else {}),
         **({} if cost is None else {"lora_trainings": round(cost, 2)}),
-        "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)},
     }
+    metrics["notes"] = [
+        *baselines["skipped"],
+        *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
+        *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
+        *no_better(metrics),
+        *answers.notes,
+        *larger_subnets(run),
+        *poor_teacher(view.done("finals") or {}),
+        *notes(view, task),
+        *task.row_notes(FEW_ROWS),
+        *further_figures(also),
+    ]
+    answers.write_cards({name: compared[name] for name in compared if name not in diverged} | {source: figures})
+    return {**metrics, "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)}}
 
 
 def larger_subnets(run: Context) -> list[str]:
@@ -122,20 +142,20 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     if not alone or teacher["validation_loss"] <= POOR * min(alone):
         return []
     return [
-        f"the teacher's validation loss, {teacher['validation_loss']:.4f}, is far above that of the best finalist without "
-        f"it, {min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
+        f"the teacher's validation loss, {teacher['validation_loss']:.4f}, is far above that of the best finalist "
+        f"without it, {min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
     ]
 
 
 def notes(view: RunFolder, task: Task) -> list[str]:
     """What the figures alone would not tell."""
-    found, constant = view.result("best"), task.trivial_score()
+    found, constant = view.result("best"), task.best_constant(task.validation)
     said = []
     if constant is not None:
-        ours, trivial = (rank_key(one, direction=task.direction) for one in (found["validation"], constant))
+        ours, trivial = (rank_key(one, direction=task.direction) for one in (found["validation"], constant.metric))
         if ours >= trivial:
             said.append(
-                f"the search found nothing better than the best constant answer ({constant:.4f} on validation): the "
+                f"the search found nothing better than the {task.constant} ({constant.metric:.4f} on validation): the "
                 "supernet needs more epochs or another learning rate"
             )
     if found["params"] == 0:

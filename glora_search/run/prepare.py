@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from glora_search.errors import UserError, invalid
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import EVALUATED, finalist_args
+from glora_search.metrics import Panel
 from glora_search.progress import say, track
 from glora_search.recipe.arguments import TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
@@ -72,6 +73,7 @@ def check(recipe: Recipe) -> Task:
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
     _try_rows(task, model)
+    _try_metrics(task, model)
     say("trying the training arguments", "dim")
     _Trainings(recipe, task, space, model).rehearse()
     return task
@@ -109,6 +111,23 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
             if sums.items and not math.isfinite(sums.loss):
                 allowed = f"a model whose loss on data.{split} is a number: are its weights, and the targets?"
                 raise invalid("task.model", name, allowed)
+            if sums.items and split == "validation":
+                task.check_metric(sums.evaluation(task))
+
+
+def _try_metrics(task: Task, model: PreTrainedModel) -> None:
+    """Look at the rows that the recipe's metrics are scored on, and score two of them."""
+    if not task.recipe.task.metrics:
+        return
+    panel = Panel(task, {"validation": task.data.validation, "test": task.data.read_test()})
+    for note in panel.check():
+        say(f"note: {note}")
+    for metric in panel.metrics if not task.draws else ():
+        rows = panel.rows[metric.name]["test" if metric.own_rows else "validation"]
+        if not metric.own_rows:
+            with _refused(metric.key, metric.name, "a metric that can be scored"):
+                metric.references(rows)
+                metric.score(model, rows.select(range(min(2, len(rows)))))
 
 
 def _say_repeated(splits: dict[str, Dataset]) -> None:

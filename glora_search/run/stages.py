@@ -149,6 +149,7 @@ STAGES: dict[str, Stage] = {
             "Read the test split, once; write metrics.json and report.html.",
             needs=("search", "best", "merged"),
             uses=("retrained", "finals", "baselines"),
+            keys=("task.metrics",),
             beside=("report.html",),
             result="metrics.json",
         ),

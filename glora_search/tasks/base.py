@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from glora_search.errors import invalid
 from glora_search.progress import say
 from glora_search.recipe.data import Columns
 from glora_search.recipe.schema import Recipe
-from glora_search.scoring import IGNORED
+from glora_search.scoring import IGNORED, Evaluation
+from glora_search.tasks.constants import one_hot, score_constant
 from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
     check_devices,
@@ -52,6 +54,8 @@ class Task(abc.ABC):
         problem_type: transformers' name of what the model's head learns; None where it has none of the task's own.
         one_label: whether a row has one label, and the model's logits are ``[rows, classes]``.
         prompted: whether the task reads the recipe's prompt.
+        writes: whether the model writes text, which the recipe's metrics can look at.
+        constant: what tables call the best answer that does not look at the inputs.
         pipeline, example, pipeline_options, taken: transformers' pipeline of the task; what it is called with, in
             Python, and by name; and what is taken of its result, in Python.
         chats: whether the model learns conversations, which its tokenizer's chat template writes.
@@ -62,6 +66,8 @@ class Task(abc.ABC):
         modules_to_save: what is trained as it is, besides the head that peft knows of by ``task_type``: a
             classifier's head, and modules which are drawn at random, since the checkpoint lacks them or has them in
             another size. Known once `model` was called.
+        draws: whether the base model has parameters that are drawn at random: before training, it says nothing. Known
+            once `model` was called.
 
     Raises:
         UserError: the model or the data cannot be had as the recipe says.
@@ -76,6 +82,8 @@ class Task(abc.ABC):
     problem_type: ClassVar[str | None] = None
     one_label: ClassVar[bool] = False
     prompted: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    constant: ClassVar[str] = "best constant answer"
     pipeline: ClassVar[str]
     example: ClassVar[str] = "'Your text here'"
     pipeline_options: ClassVar[dict[str, Any]] = {}
@@ -84,13 +92,16 @@ class Task(abc.ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        inputs, targets = self.inputs(), self.targets()
+        inputs, targets, beside = self.inputs(), self.targets(), self.beside()
         self._check_columns([*inputs, *targets])
-        self.data = load_data(recipe.data, recipe.seed, inputs=inputs, targets=targets, target=self.target)
+        self.data = load_data(
+            recipe.data, recipe.seed, inputs=inputs, targets=targets, target=self.target, beside=beside
+        )
         self.model_path = resolve_model(recipe.task.model)
         self.config = self.load(AutoConfig)
         self.data.labels = in_order_of(head_labels(self.config), self.data.labels) or self.data.labels
         self.modules_to_save: list[str] = []
+        self.draws = False
         self._said = False
         self._skip: list[str] = []
         self.processor = self.load_processor()
@@ -155,15 +166,33 @@ class Task(abc.ABC):
             UserError: says why.
         """
 
-    def trivial_score(self) -> float | None:
-        """The validation metric of the best constant answer, or None."""
-        return None
+    def beside(self) -> list[Column]:
+        """What else is read of the rows: neither learned from nor what tells rows apart."""
+        return []
+
+    def constants(self, rows: Dataset) -> Iterable[Sequence[float]]:
+        """Answers that could be the best of those that are the same for every row: the logits ``[k]`` of one label."""
+        return ()
+
+    def check_metric(self, scored: Evaluation) -> None:  # noqa: B027 - most metrics do not follow from the loss
+        """Refuse a metric that cannot be one, by what it makes of a few rows; called once, before the first stage.
+
+        Raises:
+            UserError: says why.
+        """
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """What became of the rows of each split that was encoded, where it concerns more than this share of them."""
         return []
 
     # -- what all share --------------------------------------------------------------------------------------------
+
+    def best_constant(self, rows: Dataset) -> Evaluation | None:
+        """What the best answer is worth that is the same for every one of these encoded rows; None if none is known."""
+        whole_rows = self.target in ("labels", "number")
+        found = [score_constant(self, rows, answer, whole_rows=whole_rows) for answer in self.constants(rows)]
+        best = max if self.direction == "maximize" else min
+        return best(found, key=lambda one: one.metric, default=None)
 
     @property
     def outputs(self) -> list[str]:
@@ -197,6 +226,7 @@ class Task(abc.ABC):
             names = ", ".join(head_labels(self.config)[:3])
             say(f"task.model: its head has other labels ({names}, ...) than the data: it is drawn anew", "dim")
         head = bool(self.outputs)
+        self.draws = bool(loaded["missing_keys"] or loaded["mismatched_keys"]) or (head and not self.keeps_head())
         self.modules_to_save = modules_to_save(model, loaded, task_type=self.task_type, head=head)
         return model
 
@@ -267,6 +297,9 @@ class Task(abc.ABC):
                 rows,
                 f"nothing: only a class for each row is learned without labels, not {task.type}",
             )
+        if task.metrics and not self.writes:
+            kinds = ", ".join(metric.type for metric in task.metrics)
+            raise invalid("task.metrics", kinds, f"nothing: only language models write text, not {task.type}")
         if task.prompts and not self.prompted:
             raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
         seen: dict[str, str] = {}
@@ -338,7 +371,6 @@ class Labelled(Task):
         """Accuracy."""
         return float(sums[0] / sums[1])
 
-    def trivial_score(self) -> float | None:
-        """The share of the most frequent label."""
-        counts = Counter(self.validation["labels"])
-        return max(counts.values()) / len(self.validation)
+    def constants(self, rows: Dataset) -> list[list[float]]:
+        """The most frequent labels."""
+        return one_hot(Counter(rows["labels"]), len(self.data.labels))

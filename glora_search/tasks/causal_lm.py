@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -14,9 +14,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
-from glora_search.tasks.chat import ChatTemplate, messages_in
+from glora_search.tasks.chat import ChatTemplate, Message, last_turn, messages_in
 from glora_search.tasks.labelled import LabelledTokens
-from glora_search.tasks.language_model import Fit, LanguageModel
+from glora_search.tasks.language_model import Fit, LanguageModel, Question
 from glora_search.tasks.rows import Column, texts_of
 
 
@@ -93,9 +93,9 @@ class CausalLM(LanguageModel):
         cuts = known is not None and "logits_to_keep" in inspect.signature(known.forward).parameters
         return LabelledTokens(collator) if cuts else collator
 
-    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `LanguageModel`; each token is predicted by those before it."""
-        return super().tally(logits[:, :-1], labels[:, 1:])
+        return logits[:, :-1], labels[:, 1:]
 
     def _tokens(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Tokens and labels; uncut, but for plain texts."""
@@ -113,11 +113,18 @@ class CausalLM(LanguageModel):
 
     def _conversations(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Of prompts and completions, the completions alone are learned."""
-        template = ChatTemplate(self.tokenizer, name=self.recipe.task.model)
+        template = self._template()
+        for parts in self._messages(rows):
+            yield template.encode([*chain(*parts)], first=len(parts[0]) if len(parts) > 1 else 0)
+
+    def _messages(self, rows: Dataset) -> Iterator[list[list[Message]]]:
+        """A row's conversation, or its prompt and completion."""
         columns = [*self.inputs(), *self.targets()]
         for values in zip(*(rows[name] for _, name in columns), strict=True):
-            parts = [messages_in(value, column) for value, column in zip(values, columns, strict=True)]
-            yield template.encode([*chain(*parts)], first=len(parts[0]) if len(parts) > 1 else 0)
+            yield [messages_in(value, column) for value, column in zip(values, columns, strict=True)]
+
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, name=self.recipe.task.model)
 
     def _plain(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         for ids in self.token_ids(texts_of(rows, self.columns("text_column")[0])):
@@ -126,10 +133,65 @@ class CausalLM(LanguageModel):
                 yield part, part
 
     def _answered(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        prompts = self.token_ids(self.prompts(rows))
+        end = self.ends(rows)
         responses = self.token_ids(self.responses(rows), special=False)
-        for prompt, response in zip(prompts, responses, strict=True):
-            if end and prompt[-1:] == end:  # a tokenizer that ends every text
-                prompt = prompt[:-1]
+        for prompt, response in zip(self._prompt_ids(self.prompts(rows)), responses, strict=True):
             yield [*prompt, *response, *end], [*[IGNORED] * len(prompt), *response, *end]
+
+    def _prompt_ids(self, prompts: list[str]) -> list[list[int]]:
+        """Prompts as tokens, also by a tokenizer that ends every text."""
+        end = self.tokenizer.eos_token_id
+        return [ids[:-1] if end is not None and ids[-1:] == [end] else ids for ids in self.token_ids(prompts)]
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self) -> bool:
+        """See `LanguageModel`."""
+        return self.converses or self.responds
+
+    def asked(self, rows: Dataset) -> Dataset:
+        """See `LanguageModel`; a conversation without a turn of the assistant after another one asks nothing."""
+        if self.converses or self._completes(rows):
+            kept = [number for number, turns in enumerate(self._turns(rows)) if len(turns) > 1]
+        elif not self.responds:
+            texts = texts_of(rows, self.columns("text_column")[0])
+            kept = [number for number, ids in enumerate(self._prompt_ids(texts)) if len(ids) > 1]
+        else:
+            return rows
+        return rows.select(kept)
+
+    def questions(self, rows: Dataset) -> list[Question]:
+        """See `LanguageModel`; of a conversation, the last turn of the assistant is the answer."""
+        if self.converses or self._completes(rows):
+            template = self._template()
+            return [Question(*template.question(before), last["content"]) for *before, last in self._turns(rows)]
+        if self.responds:
+            prompts = self.prompts(rows)
+            return list(map(Question, prompts, self._prompt_ids(prompts), self.responses(rows)))
+        found = []
+        for ids in self._prompt_ids(texts_of(rows, self.columns("text_column")[0])):
+            asked, rest = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+            found.append(Question(self.tokenizer.decode(asked), asked, self.tokenizer.decode(rest)))
+        return found
+
+    def completed(self, rows: Dataset, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """See `LanguageModel`."""
+        if not (self.converses or self._completes(rows)):
+            return list(self._answered(self.answered(rows, answers)))
+        template = self._template()
+        return [
+            template.encode([*before, {**last, "content": answer}], first=len(before))
+            for (*before, last), answer in zip(self._turns(rows), answers, strict=True)
+        ]
+
+    def ends(self, rows: Dataset) -> list[int]:
+        """See `LanguageModel`; what a chat template ends a turn with is one of them."""
+        if not (self.converses or self._completes(rows)):
+            return super().ends(rows)
+        turns = next((turns for turns in self._turns(rows) if turns), [])
+        return list(dict.fromkeys([*super().ends(rows), *(self._template().ends(turns) if turns else ())]))
+
+    def _turns(self, rows: Dataset) -> Iterator[list[Message]]:
+        """A row's messages up to the last one of the assistant."""
+        return (last_turn([*chain(*parts)]) for parts in self._messages(rows))

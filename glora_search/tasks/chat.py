@@ -82,6 +82,19 @@ class ChatTemplate:
         learned = [any(begin <= start < end for begin, end in spans) for start in starts]
         return ids, [token if own else IGNORED for token, own in zip(ids, learned, strict=True)]
 
+    def question(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """The prompt for the assistant's next turn, as text and as tokens."""
+        text = self._text(messages, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return text, ids
+
+    def ends(self, messages: list[Message]) -> list[int]:
+        """The special token after the last message's content, which ends a turn; none where there is none."""
+        _, _, rest = self._text(messages).rpartition(_last_line(messages[-1]))
+        ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"][:1]
+        special = {*self.tokenizer.all_special_ids, *_special_tokens(self.tokenizer)}
+        return [token for token in ids if token in special]
+
     def _marked(self, messages: list[Message], first: int) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the parts that the template marks; not by tokens, as `apply_chat_template` gives them: where a
         part ends with a white space that is in no token, it takes all that follows."""
@@ -125,6 +138,16 @@ class ChatTemplate:
         return invalid(
             "task.model", self.name, f"a model whose chat template is {allowed}; in {reprlib.repr(messages)}"
         )
+
+
+def last_turn(messages: list[Message]) -> list[Message]:
+    """The messages up to the last one of the assistant; empty where it says nothing."""
+    last = max((number for number, message in enumerate(messages) if message["role"] == ASSISTANT), default=-1)
+    return messages[: last + 1]
+
+
+def _special_tokens(tokenizer: Any) -> list[int]:
+    return [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
 
 
 def _last_line(message: Message) -> str:

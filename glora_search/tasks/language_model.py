@@ -1,8 +1,12 @@
-"""What both kinds of language models share: prompts, and perplexity."""
+"""What both kinds of language models share: prompts, questions with their answers, and perplexity."""
 
 from __future__ import annotations
 
+import abc
 import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +17,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
+from glora_search.errors import invalid
 from glora_search.recipe.prompts import columns_of, template_for
 from glora_search.recipe.schema import Recipe
-from glora_search.scoring import IGNORED
+from glora_search.scoring import IGNORED, Evaluation
 from glora_search.tasks.base import TextTask
-from glora_search.tasks.rows import Column, texts_of
+from glora_search.tasks.rows import Column, texts_of, with_column
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,28 @@ class Fit:
     left_out: int = 0
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked in a row, and what it should write.
+
+    Attributes:
+        prompt: as text.
+        ids: the prompt's tokens, uncut.
+        expected: the row's own answer.
+    """
+
+    prompt: str
+    ids: list[int]
+    expected: str
+
+
 class LanguageModel(TextTask):
     """Scored by perplexity: e to the mean loss of a token, where lower is better.
+
+    A subclass with a metric of its own that comes from logits overrides `tally` and `score` together: this class's
+    `score` is e to a mean, whatever is tallied. Logits are ``[rows, tokens, vocabulary]``; `aligned` puts them beside
+    the labels that they are for, since those of a causal model at one token are for the next. A metric of generated
+    text is a `glora_search.metrics.Metric`.
 
     Attributes:
         fit: how the rows fit that `encode` was given last.
@@ -44,8 +69,10 @@ class LanguageModel(TextTask):
 
     metric = "perplexity"
     direction = "minimize"
+    constant = "best answer that ignores the prompt"
 
     prompted = True
+    writes = True
     fit: Fit
 
     def __init__(self, recipe: Recipe) -> None:
@@ -103,13 +130,21 @@ class LanguageModel(TextTask):
         tokenizer.padding_side = "right"  # what is saved with the model stays as it is
         return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
 
-    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[rows, tokens, vocabulary]`` and the labels ``[rows, tokens]`` that they are for."""
+        return logits, labels
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``[rows, 2]``: the sum of the losses of the row's tokens, and their number."""
         sums = []
-        for row, targets in zip(logits, labels, strict=True):  # one by one: in float32 a batch can be gigabytes
+        for row, targets in zip(*self.aligned(logits, labels), strict=True):  # in float32 a batch can be gigabytes
             loss = F.cross_entropy(row.float(), targets, ignore_index=IGNORED, reduction="sum")
             sums.append(torch.stack([loss, (targets != IGNORED).sum().float()]))
         return torch.stack(sums)
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `losses`."""
+        return self.losses(logits, labels)
 
     def score(self, sums: np.ndarray) -> float:
         """Perplexity."""
@@ -120,3 +155,62 @@ class LanguageModel(TextTask):
         encoded = self.tokenizer(texts, add_special_tokens=special, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
+
+    def check_metric(self, scored: Evaluation) -> None:
+        """Refuse a `tally` that this class's `score` makes no perplexity of."""
+        own, expected = type(self), math.exp(min(scored.loss, 700.0))
+        if own.score is LanguageModel.score and not math.isclose(scored.metric, expected, rel_tol=0.05):
+            allowed = (
+                f"a task whose score fits its tally: this score is e to a mean of what is tallied, here "
+                f"{scored.metric:.4g}, and e to the loss is {expected:.4g}; override both, see docs/tasks.md"
+            )
+            raise invalid("task.type", self.recipe.task.type, allowed)
+
+    def best_constant(self, rows: Dataset) -> Evaluation | None:
+        """What a model is worth that knows how frequent each answer is in train, and does not look at the prompt; None
+        where there are answers that train has not."""
+        if type(self).score is not LanguageModel.score:
+            return None
+        known = Counter(map(_answer, self.train["labels"]))
+        answers = [_answer(labels) for labels in rows["labels"]]
+        if not all(answer in known for answer in answers):
+            return None
+        loss = sum(math.log(known.total() / known[answer]) for answer in answers)
+        loss /= sum(map(len, answers))
+        return Evaluation(math.exp(loss), loss)
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def answers(self) -> bool:
+        """Whether rows ask something; plain texts do not."""
+        return self.responds
+
+    def asked(self, rows: Dataset) -> Dataset:
+        """Those rows as read that ask something."""
+        return rows
+
+    @abc.abstractmethod
+    def questions(self, rows: Dataset) -> list[Question]:
+        """What is asked in rows that `asked` has returned; of plain texts, how they go on."""
+
+    @abc.abstractmethod
+    def completed(self, rows: Dataset, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """``input_ids`` and ``labels``, uncut, of rows from `asked` with other answers, which are labelled."""
+
+    def ends(self, rows: Dataset) -> list[int]:
+        """The tokens that end an answer."""
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def beside(self) -> list[Column]:
+        """The columns of choices."""
+        columns = [getattr(metric, "choices_column", None) for metric in self.recipe.task.metrics]
+        return [(f"task.metrics.{n}.choices_column", name) for n, name in enumerate(columns) if name is not None]
+
+    def answered(self, rows: Dataset, answers: Sequence[str]) -> Dataset:
+        """The rows with other responses."""
+        return with_column(rows, self.column("response_column"), list(answers))
+
+
+def _answer(labels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(label for label in labels if label != IGNORED)

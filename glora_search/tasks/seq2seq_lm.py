@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
-from glora_search.tasks.language_model import Fit, LanguageModel
+from glora_search.tasks.language_model import Fit, LanguageModel, Question
 from glora_search.tasks.rows import Column
 
 
@@ -34,6 +36,20 @@ class Seq2SeqLM(LanguageModel):
         self.fit = Fit(len(rows), cut=sum(max(both) > longest for both in sizes))
         # Not by the tokenizer, which ends what it has cut as if it were whole.
         return Dataset.from_dict({**encoded, "labels": [response[:longest] for response in labels]})
+
+    def questions(self, rows: Dataset) -> list[Question]:
+        """See `LanguageModel`; prompts are cut as in training."""
+        prompts = self.prompts(rows)
+        return list(map(Question, prompts, self._prompt_ids(prompts), self.responses(rows)))
+
+    def completed(self, rows: Dataset, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """See `LanguageModel`; the labels are the answer alone."""
+        labels: list[list[int]] = self.tokenizer(text_target=list(answers), verbose=False)["input_ids"]
+        return list(zip(self._prompt_ids(self.prompts(rows)), labels, strict=True))
+
+    def _prompt_ids(self, prompts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
 
     def model(self) -> PreTrainedModel:
         """See `Task.model`; the model writes answers as long as those that it learned, not generate's 20 tokens."""

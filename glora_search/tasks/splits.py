@@ -43,6 +43,7 @@ class Data:
         train, validation: the rows to learn from and to search on, with the columns that the task reads.
         labels: label names; a label's class is its index. Empty where the task has none.
         unlabelled: further rows, with the columns of the inputs alone; None where the recipe names none.
+        beside: columns that are neither inputs nor targets: other ones are no other data.
     """
 
     train: Dataset
@@ -51,6 +52,7 @@ class Data:
     _test: Callable[[], Dataset] = field(repr=False)
     _test_digest: Callable[[], str] = field(repr=False)
     unlabelled: Dataset | None = None
+    beside: tuple[str, ...] = ()
 
     def read_test(self) -> Dataset:
         """Read the test split; call it once, at the end."""
@@ -64,7 +66,9 @@ class Data:
     def _learned_from(self) -> dict[str, dict[str, Any]]:
         splits = {"train": self.train, "validation": self.validation, "unlabelled": self.unlabelled}
         return {
-            name: {"rows": len(rows), "digest": rows_digest(rows)} for name, rows in splits.items() if rows is not None
+            name: {"rows": len(rows), "digest": _digest(rows, self.beside)}
+            for name, rows in splits.items()
+            if rows is not None
         }
 
 
@@ -75,6 +79,7 @@ def load_data(
     inputs: Sequence[Column],
     targets: Sequence[Column] = (),
     target: Target | None = "label",
+    beside: Sequence[Column] = (),
 ) -> Data:
     """Read a recipe's data.
 
@@ -85,12 +90,14 @@ def load_data(
         inputs: what the model is given.
         targets: what it has to say.
         target: what the first target holds; None is text.
+        beside: what else is read.
 
     Raises:
         UserError: a file, column or split is missing; a target is not what it has to be; the data cannot be had
             without a network.
     """
-    reader = _Reader(open_source(data), inputs, targets, target)
+    reader = _Reader(open_source(data), inputs, [*targets, *beside], target)
+    other = tuple({name for _, name in beside} - {name for _, name in [*inputs, *targets]})
     rng = np.random.default_rng(seed)
     rows = reader.read("train")
     known = counted(reader.labels(rows))
@@ -100,7 +107,7 @@ def load_data(
     others: list[Dataset] = []
     if getattr(data, "test", None) is None:
         rows, cut = reader.cut(rows, data.test_fraction, rng)
-        test, test_digest = lambda: cut, lambda: rows_digest(cut)
+        test, test_digest = lambda: cut, lambda: _digest(cut, other)
         others.append(cut)
     else:
         reader.check("test")
@@ -117,7 +124,11 @@ def load_data(
     unlabelled = None
     if getattr(data, "unlabelled", None) is not None:
         unlabelled = reader.unlabelled([rows, validation, *others])
-    return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled)
+    return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled, other)
+
+
+def _digest(rows: Dataset, without: Sequence[str]) -> str:
+    return rows_digest(rows.select_columns([name for name in rows.column_names if name not in without]))
 
 
 class _Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import Labelled, TextTask
+from glora_search.tasks.constants import one_hot
 from glora_search.tasks.rows import Column
 
 
@@ -93,12 +95,11 @@ class TokenClassification(Labelled, TextTask):
         right, found, real = sums
         return float(2 * right / (found + real)) if found + real else 0.0
 
-    def trivial_score(self) -> float | None:
-        """0 for entities, where saying ``O`` finds nothing; else the share of the most frequent tag."""
+    def constants(self, rows: Dataset) -> list[list[float]]:
+        """``O``, which finds no entity; without entities, the most frequent tags."""
         if self.entities:
-            return 0.0
-        tags = np.concatenate([np.array(row) for row in self.validation["labels"]])
-        return float(np.bincount(tags[tags != IGNORED]).max() / (tags != IGNORED).sum())
+            return one_hot(Counter([self.data.labels.index("O")]), len(self.data.labels))
+        return one_hot(Counter(tag for row in rows["labels"] for tag in row if tag != IGNORED), len(self.data.labels))
 
     def _entities(self, tags: Tensor) -> set[tuple[str, int, int]]:
         """The entities of a row: kind, first word and last word."""

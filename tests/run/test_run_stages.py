@@ -237,7 +237,10 @@ def test_a_search_is_compared_with_the_best_constant_answer_by_the_tasks_directi
         done=lambda stage: None,
         final=lambda: None,
     )
-    task = SimpleNamespace(trivial_score=lambda: 4.0, direction=direction)
+    constant = SimpleNamespace(metric=4.0)
+    task = SimpleNamespace(
+        best_constant=lambda rows: constant, constant="best constant answer", validation=None, direction=direction
+    )
     assert bool(notes(view, task)) is noted
 
 

@@ -188,3 +188,34 @@ def test_from_a_chat_file_to_a_merged_model_with_a_note_of_cut_rows(chat, make, 
     answer = predict(run.view, ["a goal"])[0][0]["generated_text"]
     assert isinstance(answer, str)
     assert [text.split() for text in asked] == [["<s>", "<|user|>", "a", "goal", "<|end|>", "<|assistant|>"]]
+
+
+@pytest.mark.parametrize("template", [GROWING, MARKED])
+def test_the_last_turn_is_asked_for_and_its_end_is_known(chat, template):
+    rows = [shifted(turns("the team", "a goal", "new code", "the chip"), n) for n in range(12)]
+    made = chat([{"messages": [*row, {"role": "user", "content": "old"}]} for row in rows], template=template)
+    questions = made.questions(made.asked(made.data.validation))
+    for question, row in zip(questions, made.data.validation["messages"], strict=True):
+        assert question.expected == row[3]["content"]
+        assert question.prompt == made.tokenizer.apply_chat_template(
+            row[:3], tokenize=False, add_generation_prompt=True
+        )
+    assert made.tokenizer.convert_tokens_to_ids("<|end|>") in made.ends(made.data.validation)
+    ((ids, labels),) = made.completed(made.data.validation.select([0]), ["the data"])
+    assert made.tokenizer.decode([token for token in labels if token != -100]).split()[:2] == ["the", "data"]
+    assert made.tokenizer.decode(ids).count("<|assistant|>") == 2
+
+
+def test_a_conversation_in_which_nothing_is_asked_is_not_scored(chat):
+    rows = [{"messages": shifted(turns("the team", "a goal"), n)} for n in range(12)]
+    rows += [{"messages": shifted([{"role": "user", "content": "new"}], n)} for n in range(12)]
+    made = chat(rows)
+    assert all(len(row) > 1 for row in made.asked(made.data.train)["messages"])
+    assert len(made.asked(made.data.train)) < len(made.data.train)
+
+
+def test_the_last_message_of_a_completion_is_the_answer(chat):
+    completion = turns("a goal", roles=["assistant"])
+    rows = [{"prompt": shifted(turns("the team"), n), "completion": completion} for n in range(12)]
+    made = chat(rows, {"text_column": "prompt", "response_column": "completion"})
+    assert {question.expected for question in made.questions(made.data.validation)} == {"a goal"}

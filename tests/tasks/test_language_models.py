@@ -8,8 +8,11 @@ import torch
 from transformers import GenerationConfig, TrainingArguments
 
 from glora_search.errors import UserError
+from glora_search.recipe.schema import Recipe
+from glora_search.run.prepare import check
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import task_class
+from glora_search.tasks.causal_lm import CausalLM
 from glora_search.training.trainer import PathTrainer
 
 
@@ -173,3 +176,55 @@ def test_numbers_can_be_a_part_of_a_prompt_and_a_response(task):
     rows = [{"ask": word, "count": n, "answer": n % 7} for n, word in enumerate(["goal", "chip"] * 10)]
     made = task("llama", "causal-lm", rows, {"response_column": "answer"}, prompt="{ask} {count}")
     assert len(made.train) == len(made.data.train)
+
+
+@pytest.mark.parametrize(("architecture", "type_"), [("llama", "causal-lm"), ("t5", "seq2seq-lm")])
+def test_the_best_answer_that_ignores_the_prompt_knows_how_frequent_trains_answers_are(task, make, architecture, type_):
+    words = ["goal", "goal", "goal", "team"]
+    rows = [{"text": text, "answer": words[n % 4]} for n, (text, _) in enumerate(make.sentences(60))]
+    made = task(architecture, type_, rows, {"response_column": "answer"})
+    share = list(made.data.train["answer"]).count("goal") / len(made.data.train)
+    chances = [share if word == "goal" else 1 - share for word in made.data.validation["answer"]]
+    tokens = 2 * len(chances)  # the word, and the end
+    found = made.best_constant(made.validation)
+    assert found.metric == pytest.approx(np.exp(-np.log(chances).sum() / tokens))
+    open_ = task(architecture, type_, [{**row, "answer": row["text"]} for row in rows], {"response_column": "answer"})
+    assert open_.best_constant(open_.validation) is None
+
+
+class Hits(CausalLM):
+    """Counts tokens that are right, but forgets `score`."""
+
+    metric = "hits"
+    direction = "maximize"
+
+    def tally(self, logits, labels):
+        logits, labels = self.aligned(logits, labels)
+        return torch.stack([(logits.argmax(-1) == labels).sum(1), (labels != -100).sum(1)], dim=1)
+
+
+class RightHits(Hits):
+    """The same with a score."""
+
+    def score(self, sums):
+        return float(sums[0] / sums[1])
+
+
+def test_a_tally_that_its_score_does_not_fit_is_refused_and_one_of_the_other_token_too(tiny, recipe, make, tmp_path):
+    rows = [{"text": text, "answer": "the team"} for text, _ in make.sentences(40)]
+    data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows), "response_column": "answer"}
+    with pytest.raises(UserError, match=r"task\.type: got .*Hits'; allowed: a task whose score fits its tally"):
+        check(Recipe.model_validate(recipe(tiny("llama"), data, type=f"{__name__}.Hits")))
+    made = check(Recipe.model_validate(recipe(tiny("llama"), data, type=f"{__name__}.RightHits")))
+    found = evaluate(made.model(), Batches(made.validation, made.collator, 8), made)
+    assert 0 <= found.metric <= 1
+    assert made.best_constant(made.validation) is None
+
+
+def test_a_base_model_says_something_before_training_unless_a_part_of_it_is_drawn(task, make):
+    writer = task("llama", "causal-lm", make.rows(), {"response_column": "label"})
+    writer.model()
+    assert not writer.draws
+    labelled = task("bert", "text-classification", make.rows())
+    labelled.model()
+    assert labelled.draws
