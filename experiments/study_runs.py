@@ -1,0 +1,116 @@
+"""The methods of the study that are whole runs, from a recipe to the test, and the teacher that they leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from study_data import recipe_of
+from study_plan import RACES, Cell, Study
+from study_training import settings_of
+
+from glora_search import Recipe, Run
+from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.supernet.teacher import Teacher, draw_members
+
+HEAVY = ("merged", "retrained", "finals", "best", "search", "metrics.json", "report.html")
+"""What a run that shares a supernet does not take over."""
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their places, section by section; null removes one."""
+    found = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both else value
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def run_recipe(cell: Cell, study: Study, data: Path, cache: Path) -> dict[str, Any]:
+    """The recipe of a run: the study's, with what the method has in place of it, and what all methods share."""
+    recipe = merged(study.recipe, study.runs[cell.method])  # type: ignore[index]
+    rate = study.recipe["supernet"]["training"]["learning_rate"]
+    shared = settings_of(rate, study.epochs[cell.rows], study.batch)
+    supernet = {"num_train_epochs": study.supernet_epochs[cell.rows], "save_strategy": "no"}
+    recipe["supernet"] = {"max_params": study.teacher_size * cell.budget, **recipe["supernet"]}
+    recipe["supernet"]["training"] = {**shared, **supernet, **recipe["supernet"]["training"]}
+    recipe["search"] = {**recipe["search"], "max_params": cell.budget}
+    for section in ("finals", "retrain"):
+        if section in recipe:
+            recipe[section] = {**recipe[section], "training": {**shared, **recipe[section].get("training", {})}}
+    return recipe | recipe_of(cell, study, data, cache)
+
+
+def open_run(cell: Cell, study: Study, data: Path, cache: Path) -> Run:
+    """A cell's run folder; it goes on where a kill left it, and has the supernet of `ours` where that is there."""
+    folder = cache / "runs" / cell.name
+    finished = folder.with_name(cell.of("ours").name)
+    if cell.method in RACES and not folder.is_dir() and finished.is_dir():
+        shutil.rmtree(making := folder.with_suffix(".making"), ignore_errors=True)
+        shutil.copytree(finished, making, ignore=shutil.ignore_patterns(*HEAVY))
+        making.rename(folder)
+    return Run.create(Recipe.model_validate(run_recipe(cell, study, data, cache)), folder)
+
+
+def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A whole run.
+
+    Returns:
+        The columns of the csv; and the paths of the search's best subnet and of the final adapter.
+    """
+    run = open_run(cell, study, data, cache)
+    metrics = run.all_stages()
+    task, source = run.context.task, run.view.result("merged")["source"]
+    done, finals = run.view.result(source), run.view.done("finals") or {}
+    rows = task.test_split()
+    test = evaluate(run.context.load(source), length_sorted_batches(rows, task.collator, 64), task)
+    baseline = finals.get("baseline") or {}
+    seconds = {name: taken for name, taken in run.view.seconds().items() if name != "evaluate"}
+    compared = next((one for one in metrics["baselines"] if one.get("name") == baseline.get("name")), {})
+    found = {
+        "epochs": study.epochs[cell.rows],
+        "metric": task.metric,
+        "params": metrics["final"]["params"],
+        "validation": done["validation"],
+        "validation_loss": done["validation_loss"],
+        "test": metrics["final"]["test"],
+        "test_loss": test.loss,
+        "test_rows": len(rows),
+        "seconds": round(sum(seconds.values()), 1),
+        "trainings": metrics.get("lora_trainings"),
+        "winner": finals.get("winner", metrics["final"]["source"]),
+        "baseline": baseline.get("name"),
+        "baseline_validation_loss": baseline.get("validation_loss"),
+        "baseline_test": compared.get("test"),
+        "teacher_validation_loss": (finals.get("teacher") or {}).get("validation_loss"),
+    }
+    genomes = {"best": paths_of(run.folder / "best"), "final": paths_of(run.folder / source)}
+    return found, genomes
+
+
+def tidy(cell: Cell, cache: Path) -> None:
+    """Remove the weights of a run whose row is in the csv; a supernet stays, since others build on that of `ours`."""
+    folder = cache / "runs" / cell.name
+    for name in ("merged", "retrained", "finals") if cell.method == "ours" else ("",):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def paths_of(adapter: Path) -> dict[str, dict[str, Any]] | None:
+    """Layer -> its paths and rank, of a subnet's adapter folder; None where it is another method's."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] | None = config.get("path_pattern")
+    return found
+
+
+def teach(cell: Cell, study: Study, task: Any, data: Path, cache: Path) -> tuple[Dataset, dict[str, Any]]:
+    """The train rows with what the supernet of `ours` says of them, and what that is worth on validation."""
+    run = open_run(cell.of("ours"), study, data, cache)
+    run.do("supernet")
+    members = draw_members(
+        run.context.space, count=study.members, max_params=run.context.recipe.supernet_max_params, seed=cell.seed
+    )
+    teacher = Teacher(run.context.load("supernet"), members, run.context.task)
+    return teacher.teach(task.train), {"teacher_validation_loss": teacher.evaluate(task.validation).loss}

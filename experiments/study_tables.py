@@ -1,0 +1,182 @@
+"""The tables of docs/evidence.md, as Markdown, from what was chosen on validation."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from study_found import block_of, filled, mean_agreement, role_of, shares
+from study_plan import METHODS, UNSIZED
+from study_statistics import PAIR, difference, paired
+
+NAMES = {
+    "head": "head only",
+    "lora": "LoRA",
+    "lora-qv": "LoRA on query and value",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "eva": "LoRA with EVA",
+    "hira": "HiRA",
+    "glora": "uniform GLoRA (peft)",
+    "ia3": "(IA)3",
+    "bitfit": "BitFit",
+    "lora+vectors": "LoRA with vectors A and E",
+    "full": "full fine-tuning",
+    "taught": "LoRA, the supernet as teacher",
+    "random": "race with random structures",
+    "untaught": "ours, without the teacher",
+    "paper": "the paper's method",
+    "ours": "ours",
+}
+NOTHING = "Not enough rows yet."
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; `NOTHING` where it has no rows."""
+    if not rows:
+        return NOTHING
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def by_set(ours: pd.DataFrame, lora: pd.DataFrame, picked: pd.DataFrame) -> str:
+    """A row for each data set: the mean test scores of three methods, and what ours is above the tuned LoRA."""
+    pairs, rows = paired(ours, lora), []
+    for name, own in pairs.groupby("data"):
+        scores = [_mean(frame, own, str(name)) for frame in (lora, picked, ours)]
+        spread = f"{own['points'].min():+.1f} to {own['points'].max():+.1f}" if len(own) > 1 else ""
+        rows.append(
+            [
+                str(name),
+                str(len(own)),
+                *scores,
+                f"{own['points'].mean():+.2f}",
+                spread,
+                f"{own['loss'].mean() - 1:+.0%}",
+            ]
+        )
+    header = [
+        "data",
+        "seeds",
+        "LoRA, tuned",
+        "best baseline on validation",
+        "ours",
+        "ours - LoRA",
+        "seeds from, to",
+        "loss",
+    ]
+    return table(header, rows)
+
+
+def _mean(frame: pd.DataFrame, pairs: pd.DataFrame, name: str) -> str:
+    """Of the test scores of a data set, over the seeds of the pairs."""
+    own = frame[(frame["data"] == name) & frame["seed"].isin(pairs["seed"])]
+    return f"{100 * own['test'].mean():.1f}" if len(own) == len(pairs) else f"({len(own)} of {len(pairs)} seeds)"
+
+
+def by_method(chosen: pd.DataFrame, primary: int) -> str:
+    """A row for each method and budget: its test score, what it is above LoRA of the same budget, and its cost.
+
+    Args:
+        chosen: of `study_statistics.tuned`, of one encoder and number of train rows.
+        primary: the budget of the LoRA with which methods of one size are compared.
+    """
+    rows = []
+    for (budget, method), own in sorted(chosen.groupby(["budget", "method"]), key=_order):
+        reference = primary if method in UNSIZED else budget
+        lora = chosen[(chosen["method"] == "lora") & (chosen["budget"] == reference)]
+        found = difference(paired(own, lora))
+        what = "" if found is None or method == "lora" else f"{found} ({found.sets} sets, {len(own)} pairs)"
+        rows.append(
+            [
+                f"{budget:,}" if budget else "",
+                NAMES[method],
+                f"{own['params'].mean():,.0f}",
+                str(len(own)),
+                f"{100 * own['test'].mean():.1f}",
+                f"{own['test_loss'].mean():.3f}",
+                what,
+                _number(own["trainings"].mean()),
+                f"{own['seconds'].mean() / 60:.0f}",
+            ]
+        )
+    header = ["budget", "method", "parameters", "runs", "test", "loss", "above LoRA", "LoRA trainings", "minutes"]
+    return table(header, rows)
+
+
+def _order(group: Any) -> tuple[int, int]:
+    (budget, method), _ = group
+    return int(budget), METHODS.index(method)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else ""
+
+
+def winners(ours: pd.DataFrame) -> str:
+    """Who won the races, and how often."""
+    counts = Counter(_kind(str(name)) for name in ours["winner"])
+    return table(["winner", "runs"], [[name, str(count)] for name, count in counts.most_common()])
+
+
+def _kind(winner: str) -> str:
+    """A winner without its rank and its rate."""
+    taught = " + teacher" if winner.endswith(" + teacher") else ""
+    name = winner.removesuffix(" + teacher")
+    return ("a searched subnet" if name.startswith("subnet") else name.split(" x")[0].split(" r=")[0]) + taught
+
+
+def found(genomes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Where the paths of the searches' best subnets go, and how far these agree.
+
+    Args:
+        genomes: lines of ``genomes.jsonl``, of one encoder, number of rows, budget and method.
+    """
+    own = [(line["data"], line["best"]) for line in genomes if line["best"] is not None]
+    if not own:
+        return dict.fromkeys(("kinds", "blocks", "roles", "agreement"), NOTHING)
+    layers = sorted({layer for _, paths in own for layer in paths})
+    every = [paths for _, paths in own]
+    kinds = [
+        [path, *[", ".join(f"{kind} {count / sum(counts.values()):.0%}" for kind, count in counts.most_common())]]
+        for path, counts in shares(every, layers).items()
+    ]
+    groups = {
+        name: [[str(group), f"{share:.0%}"] for group, share in filled(every, layers, by).items()]
+        for name, by in (("blocks", block_of), ("roles", role_of))
+    }
+    same, others = (mean_agreement(own, layers, same=same) for same in (True, False))
+    said = [
+        f"{text}: {value:+.3f}"
+        for text, value in (("of one data set", same), ("of different ones", others))
+        if math.isfinite(value)
+    ]
+    return {
+        "kinds": table(["path", "kinds, of all layers"], kinds),
+        "blocks": table(["block", "layers with a path"], groups["blocks"]),
+        "roles": table(["layer", "with a path"], groups["roles"]),
+        "agreement": "; ".join(said) + f", over {len(own)} searches." if said else NOTHING,
+    }
+
+
+def curves(chosen: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+    """Method -> mean test score at each budget, over what LoRA and ours have at every budget that both have."""
+    frames = {method: chosen[chosen["method"] == method] for method in ("lora", "ours")}
+    budgets = sorted(set(frames["lora"]["budget"]) & set(frames["ours"]["budget"]))
+    common: set[tuple[Any, ...]] | None = None
+    for frame in frames.values():
+        for budget in budgets:
+            own = set(frame.loc[frame["budget"] == budget, PAIR].itertuples(index=False, name=None))
+            common = own if common is None else common & own
+    if not common or len(budgets) < 2:
+        return {}
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for (method, budget), own in chosen.groupby(["method", "budget"]):
+        there = own[[key in common for key in own[PAIR].itertuples(index=False, name=None)]]
+        if len(there) == len(common) and budget:
+            lines.setdefault(NAMES[method], []).append((int(budget), 100 * float(there["test"].mean())))
+    return lines
