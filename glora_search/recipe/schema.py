@@ -228,8 +228,9 @@ UniformMethod = Literal["lora", "ia3", "bitfit", "hira", "lora+vectors"]
 class Finals(Section):
     """How the search ends: the best subnets and the uniform methods race as real trainings.
 
-    All finalists train to an eighth, a quarter, half and all of the steps; half of them are dropped each time, by the
-    lowest validation loss so far. The winner's best checkpoint is the final adapter.
+    Uniform methods race alone; then they, each at its best rate, and the subnets race with a teacher. Finalists train
+    to a quarter, half and all of the steps; half of them are dropped each time, by the lowest validation loss so far.
+    The winner's best checkpoint is the final adapter.
 
     Attributes:
         subnets: the search's best subnets that compete, with the weights that they inherit.
