@@ -189,12 +189,11 @@ WRONG = {
     ),
     "a recipe into no folder": (arguments("init", "none/own.yaml"), "a file in a folder that exists", ["none/"]),
     "a recipe for a damaged file": (
-        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", b"\xff\xfe")],
-        NO_CSV,
-        ["--train", "own.csv"],
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", b"\xff\xfe")], NO_CSV, ["--train"],
     ),
     "a recipe for an empty file": (
-        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")], "a column of", ["it is empty"],
+        lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")],
+        "data whose columns say what is learned", ["it is empty"],
     ),
     "a recipe for a missing column": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", ROWS), "--label-column", "stars"],
@@ -208,21 +207,16 @@ WRONG = {
         arguments("init", "own.yaml", "--label-column", "stars"), "nothing without --train", ["--label-column"],
     ),
     "a recipe for splits of two formats": (
-        lambda world: [
-            *("init", "own.yaml", "--train", world.write("a.csv", ROWS)), *("--test", world.write("b.json", "[]")),
-        ],
-        "as --train is",
-        ["--test", "b.json"],
+        lambda world: ["init", "x.yaml", "--train", world.write("a.csv", ROWS), "--test", world.write("b.json", "[]")],
+        "as --train is", ["--test", "b.json"],
     ),
     "a recipe for a split of a saved data set": (
         saved_data("init", "own.yaml", "--train", "saved", "--test", "more"),
-        "the splits of a saved data set",
-        ["--test"],
+        "the splits of a saved data set", ["--test"],
     ),
     "a recipe for no data": (
         arguments("init", "own.yaml", "--train", "none"),
-        "a csv, tsv, json, jsonl or parquet file",
-        ["--train", "none"],
+        "a csv, tsv, json, jsonl or parquet file", ["--train", "none"],
     ),
     "a recipe for no model": (arguments("init", "--model", "./none"), "a folder that exists", ["--model", "./none"]),
     "a recipe for a folder without a model": (

@@ -43,11 +43,8 @@ def guess(sample: Sample, given: Mapping[str, str | None]) -> dict[str, dict[str
         ):
             return {"task": {**found["task"], **{k: v for k, v in told.items() if k == "type"}}, "data": found["data"]}
     options = "--task and --text-column, --label-column, --response-column or --messages-column"
-    raise invalid(
-        "--train",
-        _place(sample),
-        f"data whose columns say what is learned, or {options}; it has {shown(sample.columns)}",
-    )
+    has = shown(sample.columns) or "no rows: it is empty"
+    raise invalid("--train", _place(sample), f"data whose columns say what is learned, or {options}; it has {has}")
 
 
 _ALIKE = {
