@@ -17,7 +17,6 @@ from glora_search.files.samples import sample, shown
 from glora_search.files.shipped import find_shipped
 from glora_search.files.text import write_text
 from glora_search.recipe.guess import guess
-from glora_search.recipe.schema import TASKS
 
 
 def _column(what: str) -> Any:
@@ -60,7 +59,7 @@ def init(
 ) -> None:
     """Write a commented recipe to edit and run; task and columns are told by the data where it makes them plain.
 
-    Examples: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000;
+    Example: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000, or
     glora-search init chats.yaml --train chats.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     """
     begin()
@@ -68,8 +67,11 @@ def init(
         raise invalid("FILE", str(file), "a file in a folder that exists, e.g. recipe.yaml")
     if file.exists() and not force:
         raise invalid("FILE", str(file), "a file that does not exist yet; --force replaces it")
-    if task is not None and task not in TASKS:
-        raise invalid("--task", task, TASKS)
+    if task is not None:
+        from glora_search.recipe.schema import TASKS
+
+        if task not in TASKS:
+            raise invalid("--task", task, TASKS)
     if model is not None:
         _check_model(model)
     find_shipped("search_spaces", space, key="--space")

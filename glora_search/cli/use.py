@@ -90,7 +90,7 @@ def predict(
 ) -> None:
     """Predict with a run's merged model.
 
-    Examples: glora-search predict runs/reviews "A fine book" "A waste of paper";
+    Example: glora-search predict runs/reviews "A fine book" "A waste of paper", or
     glora-search predict runs/alpaca --set instruction=Translate --set "input=Good morning"
     """
     begin(as_json=as_json)

@@ -118,7 +118,8 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
     assert "supernet: already done" in out
     assert view.result("search")["trials"] == 100
     workers = optuna.load_study(study_name=f"{STUDY_NAME}.workers", storage=view.journal())
-    assert len({tuple(worker.user_attrs[PLACE]) for worker in workers.trials}) == 4  # two processes, twice
+    # two processes, twice; the second may not have joined before the kill
+    assert len({tuple(worker.user_attrs[PLACE]) for worker in workers.trials}) in (3, 4)
     assert view.result("finals")["processes"] == 2
     assert not list(run.rglob("checkpoints"))
     AutoModelForSequenceClassification.from_pretrained(run / "merged")

@@ -270,8 +270,8 @@ def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals
     run = Run.create(finals_recipe, tmp_path / "run")
     metrics = run.all_stages()
     teacher = run.view.result("finals")["teacher"]
-    assert (teacher["by"], teacher["members"]) == ("finalists", 2)
-    assert any("2 finalists" in note for note in metrics["notes"])
+    assert (teacher["by"], teacher["members"]) == ("finalists", 4)
+    assert any("4 finalists" in note for note in metrics["notes"])
     taught = [row for row in run.view.result("finals")["finalists"] if "teacher" in row["name"]]
     assert len(taught) > 1
 

@@ -173,6 +173,6 @@ def test_a_run_of_every_kind_ends_in_finals_with_a_teacher(tiny, recipe, make, t
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()
     done = run.view.result("finals")
-    assert {"members", "validation", "validation_loss"} == set(done["teacher"])
+    assert {"by", "members", "validation", "validation_loss"} == set(done["teacher"])
     assert any(row["name"].endswith("+ teacher") for row in done["finalists"])
     assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
