@@ -12,7 +12,6 @@ until it says that nothing is left. All scores are on search-validation rows; te
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import logging
@@ -20,7 +19,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import transformers
-from fidelity_report import read_rows, write_report
+from csv_rows import append_rows, read_rows
+from fidelity_report import write_report
 from fidelity_subnets import SPACE, key_of, measured_subnets
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -86,20 +86,6 @@ def fresh_model(task: TextClassification, seed: int) -> Any:
     """A base model whose head is drawn with this seed; so is what is drawn next."""
     task.recipe = task.recipe.model_copy(update={"seed": seed})
     return task.model()
-
-
-# -- files of finished trainings -------------------------------------------------------------------------------------
-
-
-def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append rows in one write, the header before the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def fit(

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from fidelity_report import alone_scores, compare, is_anchor, read_rows
+from csv_rows import append_rows, read_rows
+from fidelity_report import alone_scores, compare, is_anchor
 from fidelity_subnets import SPACE, measured_subnets
 from peft import PeftModel
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def calibrate(name: str, strategy: str, sharing: str, args: argparse.Namespace) 
         rows.append({**wanted, "subnet": label, "params": space.params(genome)})
         rows[-1] |= {key: round(float(value), 5) for key, value in found.items()}
         print(rows[-1], flush=True)
-    fidelity.append_rows(path, rows)
+    append_rows(path, rows)
 
 
 def report(results: Path) -> None:

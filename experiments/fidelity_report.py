@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from csv_rows import read_rows
 from scipy.stats import rankdata, spearmanr
 
 from glora_search.supernet.layer import SHARING
@@ -18,14 +19,6 @@ SAME_SIZE = 1.5
 """Up to this ratio of their parameter counts, two subnets are of one size."""
 ORDER = [(sharing, strategy) for sharing in SHARING for strategy in STRATEGIES]
 SUPERNET = ("dataset", "strategy", "options", "sharing", "seed", "epochs", "learning_rate", "lr_factors")
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a csv file; none where it is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def alone_scores(rows: Sequence[dict[str, str]], dataset: str) -> dict[str, dict[str, float]]:

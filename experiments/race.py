@@ -16,7 +16,6 @@ that is there is not done again: start the same command until nothing is left.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import itertools
 import os
@@ -33,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from csv_rows import append_rows, read_rows
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import set_seed
@@ -265,30 +265,11 @@ def sharing(recipe: Recipe, finished: Path, folder: Path) -> Run:
     return Run.create(recipe, folder)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The finished trainings."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a finished training, the header before the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def run(part: str, name: str, seed: int, args: argparse.Namespace) -> None:
     """Train what is not there yet."""
     path, epochs = args.results / f"{part}.csv", EPOCHS[args.rows]
     keys = [{"data": name, "rows": args.rows, "seed": seed, "rate": rate, "epochs": epochs} for rate in RATES[part]]
-    done = [{column: row[column] for column in keys[0]} for row in read(path)]
+    done = [{column: row[column] for column in keys[0]} for row in read_rows(path)]
     left = [key for key in keys if {column: str(value) for column, value in key.items()} not in done]
     task, taught, facts = None, None, {}
     for key in left:
@@ -300,7 +281,7 @@ def run(part: str, name: str, seed: int, args: argparse.Namespace) -> None:
                 if part != "lora":
                     taught, facts = teach(part, task, name, args.data, args.rows, seed)
             found = lora(task, key["rate"], epochs, seed, taught)
-        append(path, {**key, **found, **facts, "threads": torch.get_num_threads()})
+        append_rows(path, [{**key, **found, **facts, "threads": torch.get_num_threads()}])
 
 
 def report(results: Path) -> None:

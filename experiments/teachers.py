@@ -19,6 +19,7 @@ from typing import Any
 import race
 import torch
 import transformers
+from csv_rows import append_rows
 from peft import get_peft_model
 from torch import Tensor
 from transformers import set_seed
@@ -75,7 +76,7 @@ class Students:
         row = {"data": self.name, "rows": args.rows, "seed": self.seed, "supernet_epochs": self.epochs, "what": what}
         row |= {"teacher_loss": "", **facts, "best_step": best["step"], "validation": best[f"eval_{task.metric}"]}
         row |= {"validation_loss": best["eval_loss"], "test": test.metric, "test_loss": test.loss}
-        race.append(args.results, row | {"seconds": round(time.perf_counter() - started, 1)})
+        append_rows(args.results, [row | {"seconds": round(time.perf_counter() - started, 1)}])
         return self.said(model)
 
     @torch.inference_mode()
