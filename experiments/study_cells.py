@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from csv_rows import append_rows, read_rows
+from filelock import FileLock
 from study_data import recipe_of
 from study_methods import fresh
 from study_plan import RACES, RUNS, Cell, Study
@@ -21,6 +21,7 @@ from study_runs import run_one, teach, tidy
 from study_training import fit, settings_of
 
 from glora_search import Recipe
+from glora_search.files.claims import claimed
 from glora_search.tasks import make_task
 
 KEY = tuple(Cell.__dataclass_fields__)
@@ -58,7 +59,7 @@ class Desk:
     def rows(self) -> list[dict[str, str]]:
         """The finished trainings."""
         with self._locked():
-            return read(self.table)
+            return read_rows(self.table)
 
     def append(self, row: dict[str, Any], genomes: dict[str, Any] | None = None) -> None:
         """Add a finished training in one write, its genomes before it."""
@@ -67,23 +68,7 @@ class Desk:
                 key = {name: row[name] for name in KEY}
                 with (self.results / "genomes.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**key, **genomes}) + "\n")
-            append(self.table, row)
-
-    @contextmanager
-    def claimed(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process alone may do a cell; the kernel gives it back when the process dies."""
-        folder = self.cache / "claims"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / cell.name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+            append_rows(self.table, [row], COLUMNS)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -91,24 +76,6 @@ class Desk:
         self.cache.mkdir(parents=True, exist_ok=True)
         with FileLock(self.cache / "table.lock"):
             yield
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a csv; none where it is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row of `COLUMNS`, the header before the first."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def next_rate(losses: dict[float, float], rates: Sequence[float], extensions: int) -> float | None:
@@ -206,7 +173,7 @@ def work(cells: Sequence[Cell], desk: Desk, minutes: float | None = None) -> str
                 return f"stopped at the limit; {len(left)} cells are left"
             if not is_ready(cell, rows):
                 continue
-            with desk.claimed(cell) as mine:
+            with claimed(desk.cache / "claims" / cell.name) as mine:
                 if not mine or is_done(cell, desk.rows(), desk.study):
                     continue
                 print(f"{time.strftime('%H:%M')} {cell.name}, {len(left)} cells are left", flush=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from study_cells import UNFIT, losses_of, read
+from csv_rows import read_rows
+from study_cells import UNFIT, losses_of
 from study_figures import forest, lines
 from study_found import read_genomes
 from study_plan import BASELINES, Study
@@ -56,7 +57,7 @@ class Results:
 
     def __init__(self, study: Study, table: Path, encoder: str) -> None:
         self.study, self.encoder, self.budget = study, encoder, study.primary_budget[encoder]
-        self.rows = read(table)
+        self.rows = read_rows(table)
         frame = pd.DataFrame(
             self.rows, columns=list(self.rows[0]) if self.rows else [*PAIR, "budget", "method", *FIGURES]
         )

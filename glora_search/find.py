@@ -282,7 +282,7 @@ def _race(
             scoring=scoring,
             train=train,
             validation=validation,
-            unlabelled=None,
+            unlabelled=lambda: None,
             lesson=lesson,
             args=dataclasses.replace(args, **EVALUATED),
             folder=Path(folder),
@@ -302,7 +302,7 @@ def _race(
         winner = outcome.named(outcome.winner)
         if not outcome.finite(winner.name):
             raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")
-        model = load_adapter(bare(current[0]), contest.best(winner, outcome.standings[winner.name]), trainable=True)
+        model = load_adapter(bare(current[0]), contest.best(winner, outcome.result), trainable=True)
     return FoundAdapter(
         model.eval(),
         model.peft_config[model.active_adapter],

@@ -6,18 +6,17 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
+from glora_search.files.claims import claimed
 from glora_search.finals.finalists import Finalist, Subnet, subnet_finalists, taught_twins, uniform_finalists
 from glora_search.finals.lessons import POOR, Lesson, Peers
 from glora_search.finals.race import Result, race
@@ -40,30 +39,28 @@ class Outcome:
 
     Attributes:
         field: all finalists.
-        standings: finalist -> how far it came.
-        winner: the name of the one with the lowest validation loss.
+        result: of all races, as if they were one.
         baseline: the best uniform method without a teacher; None where none fits the budget.
         teacher: who taught, see `Lesson.facts`; None is no teacher.
     """
 
     field: list[Finalist]
-    standings: dict[str, Standing]
-    winner: str
+    result: Result
     baseline: str | None
     teacher: dict[str, Any] | None
 
+    @property
+    def winner(self) -> str:
+        """The name of the one with the lowest validation loss."""
+        return self.result.last[0]
+
     def finite(self, name: str | None) -> bool:
         """Whether a finalist has a validation loss."""
-        return name is not None and math.isfinite(self.standings[name].loss)
+        return name is not None and math.isfinite(self.result.standings[name].loss)
 
     def named(self, name: str) -> Finalist:
         """The finalist of this name."""
         return next(one for one in self.field if one.name == name)
-
-    @property
-    def steps(self) -> int:
-        """All optimizer steps that were trained."""
-        return sum(standing.step for standing in self.standings.values())
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finalist, best first."""
@@ -76,8 +73,8 @@ class Outcome:
                 "validation": reached.metric,
                 "validation_loss": reached.loss,
             }
-            for name in best_first({name: standing.loss for name, standing in self.standings.items()})
-            for reached in [self.standings[name]]
+            for name in best_first(self.result.losses)
+            for reached in [self.result.standings[name]]
         ]
 
 
@@ -94,7 +91,7 @@ class Contest:
         subnets: the search's best ones.
         scoring: of the task.
         train, validation: encoded rows.
-        unlabelled: encoded rows that finalists would label as teachers.
+        unlabelled: encoded rows that teachers label; asked for where finalists teach.
         lesson: what the supernet teaches; None is no teacher.
         args: of every training, with what `EVALUATED` sets.
         folder: gets a folder of checkpoints for each finalist; what is there is not trained again.
@@ -114,7 +111,7 @@ class Contest:
     scoring: Scoring
     train: Dataset
     validation: Dataset
-    unlabelled: Dataset | None
+    unlabelled: Callable[[], Dataset | None]
     lesson: Lesson | None
     args: TrainingArguments
     folder: Path
@@ -167,29 +164,28 @@ class Contest:
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
         if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
             return
-        members = [
-            self.best(one, alone.standings[one.name]) for one in uniform if alone.losses[one.name] <= POOR * best
-        ]
+        members = [self.best(one, alone) for one in uniform if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
-        self.lesson = Lesson.of(peers, "finalists", len(members), self.train, self.validation, self.unlabelled)
+        self.lesson = Lesson.of(peers, "finalists", len(members), self.train, self.validation, self.unlabelled())
 
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
 
     def _outcome(self, competing: list[Finalist], races: Sequence[Result]) -> Outcome:
         standings = {name: standing for one in races for name, standing in one.standings.items()}
-        ranked = best_first({name: standings[name].loss for one in races for name in one.last})
+        last = best_first({name: standings[name].loss for one in races for name in one.last})
         alone = {one.name for one in competing if one.uniform and not one.taught}
-        baseline = next((name for name in ranked if name in alone), None)
-        return Outcome(competing, standings, ranked[0], baseline, None if self.lesson is None else self.lesson.facts())
+        baseline = next((name for name in last if name in alone), None)
+        teacher = None if self.lesson is None else self.lesson.facts()
+        return Outcome(competing, Result(standings, last), baseline, teacher)
 
     def home(self, one: Finalist) -> Path:
         """A finalist's own folder."""
         return self.folder / one.slug
 
-    def best(self, one: Finalist, reached: Standing) -> Path:
-        """The adapter folder of a finalist's best checkpoint."""
-        return best_checkpoint(self._checkpoints(one), reached.best_step)
+    def best(self, one: Finalist, result: Result) -> Path:
+        """The adapter folder of a finalist's best checkpoint in a race."""
+        return best_checkpoint(self._checkpoints(one), result.standings[one.name].best_step)
 
     def _checkpoints(self, one: Finalist) -> Path:
         return self.home(one) / "checkpoints"
@@ -215,7 +211,7 @@ class Contest:
                     if found is not None:
                         reached[one.name] = found
                         continue
-                with claimed(self.home(one)) as ours:
+                with claimed(self.home(one) / ".lock") as ours:
                     if ours:
                         reached[one.name] = self._train_one(one, step, bar)
             waiting = [one for one in left if one.name not in reached]
@@ -246,22 +242,6 @@ class Contest:
         found = standing(folder, self.scoring, step)
         assert found is not None
         return found
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether a piece of work is this process's in this block; the kernel gives it back when the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _best_of(some: Sequence[Finalist]) -> Callable[[Mapping[str, float]], list[str]]:

@@ -17,7 +17,7 @@ from datasets import Dataset, load_from_disk
 from torch import Tensor
 
 from glora_search.files.text import read_json, write_json
-from glora_search.scoring import Batches, Evaluation, Scoring, summed
+from glora_search.scoring import Batches, Evaluation, Scoring, outputs, summed
 from glora_search.training.answers import Answers
 from glora_search.training.distillation import SOFT_CLASSES, with_soft_labels, with_unlabelled
 
@@ -121,13 +121,11 @@ class Peers:
         """What the models say of rows, on average: ``[rows, k]``, and how it is read."""
         means, answers = list[Tensor](), None
         for model in self.models():
-            model.eval()
-            device, found = next(model.parameters()).device, []
-            for batch in batches:
-                inputs = {name: value.to(device) for name, value in batch.items()}
-                logits = model(**inputs).logits
-                answers = answers or Answers.of(model, logits, inputs["labels"])
-                found.append(answers.said(answers.items(logits, inputs["labels"])[0]).cpu())
+            found = []
+            for batch, output in outputs(model, batches):
+                answers = answers or Answers.of(model, output.logits, batch["labels"])
+                logits, _ = answers.items(output.logits, batch["labels"])
+                found.append(answers.said(logits).cpu())
             means.append(torch.cat(found))
         assert answers is not None
         return torch.stack(means).mean(0)[torch.as_tensor(batches.order).argsort()], answers

@@ -91,7 +91,7 @@ def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
         scoring=task,
         train=task.train,
         validation=task.validation,
-        unlabelled=task.unlabelled(),
+        unlabelled=task.unlabelled,
         lesson=Lesson.load(folder / TAUGHT) if settings.teacher else None,
         args=run.arguments({**settings.training, **EVALUATED}, folder),
         folder=trainings,
@@ -113,7 +113,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> 
         raise invalid("finals.training.learning_rate", rate, "a lower one: every finalist has diverged")
 
     def kept(name: str, where: Path) -> dict[str, Any]:
-        return _keep(run, contest.best(outcome.named(name), outcome.standings[name]), where)
+        return _keep(run, contest.best(outcome.named(name), outcome.result), where)
 
     figures, baseline = kept(outcome.winner, folder), None
     if outcome.baseline is not None and outcome.finite(outcome.baseline):
@@ -126,8 +126,8 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> 
         **figures,
         "baseline": baseline,
         "finalists": outcome.table(),
-        "curves": {name: dict(standing.losses) for name, standing in outcome.standings.items()},
-        "trainings": round(outcome.steps / contest.steps, 2),
+        "curves": {name: dict(standing.losses) for name, standing in outcome.result.standings.items()},
+        "trainings": round(outcome.result.steps / contest.steps, 2),
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
         **({} if outcome.teacher is None else {"teacher": outcome.teacher}),
     }
