@@ -133,7 +133,7 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     teacher = finals.get("teacher")
     if teacher is None:
         return []
-    if teacher["by"] == "finalists":
+    if teacher.get("by") == "finalists":  # an earlier version did not note it
         return [
             f"the supernet predicts too badly to teach; the mean of {teacher['members']} finalists that were trained "
             "alone taught in its place. The supernet may need more epochs"
