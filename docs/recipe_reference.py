@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from glora_search.recipe.arguments import STOPPING, TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
-from glora_search.vocabulary import LR_GROUPS
+from glora_search.vocabulary import LR_FACTORS, LR_GROUPS
 
 PAGE = Path(__file__).with_name("recipe.md")
 
@@ -143,6 +143,7 @@ def training() -> str:
         return ", ".join(f"`{name}`" for name in found)
 
     own = {key: value for key, value in TRAINING_DEFAULTS.items() if key != "dataloader_pin_memory"}
+    auto = ", ".join(f"{name}: {factor:g}" for name, factor in LR_FACTORS.items())
     return f"""## `training` in any section
 
 Any field of `transformers.TrainingArguments` except `output_dir`, which the run folder determines. The defaults are
@@ -157,7 +158,10 @@ those of `TrainingArguments`, except for these:
 
 Multipliers of the learning rate. A key is a kind of path, a kind of one path, or `head`, which covers everything else
 that is trained. The kind of one path takes precedence: with `{{vector: 2, B.vector: 0.2}}`, a vector B gets 0.2 times
-the learning rate. The accepted keys are {names(LR_GROUPS)}."""
+the learning rate. The accepted keys are {names(LR_GROUPS)}.
+
+`auto`, the supernet's default, is `{{{auto}}}` ([Fidelity](fidelity.md#learning-rates-by-kind-of-path)). `{{}}` is one
+learning rate for all, as in the paper."""
 
 
 def page() -> str:

@@ -41,6 +41,7 @@ from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.training.loop import train as train_on
 from glora_search.tuners.heads import bare
+from glora_search.vocabulary import check_lr_factors
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def find_adapter(
     batch_size: int = 64,
     data_collator: Any = None,
     modules_to_save: list[str] | None = None,
-    lr_factors: Mapping[str, float] | None = None,
+    lr_factors: Mapping[str, float] | Literal["auto"] = "auto",
     patience: int | None = None,
     direction: Literal["maximize", "minimize"] = "maximize",
     **search_options: Any,
@@ -126,7 +127,7 @@ def find_adapter(
         batch_size: rows of an evaluation batch.
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
         modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
-        lr_factors: learning rates by kind of path, see `PathTrainer`.
+        lr_factors: learning rates by kind of path, see `PathTrainer`; ``{}`` is one rate for all.
         patience: stop the supernet's training after so many evaluations that did not better it, see `train_supernet`;
             the arguments must evaluate and load the best model at the end.
         direction: whether a higher or a lower metric is better.
@@ -139,6 +140,7 @@ def find_adapter(
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
     inspect.signature(search).bind_partial(**search_options)
+    lr_factors = check_lr_factors(lr_factors)
     early = {
         name: value for name, value in search_options.items() if name in inspect.signature(check_search).parameters
     }

@@ -158,12 +158,23 @@ LR_GROUPS = (
 """What can have a learning rate of its own: a kind of path, a kind of one path, and all that is trained besides."""
 
 
-def check_lr_factors(factors: Mapping[str, float]) -> dict[str, float]:
-    """Check factors of the learning rate.
+LR_FACTORS = {
+    **{"head": 3.0, "vector": 2.0, "constant": 2.0},
+    **{"A.vector": 5.0, "A.constant": 5.0, "B.vector": 0.2, "B.constant": 0.2},
+}
+"""The factors of ``auto``; where they come from: docs/fidelity.md."""
+
+
+def check_lr_factors(factors: Mapping[str, float] | str) -> dict[str, float]:
+    """Check factors of the learning rate; ``auto`` is `LR_FACTORS`.
 
     Raises:
         UserError: an unknown kind, or a factor that is not positive.
     """
+    if factors == "auto":
+        return dict(LR_FACTORS)
+    if not isinstance(factors, Mapping):
+        raise invalid("lr_factors", factors, "auto, or a mapping of factors")
     for name, factor in factors.items():
         if name not in LR_GROUPS:
             raise invalid("lr_factors", name, LR_GROUPS)

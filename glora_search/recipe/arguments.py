@@ -102,8 +102,9 @@ Training = Annotated[dict[str, Any], BeforeValidator(_check_training)]
 
 
 def _check_lr_factors(value: Any) -> Any:
-    return check_lr_factors(value) if isinstance(value, dict) else value
+    return value if value is None else check_lr_factors(value)
 
 
 LrFactors = Annotated[dict[str, float], BeforeValidator(_check_lr_factors)]
-"""Kind of path, kind of one path, or ``head`` (everything else that is trained) -> multiplier of the learning rate."""
+"""Kind of path, kind of one path, or ``head`` (everything else that is trained) -> multiplier of the learning rate.
+``auto`` is `LR_FACTORS`."""

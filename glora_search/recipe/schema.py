@@ -98,7 +98,8 @@ class Supernet(Section):
             tensors of its largest kind, as in the paper's code.
         max_params: parameters of the largest subnet that it trains. None is the search's budget, or four times that
             where finals have a teacher: larger subnets teach better.
-        lr_factors: multipliers of the learning rate by kind of path and for the ``head``.
+        lr_factors: multipliers of the learning rate by kind of path and for the ``head``. ``auto`` are measured ones;
+            ``{}`` is one rate for all.
         patience: stop after this many evaluations in a row without a better mean metric of the probe subnets, and
             keep the best supernet; None trains to the end.
         training: fields of TrainingArguments.
@@ -108,7 +109,7 @@ class Supernet(Section):
     sampling_options: dict[str, Any] = Field(default_factory=dict)
     sharing: Literal["separate", "nested"] = "separate"
     max_params: int | None = Field(default=None, ge=0)
-    lr_factors: LrFactors = Field(default_factory=dict)
+    lr_factors: LrFactors = Field(default="auto", validate_default=True)
     patience: int | None = Field(default=None, ge=1)
     training: Training = Field(default_factory=dict)
 

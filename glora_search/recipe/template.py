@@ -41,7 +41,7 @@ supernet:                       # holds all choices of every layer, with shared 
   #sampling_options: {{}}
   #sharing: separate            # or nested: the kinds of a path share tensors, as in the paper's code
   #max_params: null             # of the largest subnet that trains; null is the budget, or 4 times it with a teacher
-  #lr_factors: {{}}             # multipliers of the learning rate: {{vector: 2, head: 5}}
+  #lr_factors: auto             # multipliers of the learning rate by kind of path: {{vector: 2, head: 5}}
   #patience: null               # stop after this many evaluations without improvement
 
 search:                         # finds the best subnet on the validation split

@@ -7,6 +7,7 @@ import yaml
 
 from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
+from glora_search.vocabulary import LR_FACTORS
 
 BAD = {
     "unknown key": ("sede=1", ["sede", "did you mean seed"]),
@@ -99,6 +100,16 @@ def test_overrides_change_keys_and_keep_the_rest():
     assert recipe.search.trials == 7
     assert recipe.supernet.training["learning_rate"] == 0.002
     assert recipe.search.max_params == 60000
+
+
+@pytest.mark.parametrize(
+    ("given", "factors"), [({}, LR_FACTORS), ({"lr_factors": "auto"}, LR_FACTORS), ({"lr_factors": {}}, {})]
+)
+def test_rates_are_the_measured_ones_unless_others_are_given(given, factors):
+    data = {"source": "csv", "train": "none.csv"}
+    made = {"name": "made-up", "task": {"model": "none"}, "data": data, "space": "glora", "supernet": given}
+    recipe = Recipe.model_validate(made)
+    assert recipe.supernet.lr_factors == recipe.lr_factors(recipe.retrain) == factors
 
 
 def test_the_dump_loads_as_the_same_recipe(tmp_path):

@@ -12,7 +12,7 @@ from glora_search.errors import UserError
 from glora_search.report import result_rows, write_report
 from glora_search.run import retrain
 
-DIVERGING = {"learning_rate": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
+DIVERGING = {"learning_rate": 1e37, "optim": "sgd", "max_grad_norm": 0.0}
 
 
 def recipe_with(data, *sections):
@@ -25,7 +25,7 @@ def recipe_with(data, *sections):
 def test_a_retraining_that_diverges_leaves_the_inherited_weights_and_a_note(copied, tiny_recipe, capsys):
     run = Run.create(recipe_with(tiny_recipe, "retrain"), copied.folder)
     metrics = run.all_stages()
-    note = "retraining has diverged; the inherited weights are kept. Lower retrain.training.learning_rate, 1e+38"
+    note = "retraining has diverged; the inherited weights are kept. Lower retrain.training.learning_rate, 1e+37"
     assert f"retrain: {note}" in capsys.readouterr().out
     assert note in metrics["notes"]
     assert metrics["final"]["source"] == "inherited"
@@ -52,7 +52,7 @@ def test_a_baseline_that_diverges_is_shown_as_diverged(copied, tiny_recipe, call
 
 def test_a_supernet_that_diverges_is_refused_before_the_search_and_another_rate_is_taken(tiny_recipe, tmp_path):
     run = Run.create(recipe_with(tiny_recipe, "supernet"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"supernet\.training\.learning_rate: got 1e\+38; .*the supernet has diverged"):
+    with pytest.raises(UserError, match=r"supernet\.training\.learning_rate: got 1e\+37; .*the supernet has diverged"):
         run.do("supernet")
     assert not run.view.has_begun()
     assert Run.create(Recipe.model_validate(tiny_recipe), run.folder).do("supernet")["metric"] == "accuracy"

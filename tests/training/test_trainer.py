@@ -104,8 +104,8 @@ def test_a_classifiers_loss_does_not_grow_with_gradient_accumulation(make_traine
 
 @pytest.mark.parametrize(
     ("factors", "words"),
-    [({"loar": 2}, ["lr_factors", "loar", "vector"]), ({"lora": 0}, ["lr_factors.lora", "0"]),
-     ({"head": "2"}, ["lr_factors.head", "'2'"]), ({"head": True}, ["True"])],
+    [({"loar": 2}, ["lr_factors", "loar", "vector"]), ("atuo", ["lr_factors", "atuo", "auto"]),
+     ({"lora": 0}, ["lr_factors.lora", "0"]), ({"head": "2"}, ["lr_factors.head", "'2'"]), ({"head": True}, ["True"])],
 )  # fmt: skip
 def test_a_wrong_factor_is_refused(factors, words, make_trainer):
     with pytest.raises(UserError) as error:
