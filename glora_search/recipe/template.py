@@ -12,7 +12,7 @@ import yaml
 # Comments start with "# ". A key after "#" without a space is commented out and shows its default.
 TEMPLATE = """\
 # A glora-search recipe describes one experiment. Every key is checked; errors list the accepted keys.
-# Lines that start with '#' and a key show a default. To change it, remove the '#'.
+# In a section, a line that starts with '#' and a key shows a default. To change it, remove the '#'.
 name: {name}                    # the run folder is runs/<name>
 seed: 0                         # of the splits, of all training, and of the search
 
@@ -57,27 +57,27 @@ search:                         # finds the best subnet on the validation split
   #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
   #fold: null                   # fold subnets to score them, in more memory; null does so where memory allows
 
-retrain:                        # trains the best subnet; used only if it is better on validation
-  from: inherited               # start from the supernet's weights, or from scratch
-  training:
-    num_train_epochs: 3
+finals:                         # the best subnets race against LoRA and other uniform methods; the winner is the adapter
+  training:                     # of each finalist; its best checkpoint counts, so epochs too many only take time
+    num_train_epochs: 10
     learning_rate: 2.0e-3
     per_device_train_batch_size: {batch_size}
+  #subnets: 2                   # the search's best subnets that compete
+  #methods: [lora, ia3, bitfit] # uniform methods that compete; also hira and lora+vectors
+  #rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
+  #teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
+  #teacher_share: 0.5           # the teacher's share of the loss
   #lr_factors: null             # null uses the supernet's
 
-#finals:                        # in place of retrain: the best subnets and uniform methods race; best one wins
-#  subnets: 2                   # the search's best subnets that compete
-#  methods: [lora, ia3, bitfit] # uniform methods that compete; also hira and lora+vectors
-#  rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
-#  teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
-#  teacher_share: 0.5           # the teacher's share of the loss
-#  training: {{num_train_epochs: 20, learning_rate: 2.0e-3, per_device_train_batch_size: 16}}
+#retrain:                       # in place of finals: trains the best subnet alone; used only if it is better on validation
+#  from: inherited              # start from the supernet's weights, or from scratch
+#  training: {{num_train_epochs: 3, learning_rate: 2.0e-3, per_device_train_batch_size: {batch_size}}}
 #  lr_factors: null             # null uses the supernet's
 
-baselines: [lora]               # peft's LoRA at the largest rank within the budget; [] trains no baseline
-baseline:
-  training: {{}}                # as the supernet's, with the epochs of supernet and retraining together
-  #lr_factors: null             # null uses the supernet's
+#baselines: [lora]              # without finals, which have a tuned baseline: peft's LoRA at the largest rank
+#baseline:
+#  training: {{}}               # as the supernet's, with the epochs of supernet and retraining together
+#  lr_factors: null             # null uses the supernet's
 """
 
 EXAMPLE = {"source": "csv", "train": "train.csv", "text_column": "text", "label_column": "label"}

@@ -80,7 +80,7 @@ def test_what_it_writes_runs(call, tmp_path, tiny_csv, tiny_model):
 def test_every_key_that_is_commented_out_stands_with_its_default():
     text = recipe_template("x", {})
     plain = Recipe.model_validate(yaml.safe_load(text))
-    everything = re.sub(r"^(\s*)#(\w+:)", r"\1\2", text, flags=re.MULTILINE)
+    everything = re.sub(r"^( +)#(\w+:)", r"\1\2", text, flags=re.MULTILINE)
     assert everything != text
     assert Recipe.model_validate(yaml.safe_load(everything)) == plain
 
