@@ -120,6 +120,7 @@ def fresh(method: str, task: Any, budget: int, seed: int, steps: int, batch: int
         steps: of its training.
         batch: rows of one, which EVA looks at its layers' inputs with.
     """
+    set_seed(seed)  # a new head is drawn
     base = task.model()
     space = SearchSpace.load(SPACE).bind(base, task.modules_to_save)
     if method == "full":  # one rate for all, as it is done

@@ -24,7 +24,7 @@ from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.finals.contest import Contest
-from glora_search.finals.finalists import Finalist
+from glora_search.finals.finalists import Finalist, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.finals.training import EVALUATED
@@ -250,10 +250,11 @@ def _race(
     space, scoring, batches = supernet.space, evaluator.scoring, evaluator.batches
     config = supernet.peft_config[supernet.active_adapter]
     trials = sorted(
-        (trial for trial in study.get_trials(deepcopy=False) if trial.values and trial.user_attrs[PARAMS] > 0),
+        (trial for trial in study.get_trials(deepcopy=False) if trial.values),
         key=lambda trial: trial_key(trial, study.directions[0]),
     )
-    subnets = [(trial.params, int(trial.user_attrs[PARAMS])) for trial in trials[: settings.subnets]]
+    scored = ((trial.params, int(trial.user_attrs[PARAMS])) for trial in trials)
+    subnets = distinct(scored, space, settings.subnets)
     inherited = {str(genome): evaluator.inherit(genome) for genome, _ in subnets}
     best = evaluator.inherit(best_trial(study).params)
     lesson = None

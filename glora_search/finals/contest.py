@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from glora_search.files.claims import claimed
 from glora_search.finals.finalists import Finalist, Subnet, subnet_finalists, taught_twins, uniform_finalists
 from glora_search.finals.lessons import POOR, Lesson, Peers
 from glora_search.finals.race import Result, race
-from glora_search.finals.rungs import Standing, best_first, race_cost, whole
+from glora_search.finals.rungs import SHARES, Standing, best_first, race_cost, whole
 from glora_search.finals.training import best_checkpoint, finalist_args, standing, steps_trained, train_to
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.schema import Finals
@@ -88,7 +89,7 @@ class Contest:
 
     Attributes:
         space: the bound space.
-        subnets: the search's best ones.
+        subnets: the search's best ones, see `distinct`.
         scoring: of the task.
         train, validation: encoded rows.
         unlabelled: encoded rows that teachers label; asked for where finalists teach.
@@ -131,6 +132,11 @@ class Contest:
     def steps(self) -> int:
         """Optimizer steps of a whole training."""
         return whole(steps_for(self.args, len(self.train)))
+
+    @property
+    def first(self) -> int:
+        """The step of the first rung."""
+        return round(SHARES[0] * self.steps)
 
     @property
     def searched(self) -> list[Finalist]:
@@ -207,7 +213,7 @@ class Contest:
         while left:
             for one in left:
                 with contextlib.suppress(FileNotFoundError):  # the process that trains it removes old checkpoints
-                    found = standing(self._checkpoints(one), self.scoring, step)
+                    found = standing(self._checkpoints(one), self.scoring, step, self.first)
                     if found is not None:
                         reached[one.name] = found
                         continue
@@ -232,14 +238,15 @@ class Contest:
             self.lesson.rows if one.taught and self.lesson is not None else self.train,
             self.validation,
             args,
+            first=self.first,
             progress=bar,
             lr_factors={**own, **(self.lr_factors or {})},
             teacher_share=self.settings.teacher_share,
         )
-        if before < step:
-            self.trained += step - before
+        if trained := steps_trained(folder) - before:
+            self.trained += trained
             self.seconds += time.perf_counter() - started
-        found = standing(folder, self.scoring, step)
+        found = standing(folder, self.scoring, step, self.first)
         assert found is not None
         return found
 
@@ -254,4 +261,5 @@ def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: boo
     """What finals cost at most, in whole trainings."""
     if not teacher:
         return race_cost(len(uniform) + subnets, 1)
-    return race_cost(len(uniform)) + race_cost(len({one.method for one in uniform}) + subnets, 1)
+    twins = Counter(one.method for one in uniform)
+    return race_cost(len(uniform)) + race_cost(sum(min(rates, 2) for rates in twins.values()) + subnets, 1)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.training.uniform import Uniform
+from glora_search.vocabulary import LayerPaths
 
 TAUGHT = " + teacher"
 """How the names of taught finalists end."""
 Subnet = tuple[Genome, int]
 """A genome, and its parameters."""
+APART = 0.25
+"""The share of the layers in which subnets have to differ. A search's best ones are often one gene apart, and train
+alike: two of them are one finalist at twice the cost."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,25 @@ class Finalist:
         return None if isinstance(self.origin, Uniform) else self.origin
 
 
+def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[Subnet]:
+    """The best subnets that have something to train, and in `APART` of the layers other paths than those before them.
+
+    Args:
+        subnets: best first.
+        count: how many; fewer where there are no others.
+    """
+    found, known = list[Subnet](), list[list[LayerPaths]]()
+    for genome, params in subnets:
+        if len(found) == count:
+            break
+        paths = list(space.layer_paths(genome).values())
+        apart = (sum(one != other for one, other in zip(paths, others, strict=True)) for others in known)
+        if params and all(layers >= APART * len(paths) for layers in apart):
+            found.append((genome, params))
+            known.append(paths)
+    return found
+
+
 def subnet_finalists(subnets: Sequence[Subnet], *, taught: bool) -> list[Finalist]:
     """The search's best subnets, best first."""
     return [
@@ -72,12 +96,21 @@ def uniform_finalists(methods: Sequence[Uniform], rates: Sequence[float]) -> lis
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:
-    """Each uniform method with a teacher, at the rate that was best without one; the best method first.
+    """Each uniform method with a teacher, at the rate that was best without one, and at the next higher one.
+
+    What is taught overfits later, and bears a higher rate.
 
     Args:
         losses: finalist -> validation loss.
+
+    Returns:
+        The twin of the best one first.
     """
     best: dict[str, Finalist] = {}
     for one in sorted((one for one in found if one.uniform), key=lambda one: losses[one.name]):
         best.setdefault(one.method, one)
-    return [replace(one, taught=True) for one in best.values()]
+    twins = list(best.values())
+    for one in best.values():
+        higher = [other for other in found if other.method == one.method and other.rate > one.rate]
+        twins += sorted(higher, key=lambda other: other.rate)[:1]
+    return [replace(one, taught=True) for one in twins]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,22 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop where the rung ends."""
         if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+class StopWhereOver(TrainerCallback):
+    """Ends a training that overfits, from the first rung on; the race asks no more of it.
+
+    Args:
+        first: the step of the first rung.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where `is_over` says so."""
+        if state.global_step >= self.first and _standing(state.log_history, state.global_step).over:
             control.should_training_stop = True
 
 
@@ -79,6 +95,7 @@ def train_to(
     validation: Dataset,
     args: TrainingArguments,
     *,
+    first: int,
     progress: Bar,
     **options: Any,
 ) -> None:
@@ -89,10 +106,11 @@ def train_to(
         fresh: the model as it was at its beginning; what it has learned since is in its checkpoints.
         rows: with soft labels where it is taught.
         args: see `finalist_args`.
+        first: the step of the first rung, from which on it ends where it overfits.
         progress: moved by each step.
         options: of `DistillationTrainer`.
     """
-    if standing(Path(args.output_dir), scoring, step) is None:
+    if standing(Path(args.output_dir), scoring, step, first) is None:
         train(
             fresh(),
             scoring,
@@ -101,27 +119,37 @@ def train_to(
             args,
             resume=True,
             trainer_cls=DistillationTrainer,
-            callbacks=[StopAt(step), Steps(progress)],
+            callbacks=[StopAt(step), StopWhereOver(first), Steps(progress)],
             **options,
         )
 
 
-def standing(folder: Path, scoring: Scoring, step: int) -> Standing | None:
-    """How a finalist stood at a step, from its checkpoints; None where it has not come so far."""
+def standing(folder: Path, scoring: Scoring, step: int, first: int) -> Standing | None:
+    """How a finalist stood at a step, or where it ended before; None where it has not come so far.
+
+    Args:
+        folder: of its checkpoints.
+        step: of the whole training.
+        first: the step of the first rung.
+    """
     last = last_checkpoint(folder)
     if last is None:
         return None
     state = read_json(Path(last) / "trainer_state.json")
-    if int(state["global_step"]) < step:
-        return None
-    scored = [entry for entry in state["log_history"] if "eval_loss" in entry and entry["step"] <= step]
+    reached = min(int(state["global_step"]), step)
+    found = _standing(state["log_history"], reached, f"eval_{scoring.metric}")
+    return found if reached == step or (reached >= first and found.over) else None
+
+
+def _standing(history: Sequence[Mapping[str, Any]], step: int, metric: str = "eval_loss") -> Standing:
+    """How a training stood at a step, from Trainer's log."""
+    scored = [entry for entry in history if "eval_loss" in entry and entry["step"] <= step]
     losses = {int(entry["step"]): float(entry["eval_loss"]) for entry in scored}
     finite = [entry for entry in scored if math.isfinite(entry["eval_loss"])]
     if not finite:
         return Standing(step, math.inf, math.nan, 0, losses)
     best = min(finite, key=lambda entry: float(entry["eval_loss"]))
-    metric = float(best[f"eval_{scoring.metric}"])
-    return Standing(step, float(best["eval_loss"]), metric, int(best["step"]), losses)
+    return Standing(step, float(best["eval_loss"]), float(best[metric]), int(best["step"]), losses)
 
 
 def steps_trained(folder: Path) -> int:

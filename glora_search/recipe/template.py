@@ -57,19 +57,19 @@ search:                         # finds the best subnet on the validation split
   #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
   #fold: null                   # fold subnets to score them, in more memory; null does so where memory allows
 
-finals:                         # the best subnets race against LoRA and other uniform methods; the winner is the adapter
+finals:                         # the best subnets race against LoRA and other uniform methods; the winner is exported
   training:                     # of each finalist; its best checkpoint counts, so epochs too many only take time
     num_train_epochs: 10
     learning_rate: 2.0e-3
     per_device_train_batch_size: {batch_size}
   #subnets: 2                   # the search's best subnets that compete
-  #methods: [lora, ia3, bitfit] # uniform methods that compete; also hira and lora+vectors
+  #methods: [lora, ia3]         # uniform methods that compete; also bitfit, hira and lora+vectors
   #rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
   #teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
   #teacher_share: 0.5           # the teacher's share of the loss
   #lr_factors: null             # null uses the supernet's
 
-#retrain:                       # in place of finals: trains the best subnet alone; used only if it is better on validation
+#retrain:                       # in place of finals: trains the best subnet alone; used where it is better then
 #  from: inherited              # start from the supernet's weights, or from scratch
 #  training: {{num_train_epochs: 3, learning_rate: 2.0e-3, per_device_train_batch_size: {batch_size}}}
 #  lr_factors: null             # null uses the supernet's

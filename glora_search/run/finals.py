@@ -16,7 +16,7 @@ from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.finals.contest import WAIT, Contest, Outcome
-from glora_search.finals.finalists import Subnet
+from glora_search.finals.finalists import Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.finals.training import EVALUATED
@@ -134,11 +134,9 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> 
 
 
 def _best_subnets(run: Context, count: int) -> list[Subnet]:
-    """The search's best subnets that have something to train."""
     table = pd.read_csv(run.view.trials())
     best = ranked(table, run.recipe.search.score, run.task.direction).sort_values("rank")
-    chosen = best[best["user_attrs_params"] > 0].head(count)
-    return [(genome_of(row), int(row["user_attrs_params"])) for _, row in chosen.iterrows()]
+    return distinct(((genome_of(row), int(row["user_attrs_params"])) for _, row in best.iterrows()), run.space, count)
 
 
 def _write_starts(run: Context, folder: Path, contest: Contest) -> None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from glora_search.finals.finalists import Finalist, subnet_finalists, taught_twins, uniform_finalists
+from glora_search.finals.finalists import APART, Finalist, distinct, subnet_finalists, taught_twins, uniform_finalists
 from glora_search.finals.race import race
 from glora_search.finals.rungs import Standing
 from glora_search.training.uniform import Uniform, uniform_methods
@@ -100,16 +100,34 @@ def test_every_finalist_is_one_trial_also_where_the_race_was_interrupted(study):
     assert study.best_trial.user_attrs["name"] == "subnet 1"
 
 
-def test_the_field_has_lora_at_each_rate_and_a_taught_twin_of_each_method_at_its_best_rate(bind):
+def test_the_field_has_lora_at_each_rate_and_taught_twins_at_its_best_rate_and_the_next(bind):
     space = bind("glora-paper")
     methods = uniform_methods(space, None, ["lora", "ia3", "bitfit"])
-    alone = uniform_finalists(methods, [0.5, 2.0])
-    assert [one.name for one in alone] == ["LoRA r=8 x0.5", "LoRA r=8 x2", "(IA)3", "BitFit"]
-    losses = {"LoRA r=8 x0.5": 0.5, "LoRA r=8 x2": 0.4, "(IA)3": 0.3, "BitFit": math.inf}
+    alone = uniform_finalists(methods, [0.5, 1.0, 2.0])
+    assert [one.name for one in alone] == ["LoRA r=8 x0.5", "LoRA r=8", "LoRA r=8 x2", "(IA)3", "BitFit"]
+    losses = {"LoRA r=8 x0.5": 0.5, "LoRA r=8": 0.6, "LoRA r=8 x2": 0.4, "(IA)3": 0.3, "BitFit": math.inf}
     twins = taught_twins(alone, losses)
     assert [one.name for one in twins] == ["(IA)3 + teacher", "LoRA r=8 x2 + teacher", "BitFit + teacher"]
+    twins = taught_twins(alone, losses | {"LoRA r=8 x0.5": 0.2})
+    names = ["LoRA r=8 x0.5 + teacher", "(IA)3 + teacher", "BitFit + teacher", "LoRA r=8 + teacher"]
+    assert [one.name for one in twins] == names
     searched = subnet_finalists([({gene.name: gene.choices[0] for gene in space.genes}, 70)], taught=True)
     field = [*searched, *alone, *twins]
     assert [one.name for one in searched] == ["subnet 1 + teacher"]
     assert len({one.slug for one in field}) == len(field)
-    assert [one.uniform for one in field] == [False] + 7 * [True]
+    assert [one.uniform for one in field] == [False] + 9 * [True]
+
+
+def test_subnets_that_compete_differ_in_a_quarter_of_the_layers(bind):
+    space = bind("glora-paper")
+    names = [layer.name for layer in space.layers]
+    quarter = math.ceil(APART * len(names))
+    assert quarter > 1
+
+    def subnet(layers):
+        chosen = {f"{name}.B": "vector" if name in names[:layers] else "none" for name in names}
+        return {gene.name: gene.choices[0] for gene in space.genes} | chosen, layers
+
+    empty, first, near, far = subnet(0), subnet(1), subnet(quarter), subnet(1 + quarter)
+    assert distinct([empty, first, near, far, subnet(len(names))], space, 2) == [first, far]
+    assert distinct([first, near], space, 2) == [first]
