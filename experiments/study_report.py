@@ -65,8 +65,8 @@ def sentence(own: Comparison, what: str) -> str:
         f"**Ours - {what}: {one} points**, the mean of {count(one.sets, 'set')} with {count(one.seeds, 'seed')}: "
         f"{count(one.wins, 'win')}, {count(one.ties, 'tie')}, {count(one.losses, 'loss', 'losses')}; the lowest is "
         f"{one.worst[0]} with {one.worst[1]:+.2f}. {p}"
-        f"Ours costs {pairs['trainings'].mean():.1f} LoRA trainings ({pairs['minutes'].mean():.0f} minutes), the other "
-        f"{pairs['other_trainings'].mean():.1f} ({pairs['other_minutes'].mean():.0f}).{missing}"
+        f"Ours costs {pairs['trainings'].mean():.1f} LoRA trainings ({pairs['minutes'].mean():.0f} min), the other "
+        f"{pairs['other_trainings'].mean():.1f} ({pairs['other_minutes'].mean():.0f} min).{missing}"
     )
 
 
@@ -111,7 +111,7 @@ def without_empty(page: str) -> tuple[str, list[str]]:
     for part in reversed(re.split(r"(?m)^(?=##+ )", page)):
         heading, _, body = part.partition("\n")
         outer = not heading.startswith("### ")
-        if body.strip() or (outer and kept and kept[-1].startswith("### ")):
+        if body.strip() or not heading.startswith("##") or (outer and kept and kept[-1].startswith("### ")):
             kept.append(part)
             if outer:
                 empty, inner = empty + inner, []
@@ -119,7 +119,7 @@ def without_empty(page: str) -> tuple[str, list[str]]:
             empty, inner = [*empty, heading.lstrip("# ")], []
         else:
             inner.append(heading.lstrip("# "))
-    return "".join(reversed(kept)), empty[::-1]
+    return re.sub(r"\n{3,}", "\n\n", "".join(reversed(kept))), empty[::-1]
 
 
 def _paragraphs(parts: Any) -> str:
@@ -210,8 +210,10 @@ def _pictures(results: Results, product: Comparison, page: Path) -> dict[str, st
     drawn, over = curves(results.chosen[results.chosen["rows"] == 500])
     if drawn:
         page.with_name("evidence-curves.svg").write_text(lines(drawn), encoding="utf-8")
-        links["picture_curves"] = (
-            f"![Test score against adapter parameters](evidence-curves.svg)\n\nThe means are over {over} pairs of a set and "
-            "a seed, which have every budget."
+        links["picture_curves"] = "\n\n".join(
+            [
+                "![Test score against adapter parameters](evidence-curves.svg)",
+                f"The means are over {over} pairs of a set and a seed, which have every budget.",
+            ]
         )
     return links
