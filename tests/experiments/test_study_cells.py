@@ -207,8 +207,8 @@ def test_two_processes_never_do_one_cell(desk, monkeypatch):
     both = processes.Barrier(2)  # each is in a cell while the other one is
 
     def do(cell, desk, late):
-        desk.append(row(cell, winner=UNFIT))
         both.wait(60)
+        desk.append(row(cell, winner=UNFIT))
 
     monkeypatch.setattr(study_cells, "do_cell", do)
     workers = [processes.Process(target=work, args=(own.study.cells(), own)) for _ in range(2)]
