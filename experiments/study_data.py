@@ -89,10 +89,10 @@ def split_rows(
 
     Args:
         pool: what is drawn from; equal texts count once, and what the test rows have is not drawn.
-        test: the data set's own test rows, which come first.
+        test: the data set's own test rows, which come before what is left of the pool.
         train_rows: at least one of every label of the pool is among them.
         validation_rows: so many.
-        test_rows: at most; what is left of the pool fills the test up.
+        test_rows: at most: so many are drawn of a larger test, and what is left of the pool fills a smaller one up.
         labelled: whether the last column is a label, and not a number.
     """
     rng = np.random.default_rng(seed)
@@ -106,6 +106,8 @@ def split_rows(
     train, validation = pool[:train_rows], pool[train_rows : train_rows + validation_rows]
     if len(validation) < validation_rows:
         raise UserError(f"{len(pool)} rows are too few for {train_rows} train and {validation_rows} validation rows")
+    if len(test) > test_rows:  # its file may be in the order of the labels
+        test = test.sample(test_rows, random_state=rng)
     rest = pool[train_rows + validation_rows :]
     return train, validation, pd.concat([test, rest])[:test_rows]
 

@@ -34,8 +34,8 @@ def forest(pairs: pd.DataFrame, mean: tuple[float, float, float] | None) -> str:
         parts.append(_text(140, y + 4, "mean, 95 %", "end"))
         parts += [_line(place(mean[1]), y, place(mean[2]), y, COLOURS[1], 3), _dot(place(mean[0]), y, COLOURS[1], 5)]
     for tick in _ticks(min(values), max(values)):
-        parts.append(_text(place(tick), height - 12, f"{tick:+g}", "middle"))
-    parts.append(_text(WIDTH - 20, 14, "points of ours above the tuned LoRA", "end"))
+        parts.append(_text(place(tick), height - 12, f"{tick:+g}" if tick else "0", "middle"))
+    parts.append(_text(WIDTH - 20, 14, "ours - the tuned LoRA, in points; a dot is a seed", "end"))
     return _svg(parts, height)
 
 
@@ -55,7 +55,7 @@ def lines(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     for x in sorted({x for x, _ in points}):
         parts.append(_text(across(math.log(x)), 302, f"{x:,}", "middle"))
     parts += [_text(44, up(tick) + 4, f"{tick:g}", "end") for tick in _ticks(min(scores), max(scores))]
-    parts.append(_text(50, 16, "test score against adapter parameters", "start"))
+    parts.append(_text(50, 16, "mean test score against adapter parameters", "start"))
     return _svg(parts, 316)
 
 

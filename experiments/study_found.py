@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from study_statistics import CELL
 
 PATHS = ("A", "B", "C", "D", "E")
 Paths = dict[str, dict[str, Any]]
@@ -18,10 +19,14 @@ Paths = dict[str, dict[str, Any]]
 
 
 def read_genomes(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``genomes.jsonl``; none where it is missing."""
+    """The lines of ``genomes.jsonl``, the last of each cell: one that was killed before its row was written has two.
+
+    None where the file is missing.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list({tuple(line[name] for name in CELL): line for line in lines}.values())
 
 
 def kind(layer: dict[str, Any], path: str) -> str:

@@ -35,7 +35,9 @@ def run_recipe(cell: Cell, study: Study, data: Path, cache: Path) -> dict[str, A
     rate = study.recipe["supernet"]["training"]["learning_rate"]
     shared = settings_of(rate, study.epochs[cell.rows], study.batch)
     supernet = {"num_train_epochs": study.supernet_epochs[cell.rows], "save_strategy": "no"}
-    recipe["supernet"] = {"max_params": study.teacher_size * cell.budget, **recipe["supernet"]}
+    own = study.runs[cell.method].get("supernet", {})  # type: ignore[index]
+    largest = {} if "max_params" in own else {"max_params": study.teacher_size * cell.budget}
+    recipe["supernet"] = {**largest, **recipe["supernet"]}
     recipe["supernet"]["training"] = {**shared, **supernet, **recipe["supernet"]["training"]}
     recipe["search"] = {**recipe["search"], "max_params": cell.budget}
     for section in ("finals", "retrain"):
@@ -68,7 +70,7 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
     rows = task.test_split()
     test = evaluate(run.context.load(source), length_sorted_batches(rows, task.collator, 64), task)
     baseline = finals.get("baseline") or {}
-    seconds = {name: taken for name, taken in run.view.seconds().items() if name != "evaluate"}
+    seconds, trainings = spent(run.view.seconds(), finals, metrics.get("lora_trainings"))
     compared = next((one for one in metrics["baselines"] if one.get("name") == baseline.get("name")), {})
     found = {
         "epochs": study.epochs[cell.rows],
@@ -79,8 +81,8 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
         "test": metrics["final"]["test"],
         "test_loss": test.loss,
         "test_rows": len(rows),
-        "seconds": round(sum(seconds.values()), 1),
-        "trainings": metrics.get("lora_trainings"),
+        "seconds": seconds,
+        "trainings": trainings,
         "winner": finals.get("winner", metrics["final"]["source"]),
         "baseline": baseline.get("name"),
         "baseline_validation_loss": baseline.get("validation_loss"),
@@ -89,6 +91,26 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
     }
     genomes = {"best": paths_of(run.folder / "best"), "final": paths_of(run.folder / source)}
     return found, genomes
+
+
+def spent(seconds: dict[str, float], finals: dict[str, Any], trainings: float | None) -> tuple[float, float | None]:
+    """What a run has cost but for its test, in seconds and in LoRA trainings.
+
+    Finals that went on after a kill note the seconds since then, but all of their trainings: the rest is added.
+
+    Args:
+        seconds: command -> seconds of its stage.
+        finals: what the stage has left; nothing where there were none.
+        trainings: what the run itself says.
+    """
+    total, unit = (
+        sum(taken for name, taken in seconds.items() if name != "evaluate"),
+        finals.get("seconds_per_training"),
+    )
+    if not unit or trainings is None:
+        return round(total, 1), trainings
+    lost = max(0.0, finals["trainings"] * unit - seconds["finals"])
+    return round(total + lost, 1), round(trainings + lost / unit, 2)
 
 
 def tidy(cell: Cell, cache: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from study_found import block_of, filled, mean_agreement, role_of, shares
 from study_plan import METHODS, UNSIZED
+from study_results import Results
 from study_statistics import PAIR, difference, paired
 
 NAMES = {
@@ -32,19 +33,36 @@ NAMES = {
     "paper": "the paper's method",
     "ours": "ours",
 }
-NOTHING = "Not enough rows yet."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; `NOTHING` where it has no rows."""
+    """A Markdown table; nothing where it has no rows."""
     if not rows:
-        return NOTHING
+        return ""
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def coverage(results: Mapping[str, Results]) -> str:
+    """A row for each part of the plan: what of it is there."""
+    groups: dict[tuple[str, int, int, str], list[bool]] = {}
+    for encoder, own in results.items():
+        for cell in own.study.cells():
+            if cell.encoder == encoder:
+                groups.setdefault((encoder, cell.rows, cell.budget, cell.method), []).append(cell in own.done)
+    rows = [
+        [encoder, f"{rows:,}", f"{budget:,}" if budget else "", NAMES[method], f"{sum(there)} of {len(there)}"]
+        for (encoder, rows, budget, method), there in groups.items()
+    ]
+    return table(["encoder", "train rows", "budget", "method", "cells"], rows)
+
+
 def by_set(ours: pd.DataFrame, lora: pd.DataFrame, picked: pd.DataFrame) -> str:
-    """A row for each data set: the mean test scores of three methods, and what ours is above the tuned LoRA."""
+    """A row for each data set: the mean test scores of three methods, and ours minus the tuned LoRA.
+
+    Args:
+        picked: the best baseline on validation, where there is another one than LoRA.
+    """
     pairs, rows = paired(ours, lora), []
     for name, own in pairs.groupby("data"):
         scores = [_mean(frame, own, str(name)) for frame in (lora, picked, ours)]
@@ -59,27 +77,21 @@ def by_set(ours: pd.DataFrame, lora: pd.DataFrame, picked: pd.DataFrame) -> str:
                 f"{own['loss'].mean() - 1:+.0%}",
             ]
         )
-    header = [
-        "data",
-        "seeds",
-        "LoRA, tuned",
-        "best baseline on validation",
-        "ours",
-        "ours - LoRA",
-        "seeds from, to",
-        "loss",
-    ]
+    header = ["data", "seeds", "LoRA, tuned", "best baseline", "ours", "ours - LoRA", "its seeds", "test loss"]
     return table(header, rows)
 
 
 def _mean(frame: pd.DataFrame, pairs: pd.DataFrame, name: str) -> str:
     """Of the test scores of a data set, over the seeds of the pairs."""
     own = frame[(frame["data"] == name) & frame["seed"].isin(pairs["seed"])]
-    return f"{100 * own['test'].mean():.1f}" if len(own) == len(pairs) else f"({len(own)} of {len(pairs)} seeds)"
+    if own.empty:
+        return ""
+    some = f" ({len(own)} of {len(pairs)} seeds)" if len(own) < len(pairs) else ""
+    return f"{100 * own['test'].mean():.1f}{some}"
 
 
 def by_method(chosen: pd.DataFrame, primary: int) -> str:
-    """A row for each method and budget: its test score, what it is above LoRA of the same budget, and its cost.
+    """A row for each method and budget: its test score, its difference to LoRA of the same budget, and its cost.
 
     Args:
         chosen: of `study_statistics.tuned`, of one encoder and number of train rows.
@@ -90,7 +102,9 @@ def by_method(chosen: pd.DataFrame, primary: int) -> str:
         reference = primary if method in UNSIZED else budget
         lora = chosen[(chosen["method"] == "lora") & (chosen["budget"] == reference)]
         found = difference(paired(own, lora))
-        what = "" if found is None or method == "lora" else f"{found} ({found.sets} sets, {len(own)} pairs)"
+        what, over = "", ""
+        if found is not None and method != "lora":
+            what, over = str(found), f"{found.sets} x {found.seeds}"
         rows.append(
             [
                 f"{budget:,}" if budget else "",
@@ -100,12 +114,13 @@ def by_method(chosen: pd.DataFrame, primary: int) -> str:
                 f"{100 * own['test'].mean():.1f}",
                 f"{own['test_loss'].mean():.3f}",
                 what,
+                over,
                 _number(own["trainings"].mean()),
                 f"{own['seconds'].mean() / 60:.0f}",
             ]
         )
-    header = ["budget", "method", "parameters", "runs", "test", "loss", "above LoRA", "LoRA trainings", "minutes"]
-    return table(header, rows)
+    header = ["budget", "method", "parameters", "runs", "test", "loss"]
+    return table([*header, "difference to LoRA", "sets x seeds", "LoRA trainings", "minutes"], rows)
 
 
 def _order(group: Any) -> tuple[int, int]:
@@ -138,7 +153,7 @@ def found(genomes: Sequence[dict[str, Any]]) -> dict[str, str]:
     """
     own = [(line["data"], line["best"]) for line in genomes if line["best"] is not None]
     if not own:
-        return dict.fromkeys(("kinds", "blocks", "roles", "agreement"), NOTHING)
+        return dict.fromkeys(("kinds", "blocks", "roles", "agreement"), "")
     layers = sorted({layer for _, paths in own for layer in paths})
     every = [paths for _, paths in own]
     kinds = [
@@ -151,32 +166,38 @@ def found(genomes: Sequence[dict[str, Any]]) -> dict[str, str]:
     }
     same, others = (mean_agreement(own, layers, same=same) for same in (True, False))
     said = [
-        f"{text}: {value:+.3f}"
-        for text, value in (("of one data set", same), ("of different ones", others))
+        f"{text}, {value:+.3f}"
+        for text, value in (("on one data set", same), ("on different ones", others))
         if math.isfinite(value)
     ]
     return {
         "kinds": table(["path", "kinds, of all layers"], kinds),
         "blocks": table(["block", "layers with a path"], groups["blocks"]),
         "roles": table(["layer", "with a path"], groups["roles"]),
-        "agreement": "; ".join(said) + f", over {len(own)} searches." if said else NOTHING,
+        "agreement": "Cohen's kappa of two genomes over all paths is 1 where they are the same, and 0 for chance. "
+        f"Its mean over {len(own)} searches is, {'; '.join(said)}."
+        if said
+        else "",
     }
 
 
-def curves(chosen: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
-    """Method -> mean test score at each budget, over what LoRA and ours have at every budget that both have."""
+def curves(chosen: pd.DataFrame) -> tuple[dict[str, list[tuple[int, float]]], int]:
+    """Mean test scores over what LoRA and ours have at every budget that both have.
+
+    Returns:
+        Method -> its score at each budget, of methods with two or more; and over how many sets and seeds it is.
+    """
     frames = {method: chosen[chosen["method"] == method] for method in ("lora", "ours")}
     budgets = sorted(set(frames["lora"]["budget"]) & set(frames["ours"]["budget"]))
-    common: set[tuple[Any, ...]] | None = None
-    for frame in frames.values():
-        for budget in budgets:
-            own = set(frame.loc[frame["budget"] == budget, PAIR].itertuples(index=False, name=None))
-            common = own if common is None else common & own
-    if not common or len(budgets) < 2:
-        return {}
+    keys = [
+        set(frame.loc[frame["budget"] == budget, PAIR].itertuples(index=False, name=None))
+        for frame in frames.values()
+        for budget in budgets
+    ]
+    common = set.intersection(*keys) if len(budgets) > 1 else set()
     lines: dict[str, list[tuple[int, float]]] = {}
     for (method, budget), own in chosen.groupby(["method", "budget"]):
         there = own[[key in common for key in own[PAIR].itertuples(index=False, name=None)]]
-        if len(there) == len(common) and budget:
+        if common and len(there) == len(common) and budget:
             lines.setdefault(NAMES[method], []).append((int(budget), 100 * float(there["test"].mean())))
-    return lines
+    return {name: line for name, line in lines.items() if len(line) > 1}, len(common)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-from scipy.stats import kendalltau
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
-
 import fidelity
 import fidelity_report
 import fidelity_subnets
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
 
 from glora_search.space.schema import SearchSpace
 
