@@ -171,6 +171,8 @@ def _robust(results: Results) -> str:
     said.append(f"without any one set, the mean is {one.without[0]:+.2f} to {one.without[1]:+.2f}")
     if (other := results.ours(500, "lora", by="validation").found) is not None:
         said.append(f"with LoRA's rate chosen by its validation score, not its loss, it is {other}")
+    if (other := results.own_race(500).found) is not None:
+        said.append(f"to the best uniform method without a teacher in the races of ours themselves, it is {other}")
     new = [name for name in dict.fromkeys(own.pairs["data"]) if name not in DEVELOPED]
     if (other := own.on(new).found) is not None:
         said.append(f"on the sets that the method was not developed on ({', '.join(new)}), it is {other}")

@@ -18,7 +18,20 @@ STRUCTURELESS = ("taught", "random")
 """What has the teacher or the race, and no searched structure."""
 DEVELOPED = ("bbc-headlines", "sst2", "trec", "trec-fine", "tweet-emotion")
 """The sets on which the method was developed, see docs/race.md; trec has the questions of trec-fine."""
-NUMBERS = ("rows", "seed", "budget", "rate", "params", "validation", LOSS, "test", "test_loss", "trainings", "seconds")
+NUMBERS = (
+    "baseline_test",
+    "rows",
+    "seed",
+    "budget",
+    "rate",
+    "params",
+    "validation",
+    LOSS,
+    "test",
+    "test_loss",
+    "trainings",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,12 @@ class Results:
         """
         pairs = paired(self.at(rows, "ours"), self.at(rows, other, by=by))
         return Comparison(pairs, len(self._planned(rows, "ours") & self._planned(rows, other)))
+
+    def own_race(self, rows: int) -> Comparison:
+        """Ours against the best uniform method without a teacher of its own race."""
+        ours = self.at(rows, "ours").dropna(subset="baseline_test")
+        pairs = ours[PAIR].assign(points=100 * (ours["test"] - ours["baseline_test"]))
+        return Comparison(pairs, len(self._planned(rows, "ours")))
 
     def picked(self, rows: int) -> pd.DataFrame:
         """In each pair with LoRA and another baseline, the one that is best on validation."""

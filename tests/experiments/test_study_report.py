@@ -141,6 +141,13 @@ def test_the_structure_is_compared_with_the_better_of_both_where_both_are_there(
     assert own.planned == 6
 
 
+def test_the_baseline_of_its_own_race_is_another_comparison(study):
+    rows = [*rows_of(cell_of("ours"), test=0.9, baseline_test="0.85"), *rows_of(cell_of("ours", seed=1), test=0.9)]
+    own = Results(study, rows, "minilm").own_race(500)
+    assert own.pairs["points"].tolist() == pytest.approx([5])
+    assert own.planned == 6
+
+
 # -- what it costs -----------------------------------------------------------------------------------------------------
 
 
