@@ -43,7 +43,7 @@ def guess(sample: Sample, given: Mapping[str, str | None]) -> dict[str, dict[str
         ):
             return {"task": {**found["task"], **{k: v for k, v in told.items() if k == "type"}}, "data": found["data"]}
     options = "--task and --text-column, --label-column, --response-column or --messages-column"
-    has = shown(sample.columns) or "no rows: it is empty"
+    has = shown(sample.columns) if sample.rows else "no rows"
     raise invalid("--train", _place(sample), f"data whose columns say what is learned, or {options}; it has {has}")
 
 

@@ -50,13 +50,13 @@ def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
     if expected is not None:
         assert asked(json.dumps(row), task) == [expected]
         return
-    with pytest.raises(UserError, match="a row: got .*; allowed: the columns"):
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: the columns"):
         asked(json.dumps(row), task)
 
 
 @pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
 def test_a_list_is_no_text(value):
-    with pytest.raises(UserError, match="a row: got .*; allowed: text in the column text"):
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: text in the column text"):
         asked(json.dumps({"text": value}))
 
 
