@@ -21,24 +21,19 @@ from glora_search.tasks.language_model import LanguageModel
 
 @torch.inference_mode()
 def generate(task: LanguageModel, model: Any, rows: Dataset, max_new_tokens: int) -> list[str]:
-    """What a model answers in each row, without sampling; all else is as its own generation config says.
+    """What a model answers in each row, without sampling; all else is as its own generation config says, its ends too.
 
     Args:
         rows: as read; those that ask something, see `LanguageModel.asked`.
         max_new_tokens: an answer that has no end is cut here.
     """
-    limit, ends = longest_prompt(task, max_new_tokens), task.ends(rows)
+    limit = longest_prompt(task, max_new_tokens)
     start = task.tokenizer.bos_token_id if task.tokenizer.bos_token_id is not None else task.tokenizer.pad_token_id
     asked = [question.ids or [start] for question in task.questions(rows)]
     prompts = asked if limit is None else [ids[-limit:] for ids in asked]
     device, reads = next(model.parameters()).device, bool(getattr(task.config, "is_encoder_decoder", False))
-    ends += [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(set(ends)) or None,
-        pad_token_id=task.tokenizer.pad_token_id,
-    )
+    padding = task.tokenizer.pad_token_id
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=padding)
     texts = [""] * len(prompts)
     order, size = np.argsort([len(ids) for ids in prompts], kind="stable"), task.recipe.search.batch_size
     model.eval()

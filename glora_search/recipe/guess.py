@@ -86,14 +86,12 @@ def _first(names: Sequence[str], found: Sequence[str]) -> str | None:
 
 def _conversation(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     chats = columns.holding(_is_conversation)
-    if {"prompt", "completion"} <= set(chats) and "messages_column" not in told:
+    name = told.get("messages_column")
+    if name is None and {"prompt", "completion"} <= set(chats):
         return _made("causal-lm", text_column="prompt", response_column="completion")
-    name = told.get("messages_column") or (chats[0] if len(chats) == 1 or "messages" in chats else None)
-    if name is None:
-        return None
-    return _made(
-        "causal-lm", messages_column="messages" if "messages" in chats and "messages_column" not in told else name
-    )
+    if name is None and chats:
+        name = "messages" if "messages" in chats else chats[0] if len(chats) == 1 else None
+    return None if name is None else _made("causal-lm", messages_column=name)
 
 
 def _answer(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
