@@ -28,8 +28,7 @@ def generate(task: LanguageModel, model: Any, rows: Dataset, max_new_tokens: int
         max_new_tokens: an answer that has no end is cut here.
     """
     limit = longest_prompt(task, max_new_tokens)
-    start = task.tokenizer.bos_token_id if task.tokenizer.bos_token_id is not None else task.tokenizer.pad_token_id
-    asked = [question.ids or [start] for question in task.questions(rows)]
+    asked = [question.ids for question in task.questions(rows)]
     prompts = asked if limit is None else [ids[-limit:] for ids in asked]
     device, reads = next(model.parameters()).device, bool(getattr(task.config, "is_encoder_decoder", False))
     padding = task.tokenizer.pad_token_id

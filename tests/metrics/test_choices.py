@@ -118,3 +118,14 @@ def test_a_model_whose_loss_is_no_number_has_no_figure(asking):
     (metric,), model = make_metrics(made), made.model()
     model.lm_head.weight.data[:] = torch.nan
     assert np.isnan(metric.score(model, made.data.validation).value)
+
+
+def test_an_empty_prompt_is_what_begins_a_text_so_that_all_of_a_choice_counts(asking, make):
+    rows = [
+        {"text": "" if number % 2 else text, "answer": "the goal"} for number, (text, _) in enumerate(make.sentences(9))
+    ]
+    made = asking([LISTED], "gpt2", rows=rows)
+    ((ids, labels),) = made.completed(made.data.train.filter(lambda row: not row["text"]).select([0]), ["the chip"])
+    assert (ids[0], labels[0]) == (made.tokenizer.bos_token_id, -100)
+    assert -100 not in labels[1:]
+    assert all(question.ids for question in made.questions(made.data.train))
