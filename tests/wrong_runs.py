@@ -193,7 +193,7 @@ WRONG = {
     ),
     "a recipe for an empty file": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", "")],
-        "data whose columns say what is learned", ["it is empty"],
+        "data whose columns say what is learned", ["it has no rows"],
     ),
     "a recipe for a missing column": (
         lambda world: ["init", "own.yaml", "--train", world.write("own.csv", ROWS), "--label-column", "stars"],

@@ -51,6 +51,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         got = value.get(tag) if isinstance(value, Mapping) else value
         allowed = problem["ctx"].get("expected_tags") or "one of the sources"
         return str(invalid(f"{key}.{tag}", got, allowed))
+    if kind == "model_type":
+        return str(invalid(key, value, "a mapping of keys to values"))
     if kind == "literal_error":
         return str(invalid(key, value, problem["ctx"]["expected"]))
     return str(invalid(key, value, problem["msg"].replace("Input should be", "").strip() or problem["msg"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def sample(option: str, path: str) -> Sample:
         source = FORMATS.get(place.suffix.lower(), "csv")
         tabs = {"separator": "\t"} if place.suffix.lower() == ".tsv" else {}
         columns, rows = _csv(place, **tabs) if source == "csv" else {"json": _json, "parquet": _parquet}[source](place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         wanted = f"a {FORMATS.get(place.suffix.lower(), 'csv')} file" if place.is_file() else ALLOWED
         header = " with a header line" if wanted == "a csv file" else ""
         raise invalid(option, path, f"{wanted}{header} ({str(error).splitlines()[0][:200]})") from None
@@ -74,19 +75,19 @@ def shown(columns: Sequence[object]) -> str:
 def _csv(path: Path, separator: str | None = None) -> tuple[list[str], list[dict[str, Any]]]:
     separator, header = read_header(path, separator)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, fieldnames=None, delimiter=separator)
-        return header, list(itertools.islice(reader, SAMPLED))
+        rows = filter(None, csv.reader(file, delimiter=separator))  # without empty lines, as pandas reads it
+        return header, [dict(zip(header, row, strict=False)) for row in itertools.islice(rows, 1, SAMPLED + 1)]
 
 
 def _json(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     with path.open(encoding="utf-8-sig") as file:
-        listed = file.read(1) == "["
-        file.seek(0)
-        if listed:
+        lines = filter(str.strip, iter(functools.partial(file.readline, LONGEST_LINE), ""))
+        first = next(lines, "")
+        if first.lstrip().startswith("["):
+            file.seek(0)
             rows = json.load(file)[:SAMPLED]
         else:
-            lines = (file.readline(LONGEST_LINE) for _ in range(SAMPLED))
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = [json.loads(line) for line in itertools.islice(itertools.chain([first], lines), SAMPLED) if line]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a row is no object")
     return list(dict.fromkeys(name for row in rows for name in row)), rows
@@ -132,4 +133,6 @@ def _named(feature: Any, value: Any) -> Any:
     inner = getattr(feature, "feature", feature)
     if not hasattr(inner, "int2str") or value is None:
         return value
-    return [inner.int2str(one) for one in value] if isinstance(value, list) else inner.int2str(value)
+    if isinstance(value, list):
+        return [_named(inner, one) for one in value]
+    return inner.int2str(value) if value >= 0 else None  # -1 is no class

@@ -6,33 +6,24 @@ trained alone teach, by their mean prediction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 from torch import Tensor
 
 from glora_search.files.text import read_json, write_json
-from glora_search.scoring import Batches, Evaluation, Scoring, outputs, summed
+from glora_search.scoring import Batches, Scoring, outputs
 from glora_search.training.answers import Answers
-from glora_search.training.distillation import SOFT_CLASSES, with_soft_labels, with_unlabelled
+from glora_search.training.distillation import SOFT_CLASSES, with_unlabelled
+from glora_search.training.teaching import MeanPrediction
 
 POOR = 1.25
 """A supernet whose mean prediction has so many times the validation loss of the best finalist does not teach. Good ones
 were at 1.1 at most, and one that made its students worse at 2.4: docs/race.md."""
-BATCH = 64
-
-
-class Teaches(Protocol):
-    """A teacher: `glora_search.supernet.teacher.Teacher`, or `Peers`."""
-
-    def teach(self, rows: Dataset) -> Dataset: ...
-
-    def evaluate(self, rows: Dataset) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,13 @@ class Lesson:
 
     @classmethod
     def of(
-        cls, teacher: Teaches, by: str, members: int, train: Dataset, validation: Dataset, unlabelled: Dataset | None
+        cls,
+        teacher: MeanPrediction,
+        by: str,
+        members: int,
+        train: Dataset,
+        validation: Dataset,
+        unlabelled: Dataset | None,
     ) -> Lesson:
         """Let a teacher label the train rows, and unlabelled ones."""
         worth, rows = teacher.evaluate(validation), teacher.teach(train)
@@ -90,42 +87,29 @@ class Lesson:
 
 
 @dataclass
-class Peers:
+class Peers(MeanPrediction):
     """The mean of models, of which one is in memory at a time. Their items are rows, not tokens.
 
     Attributes:
         models: makes them anew, one after the other.
         scoring: of the task.
+        batch_size: rows of a batch.
     """
 
     models: Callable[[], Iterable[Any]]
     scoring: Scoring
-
-    def teach(self, rows: Dataset) -> Dataset:
-        """Encoded rows with what the models say of them, see `with_soft_labels`."""
-        said, _ = self._said(Batches(rows, self.scoring.collator, BATCH))
-        return with_soft_labels(rows, said)
-
-    def evaluate(self, rows: Dataset) -> Evaluation:
-        """What the mean itself is worth."""
-        batches = Batches(rows, self.scoring.collator, BATCH)
-        said, answers = self._said(batches)
-        logits, labels = answers.logits_of(said), torch.cat([batch["labels"] for batch in batches])
-        logits = logits[torch.as_tensor(batches.order)]
-        tallies = summed(self.scoring, self.scoring.tally(logits, labels).double().numpy())
-        loss = answers.losses(logits, labels).double().mean()
-        return Evaluation(self.scoring.score(np.asarray(tallies)), float(loss))
+    batch_size: int = 64
+    answers: Answers | None = field(default=None, init=False)
 
     @torch.inference_mode()
-    def _said(self, batches: Batches) -> tuple[Tensor, Answers]:
-        """What the models say of rows, on average: ``[rows, k]``, and how it is read."""
-        means, answers = list[Tensor](), None
+    def said(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `MeanPrediction`; each model sees all batches before the next one is made."""
+        totals, members = [torch.zeros(())] * len(batches), 0
         for model in self.models():
-            found = []
-            for batch, output in outputs(model, batches):
-                answers = answers or Answers.of(model, output.logits, batch["labels"])
-                logits, _ = answers.items(output.logits, batch["labels"])
-                found.append(answers.said(logits).cpu())
-            means.append(torch.cat(found))
-        assert answers is not None
-        return torch.stack(means).mean(0)[torch.as_tensor(batches.order).argsort()], answers
+            members += 1
+            for number, (batch, output) in enumerate(outputs(model, batches)):
+                self.answers = self.answers or Answers.of(model, output.logits, batch["labels"])
+                logits, _ = self.answers.items(output.logits, batch["labels"])
+                totals[number] = totals[number] + self.answers.said(logits).cpu()
+        for total, batch in zip(totals, batches, strict=True):
+            yield total / members, batch["labels"]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from datasets import Dataset
 
 from glora_search.tasks.language_model import LanguageModel
+from glora_search.tasks.models import longest_input
 
 CONSTANT = "best constant answer"
 CHANCE = "chance"
@@ -30,7 +31,7 @@ class Score:
 class Metric(abc.ABC):
     """A metric of a language model's answers.
 
-    A recipe names a subclass by its import path; see ``docs/metrics.md``. A metric of generated text is a
+    A recipe names a subclass by its import path; see ``docs/tasks.md``. A metric of generated text is a
     `GeneratedMetric`, which needs less.
 
     Args:
@@ -76,3 +77,11 @@ class Metric(abc.ABC):
     def references(self, rows: Dataset) -> dict[str, float]:
         """What those are worth that look at no row: `CONSTANT`, `CHANCE`, or what else there is."""
         return {}
+
+
+def longest_prompt(task: LanguageModel, max_new_tokens: int) -> int | None:
+    """How many tokens of a prompt a model can be given before its answer; None where there is no limit."""
+    if getattr(task.config, "is_encoder_decoder", False):
+        return None
+    longest = longest_input(task.tokenizer, task.config)
+    return None if longest is None else longest - max_new_tokens

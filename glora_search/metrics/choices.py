@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections import Counter
 from itertools import pairwise
@@ -12,10 +13,9 @@ import torch
 from datasets import Dataset
 
 from glora_search.errors import invalid
-from glora_search.metrics.base import CHANCE, CONSTANT, Metric, Score
+from glora_search.metrics.base import CHANCE, CONSTANT, Metric, Score, longest_prompt
 from glora_search.scoring import IGNORED, Batches, outputs
 from glora_search.tasks.language_model import LanguageModel
-from glora_search.tasks.models import longest_input
 
 
 class MultipleChoice(Metric):
@@ -47,6 +47,8 @@ class MultipleChoice(Metric):
             for choice in own
         ]
         losses = self._losses(model, rows.select(owners), answers)
+        if np.isnan(losses).any():
+            return Score(math.nan)
         if self.per_character:
             losses = losses / [max(1, len(answer)) for answer in answers]
         starts = np.cumsum([0, *map(len, choices)])
@@ -60,7 +62,11 @@ class MultipleChoice(Metric):
     def check(self, rows: Dataset, split: str) -> list[str]:
         """See `Metric`; each row has choices, and its response is one of them."""
         self._right(rows, split)
-        return []
+        if (limit := longest_prompt(self.task, 0)) is None:
+            return []
+        longest = self.task.completed(rows, [max(own, key=len) for own in self._choices(rows)])
+        cut = sum(len(ids) > limit for ids, _ in longest)
+        return [f"{self.name}: {cut} of {len(rows)} rows of data.{split} lose their beginning"] if cut else []
 
     def references(self, rows: Dataset) -> dict[str, float]:
         """The choice at one place, for every row; and one at random."""
@@ -79,7 +85,7 @@ class MultipleChoice(Metric):
             allowed = f"a column of lists, or of text with {self.separator!r} between choices, not of"
             raise invalid(f"{self.key}.choices_column", self.column, f"{allowed} {reprlib.repr(odd)}")
         lists = (value.split(self.separator) if isinstance(value, str) else value or [] for value in values)
-        return [[str(choice).strip() for choice in own] for own in lists]
+        return [["" if choice is None else str(choice).strip() for choice in own] for own in lists]
 
     def _right(self, rows: Dataset, split: str = "") -> list[int]:
         """The place of each row's response among its choices."""
@@ -103,10 +109,10 @@ class MultipleChoice(Metric):
         """What each answer costs after its row's prompt, the token that ends it included: ``[rows]``."""
         encoded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         reads = bool(getattr(self.task.config, "is_encoder_decoder", False))
-        longest = None if reads else longest_input(self.task.tokenizer, self.task.config)
+        limit = longest_prompt(self.task, 0)
         for ids, labels in self.task.completed(rows, answers):
-            if longest is not None:
-                ids, labels = ids[-longest:], labels[-longest:]
+            if limit is not None:
+                ids, labels = ids[-limit:], labels[-limit:]
             encoded["input_ids"].append(ids)
             encoded["attention_mask"].append([1] * len(ids))
             encoded["labels"].append(labels if reads else [IGNORED, *labels[1:]])

@@ -14,40 +14,25 @@ from datasets import Dataset
 from transformers import GenerationConfig
 
 from glora_search.errors import invalid
-from glora_search.metrics.base import CONSTANT, Metric, Score
+from glora_search.metrics.base import CONSTANT, Metric, Score, longest_prompt
 from glora_search.tasks.constants import FREQUENT
 from glora_search.tasks.language_model import LanguageModel
-from glora_search.tasks.models import longest_input
-
-
-def longest_prompt(task: LanguageModel, max_new_tokens: int) -> int | None:
-    """How many tokens of a prompt a model can be given before its answer; None where there is no limit."""
-    if getattr(task.config, "is_encoder_decoder", False):
-        return None
-    longest = longest_input(task.tokenizer, task.config)
-    return None if longest is None else longest - max_new_tokens
 
 
 @torch.inference_mode()
 def generate(task: LanguageModel, model: Any, rows: Dataset, max_new_tokens: int) -> list[str]:
-    """What a model answers in each row, the likeliest token at each place.
+    """What a model answers in each row, without sampling; all else is as its own generation config says, its ends too.
 
     Args:
         rows: as read; those that ask something, see `LanguageModel.asked`.
         max_new_tokens: an answer that has no end is cut here.
     """
-    limit, ends = longest_prompt(task, max_new_tokens), task.ends(rows)
-    start = task.tokenizer.bos_token_id if task.tokenizer.bos_token_id is not None else task.tokenizer.pad_token_id
-    asked = [question.ids or [start] for question in task.questions(rows)]
+    limit = longest_prompt(task, max_new_tokens)
+    asked = [question.ids for question in task.questions(rows)]
     prompts = asked if limit is None else [ids[-limit:] for ids in asked]
     device, reads = next(model.parameters()).device, bool(getattr(task.config, "is_encoder_decoder", False))
-    ends += [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(set(ends)) or None,
-        pad_token_id=task.tokenizer.pad_token_id,
-    )
+    padding = task.tokenizer.pad_token_id
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=padding)
     texts = [""] * len(prompts)
     order, size = np.argsort([len(ids) for ids in prompts], kind="stable"), task.recipe.search.batch_size
     model.eval()
@@ -138,15 +123,12 @@ class ExactMatch(GeneratedMetric):
         self.ignore_case = ignore_case
 
     def answer(self, text: str) -> str | None:
-        """What the pattern finds; None where it finds nothing."""
+        """What the pattern finds; None where that is nothing, or white space."""
         if self.pattern is not None:
             match = self.pattern.search(text)
-            found = None if match is None else match[1] if self.pattern.groups else match[0]
-            if found is None:
-                return None
-            text = found
+            text = "" if match is None else match[min(1, self.pattern.groups)] or ""
         text = text.strip()
-        return text.casefold() if self.ignore_case else text
+        return (text.casefold() if self.ignore_case else text) or None
 
     def worth(self, generated: str, expected: str) -> float:
         """Whether there is an answer, and it is the right one."""
@@ -156,7 +138,7 @@ class ExactMatch(GeneratedMetric):
     def check(self, rows: Dataset, split: str) -> list[str]:
         """See `GeneratedMetric`; responses have to have answers that are not too long."""
         expected = [question.expected for question in self.task.questions(rows)]
-        without = sum(not self.answer(text) for text in expected)
+        without = sum(self.answer(text) is None for text in expected)
         if without == len(expected):
             key, value = ("pattern", self.pattern.pattern) if self.pattern else ("type", "exact-match")
             allowed = f"a pattern that finds an answer in responses; in data.{split} it finds none"

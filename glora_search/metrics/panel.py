@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from glora_search.metrics.base import Metric
-from glora_search.metrics.generated import generate, longest_prompt
+from glora_search.errors import invalid
+from glora_search.metrics.base import Metric, longest_prompt
+from glora_search.metrics.generated import generate
 from glora_search.metrics.making import make_metrics
 from glora_search.tasks.base import Task
 from glora_search.tasks.language_model import LanguageModel
@@ -50,12 +51,15 @@ class Panel:
         Raises:
             UserError: says why.
         """
-        return [
-            note
-            for metric in self.metrics
-            for split, rows in self.rows[metric.name].items()
-            for note in metric.check(rows, split)
-        ]
+        notes = []
+        for metric in self.metrics:
+            for split, rows in self.rows[metric.name].items():
+                if not len(rows):
+                    raise invalid(
+                        f"{metric.key}.type", metric.name, f"nothing where no row of data.{split} asks something"
+                    )
+                notes += metric.check(rows, split)
+        return notes
 
     def score(self, model: Any) -> tuple[Values, list[str]]:
         """The metrics of a model, and notes on its answers, which begin with a verb."""

@@ -43,7 +43,7 @@ def guess(sample: Sample, given: Mapping[str, str | None]) -> dict[str, dict[str
         ):
             return {"task": {**found["task"], **{k: v for k, v in told.items() if k == "type"}}, "data": found["data"]}
     options = "--task and --text-column, --label-column, --response-column or --messages-column"
-    has = shown(sample.columns) or "no rows: it is empty"
+    has = shown(sample.columns) if sample.rows else "no rows"
     raise invalid("--train", _place(sample), f"data whose columns say what is learned, or {options}; it has {has}")
 
 
@@ -86,14 +86,12 @@ def _first(names: Sequence[str], found: Sequence[str]) -> str | None:
 
 def _conversation(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     chats = columns.holding(_is_conversation)
-    if {"prompt", "completion"} <= set(chats) and "messages_column" not in told:
+    name = told.get("messages_column")
+    if name is None and {"prompt", "completion"} <= set(chats):
         return _made("causal-lm", text_column="prompt", response_column="completion")
-    name = told.get("messages_column") or (chats[0] if len(chats) == 1 or "messages" in chats else None)
-    if name is None:
-        return None
-    return _made(
-        "causal-lm", messages_column="messages" if "messages" in chats and "messages_column" not in told else name
-    )
+    if name is None and chats:
+        name = "messages" if "messages" in chats else chats[0] if len(chats) == 1 else None
+    return None if name is None else _made("causal-lm", messages_column=name)
 
 
 def _answer(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:

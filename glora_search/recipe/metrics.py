@@ -67,8 +67,9 @@ class MultipleChoice(AnyMetric):
     @field_validator("choices", mode="before")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        if isinstance(value, list) and any(isinstance(choice, bool) for choice in value):
-            raise invalid("choices", value, "texts; YAML reads yes and no as true and false: put them in quotes")
+        if isinstance(value, list) and any(choice is None or isinstance(choice, bool) for choice in value):
+            allowed = "texts; YAML reads yes, no and null as values of their own: put them in quotes"
+            raise invalid("choices", value, allowed)
         return value
 
     @field_validator("choices")

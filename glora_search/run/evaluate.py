@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *answers.notes,
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}),
-        *notes(view, task),
+        *notes(view, task, references),
         *task.row_notes(FEW_ROWS),
         *further_figures(also),
     ]
@@ -147,15 +147,20 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def notes(view: RunFolder, task: Task) -> list[str]:
-    """What the figures alone would not tell."""
-    found, constant = view.result("best"), task.best_constant(task.validation)
+def notes(view: RunFolder, task: Task, references: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the figures alone would not tell.
+
+    Args:
+        references: see `constants`.
+    """
+    found = view.result("best")
     said = []
+    constant = next((one.get("validation") for one in references if one["name"] == task.constant), None)
     if constant is not None:
-        ours, trivial = (rank_key(one, direction=task.direction) for one in (found["validation"], constant.metric))
+        ours, trivial = (rank_key(one, direction=task.direction) for one in (found["validation"], constant))
         if ours >= trivial:
             said.append(
-                f"the search found nothing better than the {task.constant} ({constant.metric:.4f} on validation): the "
+                f"the search found nothing better than the {task.constant} ({constant:.4f} on validation): the "
                 "supernet needs more epochs or another learning rate"
             )
     if found["params"] == 0:

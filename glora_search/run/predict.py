@@ -125,7 +125,7 @@ def _seq2seq(model: str, max_length: int, *, trust_remote_code: bool) -> Callabl
 
     def generate(text: str) -> list[dict[str, str]]:
         batch = tokenizer(text, **limits, return_tensors="pt", return_token_type_ids=False)
-        answer = loaded.generate(**batch, max_new_tokens=max_length)[0]
+        answer = loaded.generate(**batch, max_new_tokens=max_length, do_sample=False)[0]
         return [{"generated_text": tokenizer.decode(answer, skip_special_tokens=True)}]
 
     return generate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,11 @@ class Questions:
         prompt = task.get("prompt") or []
         self.templates = [prompt] if isinstance(prompt, str) else list(prompt)
         self.pair = data.get("text_pair_column")
-        self.chats = chats or data.get("messages_column") is not None
-        if data.get("messages_column") is not None:
-            self.columns = [data["messages_column"]]
+        messages = data.get("messages_column")
+        self.chats = chats or messages is not None
+        self.key = "data.text_column" if messages is None else "data.messages_column"
+        if messages is not None:
+            self.columns = [messages]
         elif self.templates:
             self.columns = columns_of(self.templates)
         elif task["type"] == "image-classification":
@@ -46,8 +49,8 @@ class Questions:
         """
         row = self._row(question)
         if self.chats:
-            return _asked(row[self.columns[0]])
-        texts = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
+            return self._conversation(row[self.columns[0]])
+        texts = {name: self._text(row, name) for name in self.columns}
         if self.templates:
             return template_for(self.templates, texts).format(**texts)
         if self.pair:
@@ -72,8 +75,9 @@ class Questions:
 
     def _row(self, question: Question) -> Mapping[str, Any]:
         if not isinstance(question, str):
-            missing = [name for name in self.columns if question.get(name) is None]
-            if missing and (not self.templates or len(missing) == len(self.columns)):
+            read = [prompt_columns(template) for template in self.templates] or [self.columns]
+            empty = all(question.get(name) is None for name in self.columns)
+            if empty or not any(question.keys() >= set(names) for names in read):
                 raise invalid("a row", list(question), f"the columns {', '.join(self.columns)}")
             return question
         columns = prompt_columns(self._shortest()) if self.templates else self.columns
@@ -82,19 +86,25 @@ class Questions:
             raise invalid("TEXT", question, f"a value for each column: {given}, or --file with json lines")
         return {columns[0]: question}
 
+    def _text(self, row: Mapping[str, Any], name: str) -> str:
+        value = row.get(name)
+        if isinstance(value, (list, dict)):
+            raise invalid("a row", reprlib.repr(value), f"text in the column {name}")
+        return "" if value is None else str(value)
+
+    def _conversation(self, value: Any) -> list[dict[str, Any]]:
+        """A conversation up to the question; a text is what a user says first."""
+        from glora_search.tasks.chat import ASSISTANT, messages_in
+
+        column = (self.key, self.columns[0])
+        messages = messages_in([{"role": "user", "content": value}] if isinstance(value, str) else value, column)
+        while messages and messages[-1]["role"] == ASSISTANT:
+            messages.pop()
+        return messages_in(messages, column)  # nothing is asked where nothing is left
+
     def _shortest(self) -> str:
         """The template of the fewest columns."""
         return min(self.templates, key=lambda template: len(prompt_columns(template)))
-
-
-def _asked(value: Any) -> Any:
-    """A conversation up to the question; a text is what a user says first."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    messages = list(value)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return messages
 
 
 def _literal(text: str) -> str:
@@ -118,9 +128,11 @@ def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
     Raises:
         UserError: a line of json lines is no object.
     """
-    if rows := _listed(text):
+    rows = _parsed(text) if text.lstrip().startswith(("[", "{")) else None
+    rows = [rows] if isinstance(rows, dict) else rows
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         return rows
-    lines = text.splitlines()
+    lines = text.split("\n")  # not splitlines: texts may have what Unicode calls the end of a line
     first = next((line for line in lines if line.strip()), "")
     if not isinstance(_parsed(first), dict):
         return [text.strip("\n")] if whole and first else [line for line in lines if line.strip()]
@@ -134,13 +146,8 @@ def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
     return found
 
 
-def _listed(text: str) -> list[Question]:
-    rows = _parsed(text) if text.lstrip().startswith("[") else None
-    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
-
-
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

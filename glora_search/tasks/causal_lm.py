@@ -139,9 +139,11 @@ class CausalLM(LanguageModel):
             yield [*prompt, *response, *end], [*[IGNORED] * len(prompt), *response, *end]
 
     def _prompt_ids(self, prompts: list[str]) -> list[list[int]]:
-        """Prompts as tokens, also by a tokenizer that ends every text."""
-        end = self.tokenizer.eos_token_id
-        return [ids[:-1] if end is not None and ids[-1:] == [end] else ids for ids in self.token_ids(prompts)]
+        """Prompts as tokens, also by a tokenizer that ends every text; an empty one is what begins a text."""
+        end, begin = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        begin = self.tokenizer.pad_token_id if begin is None else begin
+        found = (ids[:-1] if end is not None and ids[-1:] == [end] else ids for ids in self.token_ids(prompts))
+        return [ids or [begin] for ids in found]
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

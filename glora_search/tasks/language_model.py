@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
 from glora_search.errors import invalid
 from glora_search.recipe.prompts import columns_of, template_for
@@ -149,6 +149,14 @@ class LanguageModel(TextTask):
     def score(self, sums: np.ndarray) -> float:
         """Perplexity."""
         return float(np.exp(sums[0] / sums[1]))
+
+    def model(self) -> PreTrainedModel:
+        """See `Task.model`; what the model generates ends where the answers end that it learns."""
+        model = super().model()
+        known = [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
+        if new := [end for end in self.ends(self.data.train) if end not in known]:
+            model.generation_config.eos_token_id = [*known, *new]
+        return model
 
     def token_ids(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Texts as tokens, uncut, with or without those that begin and end a text."""

@@ -63,6 +63,6 @@ class Seq2SeqLM(LanguageModel):
         return (
             "from transformers import AutoModelForSeq2SeqLM as M, AutoTokenizer as T; "
             f"m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
-            f"answer = m.generate(**t({example or cls.example}, return_tensors='pt'))[0]; "
+            f"answer = m.generate(**t({example or cls.example}, return_tensors='pt'), do_sample=False)[0]; "
             "print(t.decode(answer, skip_special_tokens=True))"
         )

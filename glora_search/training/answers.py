@@ -62,10 +62,18 @@ class Answers:
         """Logits ``[items, k]`` in float32, and labels ``[items, ...]``."""
         if not self.by_token:
             return logits.float().reshape(len(logits), -1), labels
-        if self.kind == "next tokens":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        counts = labels != IGNORED
-        return logits[counts].float(), labels[counts]
+        counted = self.counted(labels)
+        return logits[:, : counted.shape[1]][counted].float(), self.labels_of(labels)
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Which places of rows of tokens are items: those whose logits are for a label that counts."""
+        return (labels[:, 1:] if self.kind == "next tokens" else labels) != IGNORED
+
+    def labels_of(self, labels: Tensor) -> Tensor:
+        """The labels of items."""
+        if not self.by_token:
+            return labels
+        return (labels[:, 1:] if self.kind == "next tokens" else labels)[self.counted(labels)]
 
     def said(self, logits: Tensor) -> Tensor:
         """What items say: probabilities ``[items, k]``, or numbers."""

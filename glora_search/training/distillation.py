@@ -103,7 +103,7 @@ def _flat(
     if not answers.by_token:
         return (soft.float(),)
     assert classes is not None
-    counted = (labels[:, 1:] if answers.kind == "next tokens" else labels).ne(IGNORED).sum(1, keepdim=True)
+    counted = answers.counted(labels).sum(1, keepdim=True)
     there = torch.arange(soft.shape[1], device=soft.device) < counted
     if int(there.sum()) != int(counted.sum()):
         raise invalid("soft_labels", int(there.sum()), f"one distribution for each of {int(counted.sum())} tokens")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from glora_search.recipe.prompts import prompt_columns
 from glora_search.recipe.schema import TASKS, BaselineTraining, Finals, Recipe, Retrain, Search, Supernet
@@ -213,3 +213,39 @@ def test_what_cannot_be_told_is_a_short_message(call, row, options, message):
     assert message in err
     assert len(err) < 1500
     assert not Path("recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("rows.csv", "\n\ntext,label\na,x\n"),
+        ("rows.json", ' \n[{"text": "a", "label": "x"}]'),
+        ("rows.jsonl", '\n\n{"text": "a", "label": "x"}\n'),
+    ],
+)
+def test_white_space_before_the_first_row_is_none(call, file, content):
+    Path(file).write_text(content)
+    code, _, err = call("init", "--train", file)
+    assert code == 0, err
+    assert Recipe.load("recipe.yaml").task.type == "text-classification"
+
+
+@pytest.mark.parametrize(("file", "content"), [("rows.csv", "text,label\n"), ("rows.json", "[]"), ("rows.jsonl", "\n")])
+def test_data_without_rows_is_said_to_have_none(call, file, content):
+    Path(file).write_text(content)
+    code, _, err = call("init", "--train", file)
+    assert (code, "it has no rows" in err) == (2, True)
+
+
+def test_json_that_is_nested_without_end_is_refused(call):
+    Path("rows.json").write_text("[" * 100_000)
+    code, _, err = call("init", "--train", "rows.json")
+    assert (code, "allowed: a json file" in err) == (2, True)
+
+
+def test_a_row_of_no_class_does_not_hide_the_others(call):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [-1, 0]}, features=features).save_to_disk("rows")
+    code, _, err = call("init", "--train", "rows")
+    assert code == 0, err
+    assert Recipe.load("recipe.yaml").task.type == "text-classification"

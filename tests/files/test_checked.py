@@ -95,3 +95,8 @@ def test_every_wrong_key_of_a_file_is_named_in_a_line_of_its_own():
 
 def test_data_that_fits_is_returned_checked():
     assert validate(Outer, {"name": "x", "inner": {"size": 3}}, source="my.yaml").inner.size == 3
+
+
+def test_a_value_where_a_section_belongs_is_told_that_and_no_name_of_a_class():
+    with pytest.raises(UserError, match=r"^file: inner: got 3; allowed: a mapping of keys to values$"):
+        validate(Outer, {"name": "a", "inner": 3}, source="file")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tiny_models import make, recipe, task, tiny
@@ -42,7 +40,6 @@ class Parrot(nn.Module):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
         self.tokenizer, self.answers = tokenizer, answers
-        self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
         self.batches = []
 
     def can_generate(self):

@@ -70,6 +70,7 @@ def test_choices_in_a_column_are_a_list_or_text_and_are_no_input(asking, make, o
         ("the goal", "at least 2 choices in each row"),
         ("the goal|the goal", "at least 2 choices in each row"),
         ("the goal||the chip", "at least 2 choices in each row"),
+        (["the goal", None], "at least 2 choices in each row"),
         (None, "at least 2 choices in each row"),
         ("the team|a chip", "choices one of which is the row's response"),
         ({"text": ["a", "b"]}, "a column of lists, or of text with '|' between choices"),
@@ -100,3 +101,31 @@ def test_white_space_around_a_response_is_that_of_the_choices(asking, make):
     made.completed = lambda rows, answers: seen.extend(answers) or completed(rows, answers)
     metric.score(made.model(), made.data.validation)
     assert set(seen) == {" the goal ", " the chip "}
+
+
+def test_rows_that_do_not_fit_are_noted_with_their_longest_choice(asking):
+    made = asking([{**LISTED, "choices": ["the goal", "the chip", "the " * 60]}])
+    rows = made.data.validation
+    long = sum(len(question.ids) + 61 > 64 for question in made.questions(rows))
+    assert long > 0
+    notes = Panel(made, {"validation": rows}).check()
+    assert notes == [f"multiple_choice: {long} of {len(rows)} rows of data.validation lose their beginning"]
+    assert Panel(asking([LISTED]), {"validation": rows}).check() == []
+
+
+def test_a_model_whose_loss_is_no_number_has_no_figure(asking):
+    made = asking([LISTED])
+    (metric,), model = make_metrics(made), made.model()
+    model.lm_head.weight.data[:] = torch.nan
+    assert np.isnan(metric.score(model, made.data.validation).value)
+
+
+def test_an_empty_prompt_is_what_begins_a_text_so_that_all_of_a_choice_counts(asking, make):
+    rows = [
+        {"text": "" if number % 2 else text, "answer": "the goal"} for number, (text, _) in enumerate(make.sentences(9))
+    ]
+    made = asking([LISTED], "gpt2", rows=rows)
+    ((ids, labels),) = made.completed(made.data.train.filter(lambda row: not row["text"]).select([0]), ["the chip"])
+    assert (ids[0], labels[0]) == (made.tokenizer.bos_token_id, -100)
+    assert -100 not in labels[1:]
+    assert all(question.ids for question in made.questions(made.data.train))

@@ -74,6 +74,9 @@ def test_a_text_without_an_answer_is_never_right_and_letter_case_counts_unless_i
     assert strict.worth("none", "none either") == 0
     assert loose.worth(" The Goal", "the goal") == 1
     assert strict.worth("A", "B") == 0
+    assert loose.worth(" ", "") == 0
+    (empty,) = make_metrics(asking([{**EXACT, "pattern": "[0-9]*"}]))
+    assert empty.worth("forty", "two") == 0
 
 
 def test_responses_without_an_answer_are_refused_and_some_of_them_are_noted(asking):

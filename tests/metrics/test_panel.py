@@ -60,3 +60,11 @@ def test_samples_are_the_first_rows_with_what_is_asked_expected_and_written(aski
         assert f"{one['prompt'].removeprefix('<s>').strip()} {one['expected']}" == text
     labelled = task("bert", "text-classification", make.rows())
     assert sample_answers(labelled, labelled.model(), labelled.data.validation) == []
+
+
+@pytest.mark.parametrize("metric", [EXACT, CHOICES])
+def test_a_split_whose_conversations_ask_nothing_is_refused(asking, make, monkeypatch, metric):
+    made = asking([metric])
+    monkeypatch.setattr(made, "asked", lambda rows: rows.select([]))
+    with pytest.raises(UserError, match=r"task\.metrics\.0\.type: .*nothing where no row of data\.validation asks"):
+        Panel(made, {"validation": made.data.validation}).check()

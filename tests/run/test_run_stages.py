@@ -237,11 +237,10 @@ def test_a_search_is_compared_with_the_best_constant_answer_by_the_tasks_directi
         done=lambda stage: None,
         final=lambda: None,
     )
-    constant = SimpleNamespace(metric=4.0)
-    task = SimpleNamespace(
-        best_constant=lambda rows: constant, constant="best constant answer", validation=None, direction=direction
-    )
-    assert bool(notes(view, task)) is noted
+    task = SimpleNamespace(constant="best constant answer", direction=direction)
+    constant = {"name": "best constant answer", "validation": 4.0}
+    assert bool(notes(view, task, [{"name": "base model", "validation": 4.0}, constant])) is noted
+    assert notes(view, task, []) == []
 
 
 def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_named(tiny_recipe, tmp_path):

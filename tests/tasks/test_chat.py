@@ -200,7 +200,9 @@ def test_the_last_turn_is_asked_for_and_its_end_is_known(chat, template):
         assert question.prompt == made.tokenizer.apply_chat_template(
             row[:3], tokenize=False, add_generation_prompt=True
         )
-    assert made.tokenizer.convert_tokens_to_ids("<|end|>") in made.ends(made.data.validation)
+    end = made.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end in made.ends(made.data.validation)
+    assert made.model().generation_config.eos_token_id == [made.tokenizer.eos_token_id, end]  # so is the merged model's
     ((ids, labels),) = made.completed(made.data.validation.select([0]), ["the data"])
     assert made.tokenizer.decode([token for token in labels if token != -100]).split()[:2] == ["the", "data"]
     assert made.tokenizer.decode(ids).count("<|assistant|>") == 2

@@ -1,0 +1,69 @@
+"""How a merged model is asked: what files and rows may hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glora_search.errors import UserError
+from glora_search.run.questions import Questions, questions_in
+
+LABELS, TEXTS = {"type": "text-classification"}, {"type": "causal-lm"}
+ALPACA = {**TEXTS, "prompt": ["do {instruction} with {input}", "do {instruction}"]}
+BOTH = {**TEXTS, "prompt": "do {instruction} with {input}"}
+CHAT = {"messages_column": "chat"}
+
+
+def asked(text, task=LABELS, data=None):
+    """What the model of a recipe is asked by a file."""
+    questions = Questions({"task": task, "data": data or {}})
+    return [questions(one) for one in questions_in(text, "rows", whole=task["type"] == "causal-lm")]
+
+
+def test_a_line_ends_with_a_line_feed_and_with_nothing_else_that_unicode_calls_the_end_of_a_line():
+    text = "one\u2028still\x0cone\x85"
+    assert asked(f"{text}\n\ntwo\n") == [text, "two"]
+    assert asked(json.dumps({"text": text}, ensure_ascii=False) + "\n", TEXTS) == [text]
+
+
+def test_an_object_of_json_on_several_lines_is_one_row():
+    assert asked(json.dumps({"text": "one"}, indent=2)) == ["one"]
+
+
+def test_brackets_without_an_end_are_a_text():
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        assert asked(text) == [text]
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "expected"),
+    [
+        ({"instruction": "a"}, ALPACA, "do a"),
+        ({"instruction": "a", "input": None}, BOTH, "do a with "),
+        ({"instruction": "a", "inputs": "b"}, BOTH, None),
+        ({"instructions": "a", "input": "b"}, ALPACA, None),
+        ({"text": None}, LABELS, None),
+    ],
+)
+def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
+    if expected is not None:
+        assert asked(json.dumps(row), task) == [expected]
+        return
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: the columns"):
+        asked(json.dumps(row), task)
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
+def test_a_list_is_no_text(value):
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: text in the column text"):
+        asked(json.dumps({"text": value}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], 5, ["a"], [{"from": "human", "value": "a"}], [{"role": "user"}], [{"role": "assistant", "content": "a"}]],
+)
+def test_what_is_no_conversation_or_asks_nothing_is_refused(value):
+    with pytest.raises(UserError, match=r"data\.messages_column: got 'chat'; allowed: a column of lists of messages"):
+        asked(json.dumps({"chat": value}), TEXTS, CHAT)
