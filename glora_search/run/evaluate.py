@@ -73,7 +73,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "direction": task.direction,
         **answers.facts(),
         "budget": recipe.search.max_params,
-        "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
+        "rows": {"train": len(task.train_rows), "validation": len(task.validation), "test": len(batches.dataset)},
         "references": references,
         "baselines": [{**entry, "test": scores[name], **answers.of(name)} for name, entry in compared.items()],
         "search": {

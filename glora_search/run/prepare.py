@@ -93,7 +93,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
-    _say_repeated(splits)
+    _say_repeated(task, splits)
     for note in task.row_notes():
         say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
@@ -130,11 +130,11 @@ def _try_metrics(task: Task, model: PreTrainedModel) -> None:
                 metric.score(model, rows.select(range(min(2, len(rows)))))
 
 
-def _say_repeated(splits: dict[str, Dataset]) -> None:
+def _say_repeated(task: Task, splits: dict[str, Dataset]) -> None:
     """Say which rows to score on were learned from, too."""
-    if "input_ids" not in splits["train"].column_names:
+    if "input_ids" not in task.train_rows.column_names:
         return
-    learned = set(map(tuple, splits["train"]["input_ids"]))
+    learned = set(map(tuple, task.train_rows["input_ids"]))
     for split in ("validation", "test"):
         known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
         if known:

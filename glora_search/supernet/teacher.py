@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from glora_search.scoring import IGNORED, Batch, Batches, Evaluation, Scoring, summed
+from glora_search.scoring import IGNORED, Batch, Batches, Evaluation, Scoring, on_device, summed
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.supernet.sampling import SizeSampling
@@ -88,7 +88,7 @@ class Teacher:
         """The mean of what the members say of a batch's items, on the CPU, and the items' labels."""
         self.supernet.eval()
         device = next(self.supernet.parameters()).device
-        inputs = {name: value.to(device) for name, value in batch.items()}
+        inputs = on_device(batch, device)
         fold, total = self.supernet.folding_fits(), None
         for genome in self.members:
             with self.supernet.scored(genome, fold):
