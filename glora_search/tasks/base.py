@@ -21,6 +21,7 @@ from glora_search.scoring import IGNORED, Evaluation
 from glora_search.tasks.constants import one_hot, score_constant
 from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
+    check_device_map,
     check_devices,
     check_vocabulary,
     check_weights,
@@ -221,6 +222,7 @@ class Task(abc.ABC):
 
         A head of other names than the task's is drawn anew, whatever its size.
         """
+        check_device_map(self.recipe.task.device_map)
         set_seed(self.recipe.seed)
         model, loaded = self._loaded()
         if trained := quantized_in(model, self._trained(model, loaded)):
