@@ -32,7 +32,6 @@ from glora_search.tasks.packing import PackedRows, packed
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench_packing"
 LAYOUT = {
-    "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_attention_heads": 9,
@@ -57,16 +56,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--vocabulary", type=int, default=49152)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(90), 0.7, args.rows), 8, SIZE).astype(int)
-    ids = [rng.integers(1, LAYOUT["vocab_size"], length).tolist() for length in lengths]
+    ids = [rng.integers(1, args.vocabulary, length).tolist() for length in lengths]
     masks = [[1] * len(own) for own in ids]
     rows = Dataset.from_dict({"input_ids": ids, "attention_mask": masks, "labels": [[-100, *own[1:]] for own in ids]})
     sequences = packed(rows, SIZE)
-    config = LlamaConfig(**LAYOUT, num_hidden_layers=args.layers)
+    config = LlamaConfig(**LAYOUT, num_hidden_layers=args.layers, vocab_size=args.vocabulary)
     model: Any = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear"))
     collator = PackedRows(padded, 0)
     few = max(1, round(BATCH * len(sequences) / len(rows)))

@@ -93,8 +93,9 @@ def test_a_run_ends_with_a_merged_model_of_the_same_kind(base, run, made, task):
     assert torch.equal(merged.model.embed_tokens.weight, plain.model.embed_tokens.weight)
     changed = [name for name, value in merged.named_parameters() if not torch.equal(value, plain.get_parameter(name))]
     assert changed
-    assert metrics["merged"]["max_abs_logit_difference"] <= 2 * torch.finfo(dtype).eps
-    assert metrics["merged"]["validation"] == pytest.approx(metrics["final"]["validation"], rel=torch.finfo(dtype).eps)
+    rounding = 10 * torch.finfo(dtype).eps
+    assert metrics["merged"]["max_abs_logit_difference"] <= rounding
+    assert metrics["merged"]["validation"] == pytest.approx(metrics["final"]["validation"], rel=rounding)
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")  # peft saves them, too
