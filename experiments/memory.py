@@ -82,7 +82,7 @@ def main() -> None:
             task: Any = SimpleNamespace(
                 recipe=recipe, outputs=[], task_type="CAUSAL_LM", auto_class=AutoModelForCausalLM,
                 model_options=dict, load=lambda *_, layout=layout, **__: LlamaConfig(**layout), train=Rows(),
-                collator=collate,
+                train_rows=Rows(), collator=collate,
             )  # fmt: skip
             found = sizes(recipe, task)
             for stage in ("train-supernet", "search"):

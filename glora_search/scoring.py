@@ -15,7 +15,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import default_data_collator
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""What a model's forward is given: tensors, and seldom an option."""
 Metric = Callable[[Tensor, Tensor], Tensor]
 """``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean is the metric."""
 IGNORED = -100
@@ -186,7 +187,12 @@ def outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Batch,
     model.eval()
     device = next(model.parameters()).device
     for batch in batches:
-        yield batch, model(**{name: value.to(device) for name, value in batch.items()})
+        yield batch, model(**on_device(batch, device))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch where a model is."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 @torch.inference_mode()

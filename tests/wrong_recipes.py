@@ -53,6 +53,12 @@ WRONG = {
     "a seed that numpy does not take": (setting("seed=4294967296"), "allowed: less than", ["seed", "4294967296"]),
     "a fraction above 1": (setting("data.test_fraction=2"), "allowed: less than", ["data.test_fraction", "2"]),
     "a name that is no folder's": (setting("name=a/b"), "name: got", ["a/b", "pattern"]),
+    "a device that is not there": (
+        setting("task.device_map={'': nowhere}"), "or devices of this machine", ["task.device_map", "nowhere", "cpu"],
+    ),
+    "packing of what is no text": (
+        setting("task.packing=true"), "only causal-lm packs rows", ["task.packing", "True", "text-classification"],
+    ),
     "an unknown sampler": (
         setting("search.sampler=annealing"), "search.sampler: got", ["annealing", "evolution", "nsga2", "import path"],
     ),

@@ -45,6 +45,8 @@ class Task(Loading):
         prompt: language models only: a template with column names in braces, such as
             ``"Question: {question}\\nAnswer: "``, or a list of templates. A row uses the first template whose columns
             all contain text, else the last one. None uses the text column as the prompt.
+        packing: ``causal-lm`` only: train rows share sequences of up to ``max_length`` tokens, without seeing each
+            other.
         metrics: language models only: metrics that look at the answers, in addition to perplexity. The first one is
             the one that tables show first and that notes compare. The search goes by ``search.score`` all the same.
         options: options of your own task.
@@ -55,6 +57,7 @@ class Task(Loading):
     model: str
     max_length: int = Field(default=128, ge=8)
     prompt: str | list[str] | None = None
+    packing: bool = False
     metrics: list[MetricSettings] = Field(default_factory=list)
     options: dict[str, Any] | None = None
     trust_remote_code: bool = False

@@ -25,7 +25,7 @@ from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
 from glora_search.run.launch import processes
 from glora_search.run.stages import STAGES
-from glora_search.scoring import Batch, Batches
+from glora_search.scoring import Batches, on_device
 from glora_search.supernet import make_sampling
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.loop import steps_for, training_arguments
@@ -104,7 +104,7 @@ def count(run: Context, step: float, forward: float, together: int = 1) -> Estim
         args = _args(recipe.finals.training, recipe)
         unit = per_row * _batch(args) * whole(steps_for(args, rows)) + PARTS * scored
         taught = recipe.finals.teacher
-        others = rows + len(task.data.unlabelled or ())
+        others = len(task.train_rows) + len(task.data.unlabelled or ())
         methods = uniform_methods(space, recipe.search.max_params, recipe.finals.methods)
         uniform = uniform_finalists(methods, recipe.finals.rates)
         trainings = planned_trainings(uniform, recipe.finals.subnets, teacher=taught > 0)
@@ -129,8 +129,8 @@ def _timed(run: Context) -> tuple[float, float]:
     model = run.placed(base if config is None else get_peft_model(base, config))
     size = args.per_device_train_batch_size
     scored_size = recipe.search.batch_size
-    batch = _on(Batches(_some(task.train, size), task.collator, size)[0], run.device)
-    scored = _on(Batches(_some(task.validation, scored_size), task.collator, scored_size)[0], run.device)
+    batch = on_device(Batches(_some(task.train, size), task.collator, size)[0], run.device)
+    scored = on_device(Batches(_some(task.validation, scored_size), task.collator, scored_size)[0], run.device)
 
     def train() -> None:
         model.train()
@@ -170,10 +170,6 @@ def _median(work: Callable[[], None], device: torch.device) -> float:
             torch.accelerator.synchronize()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken[1:])
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def spent(view: RunFolder) -> float | None:

@@ -21,6 +21,8 @@ from glora_search.run.folder import RunFolder, source_name
 from glora_search.run.references import base_model, constants, no_better
 from glora_search.run.retrain import retraining_diverged
 from glora_search.scoring import Batches, Evaluation, evaluate
+from glora_search.search.evolution import EvolutionSampler
+from glora_search.search.samplers import make_sampler
 from glora_search.tasks import Task
 
 FEW_ROWS = 0.01
@@ -73,7 +75,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "direction": task.direction,
         **answers.facts(),
         "budget": recipe.search.max_params,
-        "rows": {"train": len(task.train), "validation": len(task.validation), "test": len(batches.dataset)},
+        "rows": {"train": len(task.train_rows), "validation": len(task.validation), "test": len(batches.dataset)},
         "references": references,
         "baselines": [{**entry, "test": scores[name], **answers.of(name)} for name, entry in compared.items()],
         "search": {
@@ -109,6 +111,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
         *no_better(metrics),
         *answers.notes,
+        *short_search(run),
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}),
         *notes(view, task, references),
@@ -117,6 +120,14 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     ]
     answers.write_cards({name: compared[name] for name in compared if name not in diverged} | {source: figures})
     return {**metrics, "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)}}
+
+
+def short_search(run: Context) -> list[str]:
+    """Whether the search was mostly its start."""
+    search = run.recipe.search
+    sampler = make_sampler(search.sampler, run.space, max_params=search.max_params, options=search.options)
+    note = sampler.note(search.trials) if isinstance(sampler, EvolutionSampler) else None
+    return [] if note is None else [note]
 
 
 def larger_subnets(run: Context) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -99,12 +100,12 @@ def sizes(recipe: Recipe, task: Task) -> Sizes:
 
     def trained(section: dict[str, Any], count: int) -> Memory:
         args = training_arguments(section, Path("unused"), recipe.seed)
-        batch = _longest(task, args.per_device_train_batch_size)
+        batch = _longest(task, task.train, args.per_device_train_batch_size)
         activations = step_bytes(supernet, batch, vocabulary, checkpointed=args.gradient_checkpointing)
         made = logit_bytes(batch, vocabulary, itemsize, trained=True)
         return Memory(weights, TRAINED * (count + head), dense, 0, activations, made)
 
-    batch = _longest(task, recipe.search.batch_size)
+    batch = _longest(task, task.train_rows, recipe.search.batch_size)
     tokens = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
     widest = max(max(layer.in_features, layer.out_features) for layer in space.layers)
     scored = (2 * tokens * widest * itemsize, logit_bytes(batch, vocabulary, itemsize, trained=False))
@@ -183,7 +184,9 @@ def step_bytes(model: nn.Module, batch: Batch, vocabulary: int = 0, *, checkpoin
                 name: torch.empty(value.shape, dtype=value.dtype, requires_grad=value.requires_grad)
                 for name, value in held.items()
             }
-            batch = {name: mode.from_tensor(value) for name, value in batch.items()}
+            batch = {
+                name: mode.from_tensor(value) if isinstance(value, Tensor) else value for name, value in batch.items()
+            }
         seen = {_memory(value) for value in held.values()}
         alive: list[Tensor] = []  # else another tensor could take the place of one
 
@@ -207,7 +210,7 @@ def _memory(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-def _longest(task: Task, rows: int) -> Batch:
-    """A batch of the longest train rows."""
-    batches = Batches(task.train, task.collator, min(rows, len(task.train)))
-    return dict(task.collator([task.train[int(row)] for row in batches.order[-batches.batch_size :]]))
+def _longest(task: Task, rows: Dataset, count: int) -> Batch:
+    """A batch of the longest of these rows."""
+    batches = Batches(rows, task.collator, min(count, len(rows)))
+    return dict(task.collator([rows[int(row)] for row in batches.order[-batches.batch_size :]]))

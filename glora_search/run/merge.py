@@ -8,7 +8,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,11 +17,7 @@ from glora_search.errors import UserError
 from glora_search.progress import say, track
 from glora_search.run.context import Context
 from glora_search.scoring import Evaluation, evaluate, logits_of
-from glora_search.tuners.quantized import dequantize
-
-ROUNDED_INPUTS = 1 / 127
-"""The precision of a layer that no path adapts and that is quantised to 8 bit by bitsandbytes, which rounds its inputs
-to 8 bit too."""
+from glora_search.tuners.quantized import dequantize, precision
 
 
 def merge_final(run: Context, folder: Path) -> dict[str, Any]:
@@ -39,16 +34,15 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
     with track("merge", 3) as bar:
         model = run.load(source)
         before, expected = logits_of(model, run.validation), evaluate(model, run.validation, run.task)
-        shared = shared_weights(model)
+        shared, epsilon = shared_weights(model), precision(model)
         bar.advance()
-        if quantized := run.recipe.task.quantization:
+        if run.recipe.task.quantization:
             del model
             model = load_adapter(dense_base(run), run.folder / source)
         try:
             plain = merge(model)
         except ValueError as error:
             raise UserError(f"merge: {run.folder / source} cannot be merged ({error})") from error
-        epsilon = max(torch.finfo(plain.dtype).eps, ROUNDED_INPUTS if quantized and quantized.load_in_8bit else 0.0)
         plain.save_pretrained(str(folder))
         run.task.processor.save_pretrained(str(folder))
         del model, plain

@@ -26,6 +26,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
+from glora_search.search.evolution import EvolutionSampler
 from glora_search.search.study import check_search
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import make_sampling
@@ -61,7 +62,7 @@ def check(recipe: Recipe) -> Task:
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
     if not space.params(space.largest):
         raise invalid("space.paths", "nothing but none, or rank 0", "a path that adds parameters to a layer")
-    check_search(
+    sampler = check_search(
         space,
         sampler=search.sampler,
         max_params=search.max_params,
@@ -70,6 +71,8 @@ def check(recipe: Recipe) -> Task:
         options=search.options,
         racing=search.racing,
     )
+    if isinstance(sampler, EvolutionSampler) and (note := sampler.note(search.trials)):
+        say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
     _try_rows(task, model)
@@ -93,7 +96,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
-    _say_repeated(splits)
+    _say_repeated(task, splits)
     for note in task.row_notes():
         say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
@@ -130,11 +133,11 @@ def _try_metrics(task: Task, model: PreTrainedModel) -> None:
                 metric.score(model, rows.select(range(min(2, len(rows)))))
 
 
-def _say_repeated(splits: dict[str, Dataset]) -> None:
+def _say_repeated(task: Task, splits: dict[str, Dataset]) -> None:
     """Say which rows to score on were learned from, too."""
-    if "input_ids" not in splits["train"].column_names:
+    if "input_ids" not in task.train_rows.column_names:
         return
-    learned = set(map(tuple, splits["train"]["input_ids"]))
+    learned = set(map(tuple, task.train_rows["input_ids"]))
     for split in ("validation", "test"):
         known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
         if known:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glora_search.scoring import Batches, Scoring
+from glora_search.scoring import Batches, Scoring, on_device
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.supernet.sampling import SizeSampling
@@ -54,7 +54,7 @@ class Teacher(MeanPrediction):
         self.supernet.eval()
         device = next(self.supernet.parameters()).device
         for batch in batches:
-            inputs = {name: value.to(device) for name, value in batch.items()}
+            inputs = on_device(batch, device)
             fold, total = self.supernet.folding_fits(), torch.zeros((), device=device)
             for genome in self.members:
                 with self.supernet.scored(genome, fold):

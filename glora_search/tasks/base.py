@@ -21,6 +21,7 @@ from glora_search.scoring import IGNORED, Evaluation
 from glora_search.tasks.constants import one_hot, score_constant
 from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
+    check_device_map,
     check_devices,
     check_vocabulary,
     check_weights,
@@ -54,6 +55,7 @@ class Task(abc.ABC):
         problem_type: transformers' name of what the model's head learns; None where it has none of the task's own.
         one_label: whether a row has one label, and the model's logits are ``[rows, classes]``.
         prompted: whether the task reads the recipe's prompt.
+        packs: whether the task can put several train rows into one sequence.
         writes: whether the model writes text, which the recipe's metrics can look at.
         constant: what tables call the best answer that does not look at the inputs.
         pipeline, example, pipeline_options, taken: transformers' pipeline of the task; what it is called with, in
@@ -62,6 +64,7 @@ class Task(abc.ABC):
         data: train and validation rows; the test rows are read by `test_split` alone.
         processor: tokenizer or image processor; saved beside every model.
         train, validation: encoded rows, with a column ``labels``.
+        train_rows: the encoded train rows one by one, where several share one of ``train``; else ``train``.
         collator: list of encoded rows -> batch.
         modules_to_save: what is trained as it is, besides the head that peft knows of by ``task_type``: a
             classifier's head, and modules which are drawn at random, since the checkpoint lacks them or has them in
@@ -82,6 +85,7 @@ class Task(abc.ABC):
     problem_type: ClassVar[str | None] = None
     one_label: ClassVar[bool] = False
     prompted: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     writes: ClassVar[bool] = False
     constant: ClassVar[str] = "best constant answer"
     pipeline: ClassVar[str]
@@ -106,7 +110,8 @@ class Task(abc.ABC):
         self._skip: list[str] = []
         self.processor = self.load_processor()
         self.collator = self.make_collator()
-        self.train = self._encoded(self.data.train, "data.train")
+        self.train_rows = self._encoded(self.data.train, "data.train")
+        self.train = self.sequences(self.train_rows)
         self.validation = self._encoded(self.data.validation, "data.validation")
 
     # -- what a task says ------------------------------------------------------------------------------------------
@@ -154,6 +159,10 @@ class Task(abc.ABC):
     def also(self, sums: np.ndarray) -> dict[str, float]:
         """Further figures that are reported beside the metric, of the same sums."""
         return {}
+
+    def sequences(self, rows: Dataset) -> Dataset:
+        """What is learned, of the encoded train rows: one by one, or several in a sequence."""
+        return rows
 
     def model_options(self) -> dict[str, Any]:
         """What else ``auto_class.from_pretrained`` is given."""
@@ -213,6 +222,7 @@ class Task(abc.ABC):
 
         A head of other names than the task's is drawn anew, whatever its size.
         """
+        check_device_map(self.recipe.task.device_map)
         set_seed(self.recipe.seed)
         model, loaded = self._loaded()
         if trained := quantized_in(model, self._trained(model, loaded)):
@@ -302,6 +312,8 @@ class Task(abc.ABC):
             raise invalid("task.metrics", kinds, f"nothing: only language models write text, not {task.type}")
         if task.prompts and not self.prompted:
             raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
+        if task.packing and not self.packs:
+            raise invalid("task.packing", True, f"false: only causal-lm packs rows, not {task.type}")
         seen: dict[str, str] = {}
         for key, column in used:
             if seen.setdefault(column, key) != key:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -17,7 +19,9 @@ from glora_search.scoring import IGNORED
 from glora_search.tasks.chat import ChatTemplate, Message, last_turn, messages_in
 from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import Fit, LanguageModel, Question
+from glora_search.tasks.packing import PackedRows, leak, packed
 from glora_search.tasks.rows import Column, texts_of
+from glora_search.tuners.quantized import precision
 
 
 class CausalLM(LanguageModel):
@@ -25,7 +29,8 @@ class CausalLM(LanguageModel):
 
     With ``response_column`` that alone is learned, and the end of the text after it, as the answer to ``task.prompt``
     (or to the text column where the recipe has no prompt). Both together are cut at ``max_length``; a row whose prompt
-    leaves no room for a response is left out.
+    leaves no room for a response is left out. With ``packing``, train rows share sequences, see
+    `glora_search.tasks.packing`.
 
     With ``messages_column``, or lists of messages as prompts and responses, the tokenizer's chat template writes the
     text, and the assistant's turns are learned: all of them, or those of the response.
@@ -36,6 +41,7 @@ class CausalLM(LanguageModel):
     pipeline = "text-generation"
     pipeline_options: ClassVar[dict[str, Any]] = {"do_sample": False, "return_full_text": False}
     taken = "[0]['generated_text']"
+    packs = True
 
     def inputs(self) -> list[Column]:
         """See `LanguageModel`; ``messages_column`` where the recipe gives it."""
@@ -76,8 +82,8 @@ class CausalLM(LanguageModel):
         return Dataset.from_dict(encoded)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse a model that sees the tokens which it has to predict, as an encoder does."""
-        ids = torch.tensor([max(self.train["input_ids"][:100], key=len)], device=model.device)
+        """Refuse a model that sees the tokens which it has to predict, as an encoder does, or other packed rows."""
+        ids = torch.tensor([max(self.train_rows["input_ids"][:100], key=len)], device=model.device)
         other = ids.clone()
         other[0, -1] = ids[0, 0] if ids[0, -1] != ids[0, 0] else ids[0, ids.shape[1] // 2]
         with torch.no_grad():
@@ -85,11 +91,39 @@ class CausalLM(LanguageModel):
         if not torch.allclose(logits, others, rtol=0, atol=1e-5 * float(logits.abs().max())):
             allowed = "a causal language model; what this one says of a token depends on the tokens after it"
             raise invalid("task.model", self.recipe.task.model, allowed)
+        if self.recipe.task.packing:
+            self._check_packing(model)
+
+    def _check_packing(self, model: PreTrainedModel) -> None:
+        """Refuse a model that does not keep packed rows apart."""
+        name = type(model).__name__
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            allowed = f"false: a {name} takes no position_ids, which keep packed rows apart"
+            raise invalid("task.packing", True, allowed)
+        counts = [positions.count(0) for positions in self.train["position_ids"]]
+        difference = leak(model, [self.train[int(row)] for row in np.argsort(counts)[-2:]], self.collator)
+        if not difference <= math.sqrt(precision(model)):
+            attention = model.config._attn_implementation
+            raise invalid(
+                "task.packing",
+                True,
+                f"false: a {name} with attn_implementation {attention} does not keep packed rows apart (logits differ "
+                f"by {difference:.2g} of the largest)",
+            )
+
+    def sequences(self, rows: Dataset) -> Dataset:
+        """See `Task`; packed where the recipe says so."""
+        return packed(rows, self.max_length) if self.recipe.task.packing else rows
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`; and how many sequences packed rows share."""
+        shared = f"{len(self.train_rows)} rows of data.train share {len(self.train)} sequences"
+        return [*super().row_notes(share), *([shared] if self.recipe.task.packing else [])]
 
     def make_collator(self) -> Any:
         """See `LanguageModel`; the model makes logits for the tokens alone that are learned in a row of the batch."""
         known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(self.config), None)
-        collator = super().make_collator()
+        collator = PackedRows(super().make_collator(), self.tokenizer.pad_token_id)
         cuts = known is not None and "logits_to_keep" in inspect.signature(known.forward).parameters
         return LabelledTokens(collator) if cuts else collator
 

@@ -179,7 +179,7 @@ class LanguageModel(TextTask):
         where there are answers that train has not."""
         if type(self).score is not LanguageModel.score:
             return None
-        known = Counter(map(_answer, self.train["labels"]))
+        known = Counter(map(_answer, self.train_rows["labels"]))
         answers = [_answer(labels) for labels in rows["labels"]]
         if not all(answer in known for answer in answers):
             return None

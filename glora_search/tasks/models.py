@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
@@ -24,6 +25,9 @@ COUNTED_FROM_PADDING = (
     *("data2vec-text", "ibert", "lilt", "luke", "markuplm", "mpnet"),
 )
 """Model types whose first position is the one after the padding token's id: so many positions are never used."""
+
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What ``device_map`` may be besides devices: how transformers spreads a model over them."""
 
 
 def resolve_model(name: str) -> str:
@@ -180,6 +184,24 @@ def quantized_in(model: PreTrainedModel, modules: Sequence[str]) -> list[str]:
         for name in dict.fromkeys(modules)
         if any(quantization_of(module) is not None for module in model.get_submodule(name).modules())
     ]
+
+
+def check_device_map(device_map: str | Mapping[str, int | str] | None) -> None:
+    """Refuse a device that this machine does not have; transformers would say that the model cannot be loaded.
+
+    Raises:
+        UserError: lists the devices.
+    """
+    if device_map is None or device_map in STRATEGIES:
+        return
+    known: list[int | str] = ["cpu", "disk"]  # `check_devices` says what is wrong with a disk
+    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        numbers = range(torch.accelerator.device_count())
+        known += [accelerator.type, *(f"{accelerator.type}:{number}" for number in numbers), *numbers]
+    places = [device_map] if isinstance(device_map, str) else device_map.values()
+    if not all(place in known for place in places):
+        devices = ", ".join(str(device) for device in known if device != "disk")
+        raise invalid("task.device_map", device_map, f"{', '.join(STRATEGIES)}, or devices of this machine: {devices}")
 
 
 def check_devices(model: PreTrainedModel, device_map: object) -> None:

@@ -13,12 +13,24 @@ from torch import Tensor, nn
 from glora_search.compat import dequantize_bnb_weight
 from glora_search.errors import invalid
 
+EIGHT_BIT = "bitsandbytes.nn.modules.Linear8bitLt"
 METHODS = {
     "bitsandbytes.nn.modules.Linear4bit": "bitsandbytes 4 bit",
-    "bitsandbytes.nn.modules.Linear8bitLt": "bitsandbytes 8 bit",
+    EIGHT_BIT: "bitsandbytes 8 bit",
     "torchao.Int8Tensor": "torchao int8",
 }
 """The type of a layer, or of its weight, -> what it is called."""
+
+
+ROUNDED_INPUTS = 1 / 127
+"""The precision of a layer that no path adapts and that is quantised to 8 bit by bitsandbytes, which rounds its inputs
+to 8 bit too."""
+
+
+def precision(model: Any) -> float:
+    """The precision of what a model computes."""
+    rounds = any(quantization_of(module) == EIGHT_BIT for module in model.modules())
+    return max(torch.finfo(model.dtype).eps, ROUNDED_INPUTS if rounds else 0.0)
 
 
 def quantization_of(module: nn.Module) -> str | None:

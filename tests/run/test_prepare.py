@@ -77,6 +77,16 @@ def test_rows_to_score_on_that_are_train_rows_too_are_said(recipe_file, tiny_rec
     assert "note: 64 of 64 rows of data.test are train rows too" in out
 
 
+@pytest.mark.parametrize(
+    ("sampler", "trials", "said"), [("evolution", 12, True), ("evolution", 40, False), ("tpe", 12, False)]
+)
+def test_a_search_that_is_too_short_for_the_evolution_is_said(recipe_file, call, tmp_path, sampler, trials, said):
+    settings = ("--set", f"search={{sampler: {sampler}, trials: {trials}, max_params: 900}}")
+    code, out, _ = call("prepare", recipe_file, "--run-dir", tmp_path / "run", *settings)
+    assert code == 0
+    assert ("note: of 12 trials, " in " ".join(out.split())) is said
+
+
 def test_quiet_is_quiet_whatever_the_data_comes_from(recipe_file, tmp_path, call):
     rows = [{"text": f"a goal {row}", "label": "xy"[row % 2]} for row in range(40)]
     (tmp_path / "own.json").write_text("\n".join(map(json.dumps, rows)))

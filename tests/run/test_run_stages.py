@@ -254,6 +254,11 @@ def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_name
     assert any("best constant answer (0.5000" in note for note in metrics["notes"])
 
 
+def test_a_search_that_was_mostly_its_start_is_noted(finished_run):
+    _, metrics = finished_run
+    assert any(note.startswith("of 12 trials, ") for note in metrics["notes"])
+
+
 def test_an_adapter_that_is_best_and_final_is_evaluated_once(finished_run, monkeypatch):
     run, metrics = finished_run
     folder = run.folder.parent / "inherited"

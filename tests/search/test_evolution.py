@@ -199,3 +199,27 @@ def test_the_sampler_works_in_a_plain_study_of_optuna(wide):
         study.tell(trial, evaluate(trial.params).metric)
     assert max(wide.params(trial.params) for trial in study.trials) <= 1500
     assert len({wide.key(trial.params) for trial in study.trials}) == 25
+
+
+@pytest.mark.parametrize("max_params", [None, 700])
+def test_a_short_search_is_told_what_it_is_spent_on_and_how_long_one_is_not(wide, max_params):
+    sampler = EvolutionSampler(wide, max_params=max_params, n_random=6)
+
+    def origins(trials):
+        study = search(wide, effects(wide), sampler=sampler, trials=trials, max_params=max_params)
+        return [trial.user_attrs[ORIGIN] for trial in study.trials]
+
+    def own(found):
+        return sum(origin in ("mutation", "crossover") for origin in found)
+
+    uniform = sum(origin not in ("random", "mutation", "crossover") for origin in origins(30))
+    start = uniform + 6
+    for trials in (uniform - 1, uniform + 2, 2 * start - 1):
+        found = origins(trials)
+        random = found.count("random")
+        assert sampler.note(trials) == (
+            f"of {trials} trials, {trials - random - own(found)} are uniform methods, {random} random subnets, and "
+            f"{own(found)} the evolution's own; from {2 * start} trials on, at least half are its own"
+        )
+    assert sampler.note(2 * start) is None
+    assert own(origins(2 * start)) == start

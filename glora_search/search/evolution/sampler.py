@@ -95,6 +95,18 @@ class EvolutionSampler(GenomeSampler):
                 code, origin = self._most_promising(fitted, history, candidates, rng)
         return Proposal(code, origin)
 
+    def note(self, trials: int) -> str | None:
+        """What a search of so many trials is mostly spent on, where that is its start."""
+        uniform = len(self.uniform.within(self.space, self.max_params))
+        start = uniform + self.n_random
+        if trials >= 2 * start:
+            return None
+        own, random = max(0, trials - start), min(self.n_random, max(0, trials - uniform))
+        return (
+            f"of {trials} trials, {min(uniform, trials)} are uniform methods, {random} random subnets, and {own} the "
+            f"evolution's own; from {2 * start} trials on, at least half are its own"
+        )
+
     def _candidates(self, history: History, rng: np.random.Generator) -> list[tuple[Code, str]]:
         """Children of the best genomes: new, within the budget, each once."""
 

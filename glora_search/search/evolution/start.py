@@ -9,6 +9,7 @@ import numpy as np
 from glora_search.files.arguments import Share, checked_arguments
 from glora_search.search.evolution.variation import resized
 from glora_search.search.history import History
+from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code
 
 
@@ -21,9 +22,18 @@ class UniformMethods:
     def __call__(self, history: History) -> tuple[str, Code] | None:
         """Name and code of the next one that was not evaluated yet; None after the last."""
         if self not in history.memory:
-            found = [(name, history.codec.encode(g)) for name, g in history.space.uniform_methods().items()]
-            history.memory[self] = [(name, code) for name, code in found if history.fits(code)]
+            history.memory[self] = self.within(history.space, history.max_params)
         return next(((name, code) for name, code in history.memory[self] if history.is_new(code)), None)
+
+    @staticmethod
+    def within(space: BoundSpace, max_params: int | None) -> list[tuple[str, Code]]:
+        """Name and code of those that a budget allows; what computes the same is there once."""
+        found: dict[bytes, tuple[str, Code]] = {}
+        for name, genome in space.uniform_methods().items():
+            code = space.codec.encode(genome)
+            if max_params is None or space.codec.params(code) <= max_params:
+                found.setdefault(code.tobytes(), (name, code))
+        return list(found.values())
 
 
 class AnySize:
