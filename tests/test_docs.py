@@ -29,8 +29,8 @@ import torch
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from torch.distributed.run import get_args_parser
 from tiny_models import word_tokenizer
+from torch.distributed.run import get_args_parser
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
