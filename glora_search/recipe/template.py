@@ -162,7 +162,9 @@ def _task_lines(type_: str, prompt: Any) -> list[str]:
             *(f"    - {_escaped(text)}" for text in quoted),
         ]
     if type_ in ("causal-lm", "seq2seq-lm"):
-        lines += ["  #metrics: [] # of the answers, such as {{type: exact-match}}; without, perplexity is all that is known"]
+        lines += [
+            "  #metrics: [] # of the answers, such as {{type: exact-match}}; without, perplexity is all that is known"
+        ]
     return lines
 
 
