@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,8 @@ def _is_command_line() -> bool:
     program = Path(sys.argv[0])
     if program.name in ("glora-search", "glora-search.exe"):  # a script of the user's may have this name too
         return program.resolve().parent == Path(sysconfig.get_path("scripts")).resolve()
-    return sys.orig_argv[1:3] == ["-m", __name__]
+    given = dropwhile(lambda word: word.startswith("-") and word != "-m", sys.orig_argv[1:])  # launchers say -u
+    return [*given][:2] == ["-m", __name__]
 
 
 __getattr__ = lazily(

@@ -11,6 +11,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ import torch
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from tiny_models import word_tokenizer
 from torch.distributed.run import get_args_parser
 from transformers import (
     AutoModelForSequenceClassification,
@@ -238,6 +240,32 @@ def write_rows(path: Path, count: int, seed: int) -> None:
     path.write_text("\n".join(["text,label", *rows]) + "\n")
 
 
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_chats(folder: Path, model: Path) -> None:
+    """Chats of one and two turns, a question, and a tiny model whose tokenizer has a chat template."""
+    tokenizer = word_tokenizer("llama")
+    tokenizer.add_tokens([f"<|{name}|>" for name in ("system", "user", "assistant")], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "num_attention_heads": 2}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **tokens)).save_pretrained(model)
+    words = ["goal", "match", "chip", "code", "team"]
+    turns = [
+        [{"role": "user", "content": f"the new {word}"}, {"role": "assistant", "content": f"the {word} says"}]
+        for word in words
+    ]
+    chats = [{"messages": turns[n % 5] + (turns[n // 5 % 5] if n % 2 else [])} for n in range(25)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    (folder / "questions.txt").write_text("the new goal\n")
+
+
 @pytest.fixture(scope="module")
 def stock(tiny_model, tmp_path_factory):
     """A folder with what pages speak of: models, data, and the run folders of a finished search."""
@@ -251,6 +279,7 @@ def stock(tiny_model, tmp_path_factory):
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / name)
     llama = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
     llama.save_pretrained(folder / "Qwen" / "Qwen3-0.6B")
+    write_chats(folder, folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct")
     for seed, (name, count) in enumerate({"train": 80, "validation": 25, "test": 25}.items()):
         write_rows(folder / f"{name}.csv", count, seed)
     (folder / "reviews.yaml").write_text(next(b.code for b in BLOCKS["README.md"] if b.language == "yaml"))

@@ -79,7 +79,7 @@ def export_stock(
 
     Args:
         model: a ``PeftModel`` with a `GLoraConfig` adapter.
-        form: ``peft`` or ``lora``; one that is a LoRA already, as who wins the finals can be, is written as it is.
+        form: ``peft`` or ``lora``. What is peft's LoRA already, as who wins the finals can be, is written as it is.
         processor: the tokenizer or image processor, saved beside it.
         pad: of a ``lora``: one rank for all layers, see `to_lora`.
 
@@ -87,7 +87,7 @@ def export_stock(
         UserError: the format cannot express the adapter; nothing was written.
     """
     config = model.peft_config[model.active_adapters[0]]
-    if form == "lora" and isinstance(config, LoraConfig):
+    if isinstance(config, LoraConfig):
         config, weights = copy.copy(config), get_peft_model_state_dict(model)
         config.inference_mode = True
     else:

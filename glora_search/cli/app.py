@@ -99,8 +99,6 @@ def silence_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
@@ -111,6 +109,8 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     set_up(console)
     launch, code, words = None, None, ""
     try:

@@ -21,6 +21,7 @@ task:
   model: {model}                # a hub name, a folder, or minilm (needs the extra 'demo')
   max_length: {max_length}      # maximum length of a text in tokens; longer texts are cut
 {prompt}
+  #quantization: null           # or {{load_in_4bit: true}}, {{load_in_8bit: true}}, {{int8_weight_only: true}}
   #trust_remote_code: false     # run code from the model's hub repository
 
 data:                           # or from the hub: {{source: hub, name: stanfordnlp/sst2, text_column: sentence}}
@@ -152,14 +153,19 @@ def _data_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def _task_lines(type_: str, prompt: Any) -> list[str]:
-    if prompt is None:
-        return []
-    templates = [prompt] if isinstance(prompt, str) else prompt
-    quoted = [json.dumps(template, ensure_ascii=False) for template in templates]
-    return [
-        "  prompt: # columns in braces; a row uses the first template whose columns all have text",
-        *(f"    - {_escaped(text)}" for text in quoted),
-    ]
+    lines = []
+    if prompt is not None:
+        templates = [prompt] if isinstance(prompt, str) else prompt
+        quoted = [json.dumps(template, ensure_ascii=False) for template in templates]
+        lines += [
+            "  prompt: # columns in braces; a row uses the first template whose columns all have text",
+            *(f"    - {_escaped(text)}" for text in quoted),
+        ]
+    if type_ in ("causal-lm", "seq2seq-lm"):
+        lines += [
+            "  #metrics: [] # of the answers, such as {{type: exact-match}}; without, perplexity is all that is known"
+        ]
+    return lines
 
 
 def _unlabelled_lines(type_: str, source: str) -> list[str]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
+from safetensors.torch import load_file
 
 from glora_search import GLoraConfig
 from glora_search.adapters.export import export_stock
@@ -32,3 +34,14 @@ def test_the_card_of_a_lora_says_which_readers_need_one_rank(config, pad, said, 
     export_stock(model, "lora", folder, base_model="base", facts={}, processor=Processor(), pad=pad)
     assert f"| rank | {said}" in (folder / "README.md").read_text()
     assert type(PeftConfig.from_pretrained(folder)) is LoraConfig
+
+
+def test_a_lora_that_has_won_is_what_plain_peft_loads_in_either_format(make_model, tmp_path):
+    model = get_peft_model(make_model("bert"), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    saved = {}
+    for form in ("peft", "lora"):
+        export_stock(model, form, tmp_path / form, base_model="base", facts={}, processor=Processor())
+        assert type(PeftConfig.from_pretrained(tmp_path / form)) is LoraConfig
+        saved[form] = load_file(tmp_path / form / "adapter_model.safetensors")
+    assert saved["peft"].keys() == saved["lora"].keys()
+    assert all(torch.equal(value, saved["lora"][name]) for name, value in saved["peft"].items())

@@ -84,6 +84,20 @@ def test_what_needs_no_model_does_not_wait_for_torch(finished, command):
     assert "heavy: set()" in done.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["by hand", "as launchers do"])
+def test_the_module_does_not_wait_for_torch(options):
+    done = subprocess.run(
+        [sys.executable, *options, "-m", "glora_search", "--help"],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE), "PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "transformers", "peft"}
+
+
 @pytest.mark.slow
 def test_the_names_of_the_package_are_there_when_they_are_asked_for():
     done = process("import glora_search\nprint(all(hasattr(glora_search, name) for name in glora_search.__all__))")

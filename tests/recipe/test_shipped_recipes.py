@@ -27,7 +27,15 @@ MODELS = {
         AutoModelForSequenceClassification,
         RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
     ),
+    "runs/models/smollm2": (
+        AutoModelForCausalLM,
+        LlamaConfig(
+            **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+            **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+        ),
+    ),
 }
+LAYERS = {"alpaca-llama": 32 * 7, "glue-roberta": 12 * 6, "smollm2-arc": 30 * 7, "vtab-1k": 12 * 6}
 LORA = {"alpaca-llama": 4_194_304, "glue-roberta": 294_912}
 """Recipe -> the parameters of LoRA of rank 8 on query and value, which is its budget."""
 
@@ -36,8 +44,8 @@ def names():
     return sorted(file.stem for file in (shipped_folder("experiments") / "recipes").glob("*.yaml"))
 
 
-def test_the_three_recipes_for_real_work_are_there():
-    assert names() == ["alpaca-llama", "glue-roberta", "vtab-1k"]
+def test_the_recipes_for_real_work_are_there():
+    assert names() == sorted(LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,7 @@ def test_a_recipe_is_valid_and_its_space_fits_its_model(name, meta):
     task = task_class(recipe.task.type)
     assert task.auto_class is MODELS[recipe.task.model][0]
     space = SearchSpace.load(recipe.space).bind(meta(recipe.task.model))
-    assert len(space.layers) == {"alpaca-llama": 32 * 7, "glue-roberta": 12 * 6, "vtab-1k": 12 * 6}[name]
+    assert len(space.layers) == LAYERS[name]
     assert not any("classifier" in layer.name or "head" in layer.name for layer in space.layers)
     space.check_budget(recipe.search.max_params)
     options = {**recipe.search.options}
@@ -89,3 +97,9 @@ def test_llamas_layers_have_no_bias_and_no_paths_that_would_need_one(meta):
 def test_vtab_searches_the_papers_432_choices_a_layer(meta):
     recipe = Recipe.load("vtab-1k")
     assert SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).count() == 432**72
+
+
+def test_the_budget_of_the_case_study_is_that_of_lora_at_rank_1(meta):
+    recipe = Recipe.load("smollm2-arc")
+    layers = SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).layers
+    assert sum(layer.in_features + layer.out_features for layer in layers) == recipe.search.max_params

@@ -1,0 +1,81 @@
+"""The case study: every method is trained and tested once, and the table is printed from its csv files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_models import FILLER, tiny  # noqa: F401
+
+from glora_search.metrics.base import CHANCE, CONSTANT
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path, tiny):  # noqa: F811
+    """``study(*words)``: call the script on a tiny model and a few rows."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.chdir(tmp_path)
+    import case_study
+
+    words = ["goal", "chip", "team"]
+    rows = [
+        {"question": f"{first} {second}", "choices": words, "answer": f" {words[n % 3]}"}
+        for n, (first, second) in enumerate(itertools.product(FILLER, repeat=2))
+    ]
+    for split, own in {"train": rows[:40], "test": rows[40:48]}.items():
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    changes = {
+        "task.model": str(tiny("llama")),
+        "task.max_length": 32,
+        "task.prompt": "{question}",
+        "data.train": "train.jsonl",
+        "data.test": "test.jsonl",
+        "data.max_train_rows": 16,
+        "supernet.training": {"max_steps": 2},
+        "search.trials": 3,
+        "search.max_params": 500,
+        "finals.training": {"max_steps": 16},
+    }
+    given = [word for key, value in changes.items() for word in ("--set", f"{key}={yaml.safe_dump(value).strip()}")]
+
+    def call(*words):
+        places = ["--results", "results", "--runs", "runs"]
+        monkeypatch.setattr(sys, "argv", ["case_study.py", *words, *places, *given])
+        case_study.main()
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_method_is_trained_and_tested_once_and_the_table_has_a_row_for_each(study, capsys):
+    study("--seeds", "0")
+    results = Path("results")
+    before = {path.name: path.read_text() for path in results.iterdir()}
+    assert before.keys() == {"tests.csv", "trainings.csv"}
+    study("--seeds", "0")
+    assert {path.name: path.read_text() for path in results.iterdir()} == before
+
+    methods = [line.split(",")[0] for line in before["tests.csv"].splitlines()[1:]]
+    assert methods == [CONSTANT, CHANCE, "base", "lora", "hira", "ours"]
+    assert [line.split(",")[0] for line in before["trainings.csv"].splitlines()[1:]] == ["lora"] * 3 + ["hira", "ours"]
+    capsys.readouterr()
+    study("--part", "report")
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in table}) == 1
+    shown = {row[0].strip(): row[-1].strip() for row in table[2:]}
+    assert shown["chance"] == "0.333"
+    assert shown["best constant answer"] == "0.375"
+    assert shown.keys() == {
+        "chance",
+        "best constant answer",
+        "base model",
+        "LoRA, the best of three rates",
+        "HiRA",
+        "a run with finals",
+    }
