@@ -42,7 +42,7 @@ WRONG = {
     "an unknown key": (setting("sede=1"), "no such key", ["sede", "did you mean seed", "got 1"]),
     "an unknown key of a section": (setting("search.trails=5"), "no such key", ["search.trails", "trials"]),
     "a missing section": (recipe_text("name: x\nspace: glora\n"), ": missing", ["task: missing", "data: missing"]),
-    "a scalar for a section": (setting("search=3"), "search: got 3; allowed:", ["dictionary"]),
+    "a scalar for a section": (setting("search=3"), "search: got 3; allowed:", ["mapping"]),
     "a word for a number": (setting("search.trials=many"), "allowed: a valid integer", ["search.trials", "many"]),
     "no trials": (setting("search.trials=0"), "allowed: greater than or equal to", ["search.trials", "0"]),
     "a negative number of calibration steps": (
