@@ -13,13 +13,13 @@ from glora_search.finals.finalists import TAUGHT
 from glora_search.finals.lessons import POOR
 from glora_search.progress import track
 from glora_search.ranking import rank_key
-from glora_search.run.answers import Answers
 from glora_search.run.baselines import baseline_diverged
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
 from glora_search.run.references import base_model, constants, no_better
 from glora_search.run.retrain import retraining_diverged
+from glora_search.run.scores import Scores
 from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.search.evolution import EvolutionSampler
 from glora_search.search.samplers import make_sampler
@@ -43,7 +43,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     source = merged["source"]
     figures = view.result(source)
     batches = Batches(task.test_split(), task.collator, recipe.search.batch_size)
-    answers = Answers(run)
+    measured = Scores(run)
 
     adapters = [*(name for name in compared if name not in diverged), *dict.fromkeys(["best", source])]
     scored: dict[str, Evaluation] = {}
@@ -52,18 +52,18 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             model = run.load(name)
             scored[name] = evaluate(model, batches, task)
             if name != "best" or name == source:
-                answers.score(model, name, final=name == source)
+                measured.score(model, name, final=name == source)
             bar.advance()
         try:
             plain = run.placed(task.load_merged(str(run.folder / "merged")))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise view.merged_cannot_be_used(error) from error
         scored["merged"] = evaluate(plain, batches, task)
-        answers.score(plain, "merged")
-        samples = answers.samples(plain)
+        measured.score(plain, "merged")
+        samples = measured.samples(plain)
         del plain
         bar.advance()
-        references = [*base_model(run, batches, answers), *constants(task, batches.dataset, answers)]
+        references = [*base_model(run, batches, measured), *constants(task, batches.dataset, measured)]
         bar.advance()
     scores: dict[str, float | None] = dict.fromkeys(diverged)
     scores |= {name: evaluation.metric for name, evaluation in scored.items()}
@@ -73,11 +73,11 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         "name": recipe.name,
         "metric": task.metric,
         "direction": task.direction,
-        **answers.facts(),
+        **measured.facts(),
         "budget": recipe.search.max_params,
         "rows": {"train": len(task.train_rows), "validation": len(task.validation), "test": len(batches.dataset)},
         "references": references,
-        "baselines": [{**entry, "test": scores[name], **answers.of(name)} for name, entry in compared.items()],
+        "baselines": [{**entry, "test": scores[name], **measured.of(name)} for name, entry in compared.items()],
         "search": {
             **{key: found[key] for key in ("trials", "evaluated", "seconds_per_evaluation")},
             **({"calibration_steps": steps} if steps else {}),
@@ -85,7 +85,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
                 "validation": best["validation"],
                 **{key: found["best"][key] for key in ("params", "origin")},
                 "test": scores["best"],
-                **answers.of("best"),
+                **measured.of("best"),
             },
         },
         "final": {
@@ -93,13 +93,13 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             "params": figures["params"],
             "validation": figures["validation"],
             "test": scores[source],
-            **answers.of(source),
+            **measured.of(source),
         },
         "merged": {
             "max_abs_logit_difference": merged["max_abs_logit_difference"],
             "validation": merged["validation"],
             "test": scores["merged"],
-            **answers.of("merged"),
+            **measured.of("merged"),
         },
         **({"samples": samples} if samples else {}),
         **({"also": also} if also else {}),
@@ -110,7 +110,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
         *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
         *no_better(metrics),
-        *answers.notes,
+        *measured.notes,
         *short_search(run),
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}),
@@ -118,7 +118,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *task.row_notes(FEW_ROWS),
         *further_figures(also),
     ]
-    answers.write_cards({name: compared[name] for name in compared if name not in diverged} | {source: figures})
+    measured.write_cards({name: compared[name] for name in compared if name not in diverged} | {source: figures})
     return {**metrics, "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)}}
 
 

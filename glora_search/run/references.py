@@ -9,16 +9,16 @@ from datasets import Dataset
 
 from glora_search.metrics.base import CHANCE, CONSTANT
 from glora_search.ranking import rank_key
-from glora_search.run.answers import Answers
 from glora_search.run.context import Context
 from glora_search.run.measures import measures
+from glora_search.run.scores import Scores
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import Task
 
 BASE = "base model"
 
 
-def base_model(run: Context, batches: Batches, answers: Answers) -> list[dict[str, Any]]:
+def base_model(run: Context, batches: Batches, measured: Scores) -> list[dict[str, Any]]:
     """The base model, where it says something before it is trained: a head that is drawn at random does not.
 
     Args:
@@ -29,11 +29,11 @@ def base_model(run: Context, batches: Batches, answers: Answers) -> list[dict[st
         return []
     run.placed(model)
     validation, test = (evaluate(model, rows, run.task).metric for rows in (run.validation, batches))
-    answers.score(model, BASE)
-    return [{"name": BASE, "params": 0, "validation": validation, "test": test, **answers.of(BASE)}]
+    measured.score(model, BASE)
+    return [{"name": BASE, "params": 0, "validation": validation, "test": test, **measured.of(BASE)}]
 
 
-def constants(task: Task, test: Dataset, answers: Answers) -> list[dict[str, Any]]:
+def constants(task: Task, test: Dataset, measured: Scores) -> list[dict[str, Any]]:
     """The best constant answer and chance, as far as they are known.
 
     Args:
@@ -41,7 +41,7 @@ def constants(task: Task, test: Dataset, answers: Answers) -> list[dict[str, Any
     """
     known = {split: task.best_constant(rows) for split, rows in {"validation": task.validation, "test": test}.items()}
     scores = {split: found.metric for split, found in known.items() if found is not None}
-    values = answers.panel.references()
+    values = measured.panel.references()
     rows = [{"name": task.constant, **scores}] if scores else []
     if rows and task.constant == CONSTANT and CONSTANT in values:
         rows[0]["metrics"] = values.pop(CONSTANT)

@@ -10,7 +10,7 @@ from glora_search.metrics import Panel, sample_answers
 from glora_search.run.context import Context
 
 
-class Answers:
+class Scores:
     """The values of all metrics that a recipe names, by model; nothing where it names none.
 
     Args:
