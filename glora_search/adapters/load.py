@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+import glora_search.supernet  # noqa: F401 - registers the type of a supernet
 from glora_search.errors import UserError
 from glora_search.tuners.glora import GLoraConfig
 

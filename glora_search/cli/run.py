@@ -37,7 +37,7 @@ def run(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run all stages: supernet, search, export, retrain, merge, baselines, and finally the test.
+    """Run all stages: supernet, search, export, finals (or retrain), merge, baselines, and at the end the test.
 
     Example: glora-search run reviews.yaml --set search.trials=50 --run-dir runs/try
     """

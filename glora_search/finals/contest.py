@@ -153,7 +153,9 @@ class Contest:
         """Race, with other processes that do the same; each trains some finalists."""
         uniform, searched = self.uniform, self.searched
         planned = planned_trainings(uniform, len(searched), teacher=self.lesson is not None)
-        say(f"finals: about {planned:.1f} whole trainings of {self.steps} steps at most", "dim")
+        asked = steps_for(self.args, len(self.train))
+        rounded = f" ({asked}, rounded up)" if asked != self.steps else ""
+        say(f"finals: about {planned:.1f} whole trainings of {self.steps} steps{rounded} at most", "dim")
         with track("finals", round(planned * self.steps)) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             if self.lesson is None:
@@ -163,6 +165,7 @@ class Contest:
             twins = taught_twins(uniform, alone.losses)
             second = [*searched, *twins]
             taught = heat(second, kept=lambda losses: [one.name for one in twins[:1]])
+            bar.advance(max(0, round(planned * self.steps) - self.trained))  # what ended early is done
         return self._outcome([*uniform, *second], [alone, taught])
 
     def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:

@@ -166,7 +166,7 @@ def _race(data: RunData) -> Section | None:
     if not curves:
         return None
     text = (
-        "The validation loss of each training. Half of them end at an eighth, a quarter, and half of the steps. "
+        "The validation loss of each training. Half of them end at a quarter of the steps, half of the rest at a half. "
         "The winner is the adapter with the lowest loss at any time; its line is thick. Dashed lines have a teacher."
     )
     figure = charts.race_curves(data.finals["finalists"], curves)

@@ -60,7 +60,7 @@ class Estimate:
         parts = ", ".join(f"{name} {seconds / self.unit:.1f}" for name, seconds in self.seconds.items())
         shared = f" on {self.processes} processes" if self.processes > 1 else ""
         minutes = max(1, round(self.minutes(total)))
-        return f"about {total / self.unit:.1f} LoRA trainings, {minutes} min in all{shared}: {parts}"
+        return f"about {minutes} min in all{shared}, or {total / self.unit:.1f} LoRA trainings: {parts}"
 
 
 def estimate(run: Context) -> Estimate:

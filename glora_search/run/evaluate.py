@@ -145,9 +145,11 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     if teacher is None:
         return []
     if teacher.get("by") == "finalists":  # an earlier version did not note it
+        count = teacher["members"]
+        who = f"the mean of {count} finalists" if count > 1 else "the best finalist"
         return [
-            f"the supernet predicts too badly to teach; the mean of {teacher['members']} finalists that were trained "
-            "alone taught in its place. The supernet may need more epochs"
+            f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. The supernet may "
+            "need more epochs"
         ]
     alone = [row["validation_loss"] for row in finals["finalists"] if not row["name"].endswith(TAUGHT)]
     if not alone or teacher["validation_loss"] <= POOR * min(alone):

@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
-from glora_search.tasks.chat import ChatTemplate, Message, last_turn, messages_in
+from glora_search.tasks.chat import ASSISTANT, ChatTemplate, Message, last_turn, messages_in
 from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import Fit, LanguageModel, Question
 from glora_search.tasks.packing import PackedRows, leak, packed
@@ -78,6 +78,8 @@ class CausalLM(LanguageModel):
                 encoded["labels"].append(labels)
             else:
                 cut, left_out = cut - long, left_out + 1
+        if not encoded["input_ids"] and self.converses:
+            self._check_roles(rows)
         self.fit = Fit(len(rows), cut, left_out)
         return Dataset.from_dict(encoded)
 
@@ -156,6 +158,13 @@ class CausalLM(LanguageModel):
         columns = [*self.inputs(), *self.targets()]
         for values in zip(*(rows[name] for _, name in columns), strict=True):
             yield [messages_in(value, column) for value, column in zip(values, columns, strict=True)]
+
+    def _check_roles(self, rows: Dataset) -> None:
+        """Refuse conversations in which nobody is the assistant."""
+        roles = {message["role"] for parts in self._messages(rows) for message in chain(*parts)}
+        if ASSISTANT not in roles:
+            allowed = f"conversations with turns of role {ASSISTANT!r}, which are learned"
+            raise invalid("data.messages_column", f"roles {', '.join(sorted(roles))}", allowed)
 
     def _template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, name=self.recipe.task.model)

@@ -61,7 +61,7 @@ def kill(process, *, alone=False):
 
 def wait_for(condition, process):
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, "\n".join(process.communicate())
         time.sleep(0.02)
 
 

@@ -111,15 +111,18 @@ def test_a_result_is_compared_with_all_that_is_known_by_the_chosen_metric_and_by
         "metrics": [{"name": "choice", "direction": "maximize", "rows": {"test": 9}}],
         "references": [entry("base model", 3.0, 0.2), {"name": "chance", "metrics": {"choice": {"test": 0.25}}}],
         "baselines": [{**entry("lora", None, None), "diverged": True}, entry("lora r=2", 1.2, 0.3)],
-        "final": {"test": 1.23, "metrics": {"choice": {"test": 0.25}}},
+        "final": {"source": "subnet 1", "test": 1.23, "metrics": {"choice": {"test": 0.25}}},
     }
     assert no_better(metrics) == [
         "by choice on test (0.2500), the final model is no better than chance (0.2500) and the baseline lora r=2 "
         "(0.3000)",
         "by perplexity on test (1.2300), the final model is no better than the baseline lora r=2 (1.2000)",
     ]
-    metrics["final"] = {"test": 1.1, "metrics": {"choice": {"test": 0.5}}}
+    metrics["final"] = {"source": "subnet 1", "test": 1.1, "metrics": {"choice": {"test": 0.5}}}
     assert no_better(metrics) == []
+    metrics["final"]["source"] = "lora r=2"
+    metrics["baselines"] = [{**entry("lora r=2, tuned", 1.1, 0.5)}]
+    assert no_better(metrics) == ["the baseline has won the finals: the final model is lora r=2, tuned"]
 
 
 def test_runs_of_different_metrics_or_settings_are_said_not_to_compare(finished, tmp_path):

@@ -216,6 +216,14 @@ def test_a_conversation_in_which_nothing_is_asked_is_not_scored(chat):
     assert len(made.asked(made.data.train)) < len(made.data.train)
 
 
+def test_conversations_without_an_assistant_are_refused_with_their_roles(chat):
+    rows = [
+        {"messages": [{"role": "user", "content": "the team"}, {"role": "gpt", "content": f"{n}"}]} for n in range(9)
+    ]
+    with pytest.raises(UserError, match=r"data\.messages_column: got 'roles gpt, user'; allowed: .*'assistant'"):
+        chat(rows)
+
+
 def test_the_last_message_of_a_completion_is_the_answer(chat):
     completion = turns("a goal", roles=["assistant"])
     rows = [{"prompt": shifted(turns("the team"), n), "completion": completion} for n in range(12)]
