@@ -50,7 +50,7 @@ def plan(
         for name, stage in found.stages.items()
     ]
     table("memory in MB, at least", ("stage", "steps", "minutes", *kinds, "in all"), rows)
-    result("steps: of training; in the search, the subnets that it scores")
+    result("steps: of a training, in finals of each; in the search, the subnets that it scores. minutes: of the stage")
 
 
 def _stage(stage: Any) -> dict[str, Any]:
