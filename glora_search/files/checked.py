@@ -53,6 +53,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return str(invalid(f"{key}.{tag}", got, allowed))
     if kind == "model_type":
         return str(invalid(key, value, "a mapping of keys to values"))
+    if kind == "list_type":
+        return str(invalid(key, value, f"a list, such as [{value}]" if isinstance(value, (str, int)) else "a list"))
     if kind == "literal_error":
         return str(invalid(key, value, problem["ctx"]["expected"]))
     return str(invalid(key, value, problem["msg"].replace("Input should be", "").strip() or problem["msg"]))

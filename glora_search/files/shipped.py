@@ -38,4 +38,6 @@ def find_shipped(kind: str, path: str | Path, *, key: str) -> Path:
     name = Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
     if name in shipped and Path(path).parent in (Path("."), Path(kind) / shipped[name].parent.relative_to(folder)):
         return shipped[name]
+    if (inside := Path(path) / "recipe.yaml").is_file():  # a run folder
+        raise invalid(key, str(path), f"a YAML file; the run folder's is {inside}")
     raise invalid(key, str(path), f"a YAML file, or one of the shipped: {', '.join(sorted(shipped))}")

@@ -9,6 +9,7 @@ from glora_search.errors import UserError
 from glora_search.files.checked import validate
 from glora_search.files.shipped import find_shipped, shipped_folder
 from glora_search.files.text import load_yaml, read_json, write_json
+from glora_search.recipe.schema import Recipe
 
 
 @pytest.mark.parametrize("name", ["glora", "glora.yaml", "search_spaces/glora", "search_spaces/glora.yaml"])
@@ -100,3 +101,15 @@ def test_data_that_fits_is_returned_checked():
 def test_a_value_where_a_section_belongs_is_told_that_and_no_name_of_a_class():
     with pytest.raises(UserError, match=r"^file: inner: got 3; allowed: a mapping of keys to values$"):
         validate(Outer, {"name": "a", "inner": 3}, source="file")
+
+
+def test_a_value_where_a_list_belongs_is_shown_as_one():
+    given = {"name": "a", "task": {"model": "m"}, "data": {"source": "csv", "train": "t"}, "space": "glora"}
+    with pytest.raises(UserError, match=r"finals\.methods: got 'lora'; allowed: a list, such as \[lora\]$"):
+        validate(Recipe, {**given, "finals": {"methods": "lora"}}, source="file")
+
+
+def test_in_place_of_a_run_folder_its_recipe_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: a")
+    with pytest.raises(UserError, match=r"a YAML file; the run folder's is .*recipe\.yaml$"):
+        find_shipped("experiments", tmp_path, key="RECIPE")
