@@ -123,7 +123,7 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
     out, _ = finished(launched(recipe))
     assert "supernet: already done" in out
     assert view.result("search")["trials"] == 100
-    assert len(places(view)) == 4  # two processes, twice
+    assert len(places(view)) in (2, 4)  # two processes, twice, unless those killed had come to the last trial
     assert view.result("finals")["processes"] == 2
     assert not list(run.rglob("checkpoints"))
     AutoModelForSequenceClassification.from_pretrained(run / "merged")
