@@ -115,6 +115,7 @@ def _go(trainer: Trainer, checkpoint: str | None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:  # torch loads numbers and no code
         raise UserError(f"{checkpoint}: damaged, or it would run code; remove this folder, and resume") from error
+    trainer.accelerator.wait_for_everyone()  # before one of them removes the checkpoints
 
 
 def _first(outputs: Any) -> torch.Tensor:

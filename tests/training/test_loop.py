@@ -81,9 +81,8 @@ def test_a_compiled_training_starts_anew_and_torch_does_not_warn_of_its_limit(mo
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     trained = []
     for compiles in (False, True):
-        _go(
-            SimpleNamespace(args=SimpleNamespace(torch_compile=compiles), train=lambda **now: trained.append(now)), None
-        )
+        args, together = SimpleNamespace(torch_compile=compiles), SimpleNamespace(wait_for_everyone=lambda: None)
+        _go(SimpleNamespace(args=args, accelerator=together, train=lambda **now: trained.append(now)), None)
         assert len(resets) == compiles
     assert not logging.getLogger("torch._dynamo.convert_frame").isEnabledFor(logging.WARNING)
     assert trained == [{"resume_from_checkpoint": None}] * 2
