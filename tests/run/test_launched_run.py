@@ -93,7 +93,7 @@ def test_recipe_to_merged_model_trained_together(launched, tiny_recipe, tmp_path
 def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny_recipe, tmp_path):
     recipe = copy.deepcopy(tiny_recipe)
     recipe["supernet"]["training"]["num_train_epochs"] = 40
-    recipe["search"]["trials"] = 100
+    recipe["search"]["trials"] = 400  # more than are done until what was launched sees that the launcher has ended
     training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
     recipe["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
     run = tmp_path / "run"
@@ -122,8 +122,8 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
 
     out, _ = finished(launched(recipe))
     assert "supernet: already done" in out
-    assert view.result("search")["trials"] == 100
-    assert len(places(view)) in (2, 4)  # two processes, twice, unless those killed had come to the last trial
+    assert view.result("search")["trials"] == 400
+    assert len(places(view)) == 4  # two processes, twice
     assert view.result("finals")["processes"] == 2
     assert not list(run.rglob("checkpoints"))
     AutoModelForSequenceClassification.from_pretrained(run / "merged")
