@@ -46,11 +46,9 @@ from glora_search.training.uniform import uniform_methods
 from glora_search.vocabulary import LR_FACTORS
 
 HERE = Path(__file__).resolve().parent
-ENCODERS = {"minilm": 41_472, "minilm-l3": 20_736}
-"""Encoder -> the budget: LoRA at rank 1."""
 DATASETS = ("bbc-headlines", "mpqa", "trec-fine")
 METHODS = ("supernet", "ia3", "bitfit", "lora+vectors")
-RATE, EPOCHS, MEMBERS = 2e-3, 10, 8
+RATE, EPOCHS = 2e-3, 10
 SCALES = ("one", "0.25", "0.5", "1", "2", "4")
 KEY = ("encoder", "data", "seed", "method", "scale")
 
@@ -73,7 +71,8 @@ def factors_of(scale: str) -> dict[str, float]:
 def train_cell(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one training."""
     encoder, name, seed, method, scale = key
-    cell, budget = Cell(encoder, name, 500, int(seed), ENCODERS[encoder], method), ENCODERS[encoder]
+    budget = study.primary_budget[encoder]
+    cell = Cell(encoder, name, 500, int(seed), budget, method)
     task = make_task(Recipe.model_validate({**recipe_of(cell, study, data, cache), "space": "glora-ranks"}))
     started, settings = time.perf_counter(), settings_of(RATE, EPOCHS, study.batch)
     set_seed(cell.seed)
@@ -85,7 +84,7 @@ def train_cell(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> d
             options = {"task_type": task.task_type, "modules_to_save": task.modules_to_save}
             options |= {"max_params": study.teacher_size * budget, "lr_factors": factors_of(scale)}
             supernet, _ = train_supernet(base, space, task, task.train, task.validation, args, **options)
-            members = draw_members(space, count=MEMBERS, max_params=options["max_params"], seed=cell.seed)
+            members = draw_members(space, count=study.members, max_params=options["max_params"], seed=cell.seed)
             worth = Teacher(supernet, members, task).evaluate(task.validation)
             found = {"validation": worth.metric, "validation_loss": worth.loss}
         else:
@@ -130,10 +129,11 @@ def report(table: Path) -> str:
 
 def main() -> None:
     """Do one part."""
+    study = Study.load(HERE / "study" / "plan.yaml")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["cells", "report"], required=True)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
-    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=["minilm"])
+    parser.add_argument("--encoders", nargs="+", choices=list(study.primary_budget), default=["minilm"])
     parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "rates")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "rates")
@@ -145,7 +145,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    study = Study.load(HERE / "study" / "plan.yaml")
     work(list(cells(args.encoders)), study, args.data, args.cache, table, args.minutes)
 
 

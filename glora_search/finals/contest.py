@@ -153,10 +153,11 @@ class Contest:
         """Race, with other processes that do the same; each trains some finalists."""
         uniform, searched = self.uniform, self.searched
         planned = planned_trainings(uniform, len(searched), teacher=self.lesson is not None)
+        total = round(planned * self.steps)
         asked = steps_for(self.args, len(self.train))
         rounded = f" ({asked}, rounded up)" if asked != self.steps else ""
         say(f"finals: about {planned:.1f} whole trainings of {self.steps} steps{rounded} at most", "dim")
-        with track("finals", round(planned * self.steps)) as bar:
+        with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             if self.lesson is None:
                 return self._outcome([*searched, *uniform], [heat([*searched, *uniform], kept=_best_of(uniform))])
@@ -165,7 +166,7 @@ class Contest:
             twins = taught_twins(uniform, alone.losses)
             second = [*searched, *twins]
             taught = heat(second, kept=lambda losses: [one.name for one in twins[:1]])
-            bar.advance(max(0, round(planned * self.steps) - self.trained))  # what ended early is done
+            bar.advance(max(0, total - self.trained))  # what ended early is done
         return self._outcome([*uniform, *second], [alone, taught])
 
     def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:

@@ -13,6 +13,8 @@ from glora_search.vocabulary import LayerPaths
 
 TAUGHT = " + teacher"
 """How the names of taught finalists end."""
+TUNED = ", tuned"
+"""How the name of the baseline ends, which is otherwise that of a finalist."""
 Subnet = tuple[Genome, int]
 """A genome, and its parameters."""
 APART = 0.25

@@ -43,7 +43,7 @@ class StopWhereOver(TrainerCallback):
         self.first = first
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where `is_over` says so."""
+        """Stop where the training is over, see `Standing.over`."""
         if state.global_step >= self.first and _standing(state.log_history, state.global_step).over:
             control.should_training_stop = True
 

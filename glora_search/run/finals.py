@@ -16,7 +16,7 @@ from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.finals.contest import WAIT, Contest, Outcome
-from glora_search.finals.finalists import Subnet, distinct
+from glora_search.finals.finalists import TUNED, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.finals.training import EVALUATED
@@ -118,7 +118,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> 
     figures, baseline = kept(outcome.winner, folder), None
     if outcome.baseline is not None and outcome.finite(outcome.baseline):
         own = outcome.named(outcome.baseline)
-        baseline = {"name": f"{own.name}, tuned", "method": own.method, **kept(own.name, folder / "baseline")}
+        baseline = {"name": own.name + TUNED, "method": own.method, **kept(own.name, folder / "baseline")}
     per_step = contest.seconds / contest.trained if contest.trained else None
     return {
         "winner": outcome.winner,

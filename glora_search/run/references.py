@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from glora_search.finals.finalists import TUNED
 from glora_search.metrics.base import CHANCE, CONSTANT
 from glora_search.ranking import rank_key
 from glora_search.run.context import Context
@@ -51,7 +52,7 @@ def constants(task: Task, test: Dataset, measured: Scores) -> list[dict[str, Any
 def no_better(metrics: Mapping[str, Any]) -> list[str]:
     """What the final model is not better than on test: a note for the chosen metric, and one for the task's."""
     found, said = measures(metrics), list[str]()
-    won = f"{metrics['final']['source']}, tuned"
+    won = metrics["final"]["source"] + TUNED
     baselines = [
         {**entry, "name": f"baseline {entry['name']}"} for entry in metrics["baselines"] if entry["name"] != won
     ]

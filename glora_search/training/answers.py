@@ -67,13 +67,17 @@ class Answers:
 
     def counted(self, labels: Tensor) -> Tensor:
         """Which places of rows of tokens are items: those whose logits are for a label that counts."""
-        return (labels[:, 1:] if self.kind == "next tokens" else labels) != IGNORED
+        return self._beside(labels) != IGNORED
 
     def labels_of(self, labels: Tensor) -> Tensor:
         """The labels of items."""
         if not self.by_token:
             return labels
-        return (labels[:, 1:] if self.kind == "next tokens" else labels)[self.counted(labels)]
+        return self._beside(labels)[self.counted(labels)]
+
+    def _beside(self, labels: Tensor) -> Tensor:
+        """The labels of rows of tokens, each at the place whose logits are for it."""
+        return labels[:, 1:] if self.kind == "next tokens" else labels
 
     def said(self, logits: Tensor) -> Tensor:
         """What items say: probabilities ``[items, k]``, or numbers."""
