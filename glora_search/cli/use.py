@@ -86,6 +86,9 @@ def predict(
             help="JSON lines, or texts: one per line, for a language model one in all; - is stdin.",
         ),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The longest answer of a language model.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict with a run's merged model.
@@ -97,7 +100,7 @@ def predict(
     if not texts and not columns and file is None:
         raise invalid("TEXT", [], "at least one text, as an argument, by --set, or in --file")
     from glora_search.run.folder import RunFolder
-    from glora_search.run.predict import inputs_in, prediction_rows, row_of
+    from glora_search.run.predict import inputs_in, prediction_rows, row_of, writes
     from glora_search.run.predict import predict as use
 
     silence_libraries()
@@ -107,12 +110,16 @@ def predict(
         inputs += inputs_in(folder, _text(file), str(file))
     if not inputs:
         raise invalid("--file", str(file), "at least one text: it is empty")
-    outputs = use(folder, inputs)
+    outputs = use(folder, inputs, max_new_tokens=max_new_tokens)
     if as_json:
         emit([{"input": given, "output": output} for given, output in zip(inputs, outputs, strict=True)])
         return
     pairs = zip(inputs, outputs, strict=True)
     found = [(_shown(given), row) for given, output in pairs for row in prediction_rows(output)]
+    if writes(folder):
+        for text, row in found:
+            result(f"> {text}\n{next(iter(row.values()))}\n")
+        return
     names = list(dict.fromkeys(key for _, row in found for key in row))
     table("", ["input", *names], [[text, *(_value(row.get(key)) for key in names)] for text, row in found])
 

@@ -1,8 +1,9 @@
-"""csv files: what separates their fields, and in which line one is wrong."""
+"""Files of rows: what separates the fields of a csv file, and in which line a file is wrong."""
 
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,3 +93,29 @@ def wrong_line(path: Path, separator: str) -> int | None:
         except csv.Error:
             return begins
     return None if first else 1
+
+
+def wrong_json_line(path: Path) -> int | None:
+    """The first line of a json file that is wrong, or of json lines that is no object; None where none is, or no text."""
+    with path.open(encoding="utf-8-sig") as file, suppress(UnicodeDecodeError):
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.lstrip().startswith("["):
+                return _wrong_in_list(line + file.read())
+            if line.strip() and not _is_object(line):
+                return number
+    return None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _wrong_in_list(text: str) -> int | None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.lineno
+    return None

@@ -54,6 +54,11 @@ class Quantization(Section):
         """The key that is true."""
         return next(name for name in METHODS if getattr(self, name))
 
+    @property
+    def package(self) -> str:
+        """The package that quantises."""
+        return METHODS[self.method]
+
     def config(self, skip: list[str], dtype: str | None) -> Any:
         """The configuration of transformers.
 
@@ -66,9 +71,8 @@ class Quantization(Section):
         """
         import transformers
 
-        package = METHODS[self.method]
-        if importlib.util.find_spec(package) is None:
-            allowed = f"null, or the package {package}: pip install 'glora-search[quantized]'"
+        if importlib.util.find_spec(self.package) is None:
+            allowed = f"null, or the package {self.package}: pip install 'glora-search[quantized]'"
             raise invalid("task.quantization", self.method, allowed)
         skipped = [*self.skip_modules, *skip] or None
         if self.int8_weight_only:

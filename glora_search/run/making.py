@@ -96,8 +96,8 @@ def _left_by_a_kill(path: Path, files: dict[str, str]) -> bool:
     )
 
 
-def environment() -> dict[str, Any]:
-    """What a run ran on."""
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """What a run of a recipe ran on."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -107,10 +107,11 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions(),
+        "versions": versions(recipe),
     }
 
 
-def versions() -> dict[str, str]:
-    """The versions of the packages that results come from."""
-    return {name: version(name) for name in VERSIONS}
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The versions of the packages that a recipe's results come from."""
+    quantization = recipe.task.quantization
+    return {name: version(name) for name in (*VERSIONS, *([quantization.package] if quantization else []))}

@@ -38,7 +38,7 @@ def check_origin(run: Context) -> None:
     noted = origin_of(run.view)
     if noted is None:
         _ = run.space  # what the hub has of the model is on this disk from here on
-        write_json(path, {**_fingerprints(run.task, {}), "versions": versions()})
+        write_json(path, {**_fingerprints(run.task, {}), "versions": versions(run.recipe)})
         return
     different = differences(noted, run.task)
     if different:
@@ -49,7 +49,7 @@ def check_origin(run: Context) -> None:
         )
     if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
         write_json(path, {**noted, "data": run.task.data.fingerprints()})
-    then, now = noted["versions"], versions()
+    then, now = noted["versions"], versions(run.recipe)
     changed = [f"{name} {then[name]}, now {now[name]}" for name in then if now.get(name, then[name]) != then[name]]
     if changed:
         say(f"note: made with other versions ({'; '.join(changed)}): figures can differ in their last digits")

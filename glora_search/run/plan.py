@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glora_search.finals.rungs import whole
+from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.cost import estimate
@@ -67,6 +68,8 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
         "retrain": steps(recipe.retrain.training, processes()),
         **({"finals": whole(steps(recipe.finals.training))} if recipe.finals is not None else {}),
     }
+    if timed:
+        say("timing a few steps of LoRA and a few batches of validation rows")
     cost = estimate(run) if timed else None
     minutes = {} if cost is None else {name: cost.minutes(seconds) for name, seconds in cost.seconds.items()}
     stages = {name: Planned(memory, counted.get(name), minutes.get(name)) for name, memory in found.stages.items()}

@@ -12,13 +12,14 @@ from glora_search.run.folder import RunFolder
 from glora_search.run.questions import Question, Questions, questions_in
 
 
-def predict(run: RunFolder, inputs: Sequence[Question]) -> list[Any]:
+def predict(run: RunFolder, inputs: Sequence[Question], *, max_new_tokens: int | None = None) -> list[Any]:
     """What the merged model makes of some inputs.
 
     Args:
         run: the run folder.
         inputs: texts, or rows with the columns that the model reads, each put into the recipe's prompt or the chat
             template as in training; for a task on images, files.
+        max_new_tokens: the longest answer of a language model; None is what its generation config has.
 
     Returns:
         What the pipeline returns for each: mostly a mapping, or a list of mappings.
@@ -26,10 +27,19 @@ def predict(run: RunFolder, inputs: Sequence[Question]) -> list[Any]:
     Raises:
         UserError: there is no merged model yet or it cannot be used, an input lacks a column, or it cannot be read.
     """
+    if max_new_tokens is not None and not writes(run):
+        raise invalid("--max-new-tokens", max_new_tokens, f"nothing: {run.recipe['task']['type']} writes no text")
     questions = _questions(run)
     asked = [questions(question) for question in inputs]
-    use = _load(run.path, run.recipe["task"])
+    use = _load(run.path, run.recipe["task"], max_new_tokens)
     return [_use(use, one, given) for one, given in zip(asked, inputs, strict=True)]
+
+
+def writes(run: RunFolder) -> bool:
+    """Whether the model answers with a text of its own."""
+    from glora_search.tasks import task_class
+
+    return task_class(run.recipe["task"]["type"]).writes
 
 
 def usage(run: RunFolder) -> str:
@@ -73,7 +83,7 @@ def _questions(run: RunFolder) -> Questions:
     return Questions(run.recipe, chats=bool(run.result("merged").get("chats")))
 
 
-def _load(folder: Path, task: dict[str, Any]) -> Callable[[Any], Any]:
+def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Callable[[Any], Any]:
     from safetensors import SafetensorError
     from transformers import pipeline
 
@@ -85,10 +95,13 @@ def _load(folder: Path, task: dict[str, Any]) -> Callable[[Any], Any]:
     options: dict[str, Any] = dict(cls.pipeline_options)
     if name == "text-classification":
         options = {"truncation": True, "max_length": task.get("max_length")}
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
     trust = bool(task.get("trust_remote_code"))
     try:
         if name is None:
-            return _seq2seq(str(merged), task["max_length"], trust_remote_code=trust)
+            answer = max_new_tokens or task["max_length"]
+            return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
         use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **options)
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -115,8 +128,10 @@ def _reason(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _seq2seq(model: str, max_length: int, *, trust_remote_code: bool) -> Callable[[str], list[dict[str, str]]]:
-    """What transformers 4 had as the pipeline ``text2text-generation``; text and answer are cut as in training."""
+def _seq2seq(
+    model: str, max_length: int, max_new_tokens: int, *, trust_remote_code: bool
+) -> Callable[[str], list[dict[str, str]]]:
+    """What transformers 4 had as the pipeline ``text2text-generation``; the text is cut as in training."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -125,7 +140,7 @@ def _seq2seq(model: str, max_length: int, *, trust_remote_code: bool) -> Callabl
 
     def generate(text: str) -> list[dict[str, str]]:
         batch = tokenizer(text, **limits, return_tensors="pt", return_token_type_ids=False)
-        answer = loaded.generate(**batch, max_new_tokens=max_length, do_sample=False)[0]
+        answer = loaded.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)[0]
         return [{"generated_text": tokenizer.decode(answer, skip_special_tokens=True)}]
 
     return generate

@@ -20,7 +20,7 @@ from glora_search.tasks import Task
 def train(run: Context, folder: Path) -> dict[str, Any]:
     """Train the supernet; leaves its weights, ``history.json``, and in the run folder ``environment.json``."""
     if not follows():
-        write_json(run.folder / "environment.json", environment())
+        write_json(run.folder / "environment.json", environment(run.recipe))
     recipe, task, space = run.recipe, run.task, run.space
     settings = recipe.supernet
     base = task.model()

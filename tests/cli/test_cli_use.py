@@ -274,6 +274,25 @@ def test_a_model_that_learned_completions_of_messages_is_asked_by_its_chat_templ
     assert seen == [[{"role": "user", "content": "hello"}]]
 
 
+def test_an_answer_is_printed_as_it_is_and_as_long_as_asked_for(call, other, monkeypatch):
+    given = {}
+
+    def use(text, **options):
+        given.update(options)
+        return [{"generated_text": "one\ntwo"}]
+
+    monkeypatch.setattr("transformers.pipeline", lambda *_, **__: use)
+    run = other("task", type="causal-lm", prompt="{text}!")
+    code, out, _ = call("predict", run, "what?", "--max-new-tokens", "3")
+    assert (code, out) == (0, "> what?\none\ntwo\n\n")
+    assert given["max_new_tokens"] == 3
+
+
+def test_the_length_of_an_answer_is_refused_where_nothing_is_written(call, finished):
+    code, _, err = call("predict", finished, "a goal", "--max-new-tokens", "3")
+    assert (code, "--max-new-tokens: got 3; allowed: nothing: text-classification writes no text" in err) == (2, True)
+
+
 def test_pairs_of_texts_are_given_by_column(call, asked):
     run, seen = asked("data", text_pair_column="other")
     assert call("predict", run, "--set", "text=a goal", "--set", "other=a match")[0] == 0

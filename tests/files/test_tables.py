@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glora_search.files.tables import not_text, read_header, wrong_line
+from glora_search.files.tables import not_text, read_header, wrong_json_line, wrong_line
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,24 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path):
 def test_the_line_of_a_row_that_is_wrong_is_found(tmp_path, text, line):
     (tmp_path / "a.csv").write_text(text)
     assert wrong_line(tmp_path / "a.csv", ",") == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"a": 1}\n\n{"a": 2}\n', None),
+        ('{"a": 1}\n{"a":\n{"a": 2}\n', 2),
+        ('{"a": 1}\n[1, 2]\n', 2),
+        ('[{"a": 1},\n {"a": 2}]\n', None),
+        ('[{"a": 1},\n {"a": }]\n', 2),
+        ("\ufeff[]\n", None),
+    ],
+)
+def test_the_line_of_a_json_file_that_is_wrong_is_found(tmp_path, text, line):
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    assert wrong_json_line(tmp_path / "a.jsonl") == line
+
+
+def test_a_file_that_is_no_text_has_no_wrong_line(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\x1f\x8b\xff\xfe")
+    assert wrong_json_line(tmp_path / "a.json") is None

@@ -170,8 +170,8 @@ def test_splits_that_are_cut_are_told_apart_by_their_rows(tiny_recipe, place, tm
 
 def test_other_versions_are_a_note(place, monkeypatch, capsys):
     (place / "run" / "metrics.json").unlink()
-    now = {**origin.versions(), "peft": "99.0"}
-    monkeypatch.setattr(origin, "versions", lambda: now)
+    versions = origin.versions
+    monkeypatch.setattr(origin, "versions", lambda recipe: {**versions(recipe), "peft": "99.0"})
     Run(place / "run").do("test")
     assert "note: made with other versions (peft" in capsys.readouterr().out
 

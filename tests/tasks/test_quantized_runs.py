@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from glora_search import GLoraConfig, SearchSpace
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
+from glora_search.files.text import read_json
 from glora_search.recipe.loading import Quantization
 from glora_search.recipe.schema import Recipe
 from glora_search.run.runner import Run
@@ -48,6 +49,7 @@ def test_a_recipe_with_a_quantised_base_goes_from_the_supernet_to_a_plain_model(
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()
     assert "quantised layers are made dense, in torch.float32" in capsys.readouterr().out
+    assert METHODS[method] in read_json(run.folder / "environment.json")["versions"]
 
     task = run.context.task
     base = task.model()
