@@ -11,7 +11,7 @@ quickstart: $(STAMP)
 
 # Lint first: it is the fastest to say no.
 test: lint quickstart
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def test_a_field_may_be_huge_and_the_line_that_is_wrong_is_another(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(gzip.compress(b"text,label\n"), "gzip"), (b"PK\x03\x04x", "a zip file"), (b"PAR1\x15", "parquet")],
+    [(gzip.compress(b"text,label\n", mtime=0), "gzip"), (b"PK\x03\x04x", "a zip file"), (b"PAR1\x15", "parquet")],
 )
 def test_files_of_another_kind_are_named(tmp_path, content, kind):
     (tmp_path / "a.csv").write_bytes(content)
