@@ -4,8 +4,9 @@
     python experiments/prepare_arc_easy.py FOLDER
     python experiments/case_study.py --part all
     python experiments/case_study.py --part report
+    python experiments/case_study.py --recipe smollm2-emotion       # the second one, by generated text
 
-The recipe smollm2-arc says everything that the methods share: rows, budget, and the training of its finals. LoRA and
+The recipe says everything that the methods share: rows, budget, and the training of its finals. LoRA and
 HiRA are that training alone, evaluated as often; the best checkpoint on validation is the result. LoRA's rate is that
 with the lowest validation loss. Test rows are scored once a method and seed, after this choice.
 
@@ -48,6 +49,7 @@ from glora_search.training.loop import steps_for, train, training_arguments
 from glora_search.training.uniform import uniform_methods
 
 RESULTS = Path(__file__).parent / "results" / "case_study"
+"""A folder for each recipe."""
 RUNS = Path("runs/case_study")
 RATES = {"lora": (0.5, 1.0, 2.0), "hira": (1.0,)}
 """Method -> learning rates, as factors of that of the recipe's finals."""
@@ -74,18 +76,20 @@ class Study:
     """The results, and where what is not finished lies.
 
     Attributes:
+        name: of the recipe.
         results: the folder of the csv files.
         runs: of adapters and run folders.
         overrides: of the recipe, as in ``--set``, to try the script on a few rows.
     """
 
+    name: str
     results: Path
     runs: Path
     overrides: list[str]
 
     def recipe(self, seed: int) -> Recipe:
-        """The recipe, whose seed draws train and validation rows."""
-        return Recipe.load("smollm2-arc", [*self.overrides, f"seed={seed}"])
+        """The recipe with a seed, which draws train and validation rows."""
+        return Recipe.load(self.name, [*self.overrides, f"seed={seed}"])
 
     def rows(self, table: str, method: str, seed: int) -> list[dict[str, str]]:
         """What is finished."""
@@ -137,10 +141,10 @@ class Study:
 
     def references(self, seed: int) -> None:
         """What looks at no question."""
-        if self.rows("tests", CHANCE, seed):
+        if self.rows("tests", CONSTANT, seed):
             return
         found = panel_of(make_task(self.recipe(seed))).references()
-        for name in (CONSTANT, CHANCE):
+        for name in found:
             with self.finishing("tests", name, seed) as row:
                 row |= next(iter(found[name].values()))
 
@@ -195,14 +199,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["base", "lora", "hira", "ours", "all", "report"], default="all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipe", choices=["smollm2-arc", "smollm2-emotion"], default="smollm2-arc")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, to try it")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    study = Study(args.results, args.runs, args.set)
+    results = args.results / args.recipe
+    study = Study(args.recipe, results, args.runs / args.recipe, args.set)
     if args.part == "report":
-        report(args.results)
+        report(results)
         return
     if args.part in ("base", "all"):  # the test rows are the same for all seeds
         study.references(args.seeds[0])

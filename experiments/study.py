@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--part", choices=["plan", "cells", "report"], required=True)
     parser.add_argument("--study", type=Path, default=HERE / "study" / "plan.yaml", help="the settings")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the csv files")
-    parser.add_argument("--only", nargs="+", action="extend", default=[], help="cells with these values, e.g. data=sst2 seed=0")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], help="cells with these values, e.g. data=sst2 seed=0"
+    )
     parser.add_argument("--minutes", type=float, default=None, help="start no training after so many minutes")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "study")
     parser.add_argument("--cache", type=Path, default=None, help="of splits and runs; runs/study, or RESULTS/cache")
