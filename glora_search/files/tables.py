@@ -96,7 +96,7 @@ def wrong_line(path: Path, separator: str) -> int | None:
 
 
 def wrong_json_line(path: Path) -> int | None:
-    """The first line of a json file that is wrong, or of json lines that is no object; None where none is, or no text."""
+    """The first line of a json file that is wrong, or of json lines that is no object; None where all is right."""
     with path.open(encoding="utf-8-sig") as file, suppress(UnicodeDecodeError):
         for number, line in enumerate(file, 1):
             if number == 1 and line.lstrip().startswith("["):

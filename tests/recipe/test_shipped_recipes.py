@@ -35,13 +35,8 @@ MODELS = {
         ),
     ),
 }
-LAYERS = {
-    "alpaca-llama": 32 * 7,
-    "glue-roberta": 12 * 6,
-    "smollm2-arc": 30 * 7,
-    "smollm2-emotion": 30 * 7,
-    "vtab-1k": 12 * 6,
-}
+SMOLLM2 = ("smollm2-arc", "smollm2-emotion")
+LAYERS = {"alpaca-llama": 32 * 7, "glue-roberta": 12 * 6, "vtab-1k": 12 * 6, **dict.fromkeys(SMOLLM2, 30 * 7)}
 LORA = {"alpaca-llama": 4_194_304, "glue-roberta": 294_912}
 """Recipe -> the parameters of LoRA of rank 8 on query and value, which is its budget."""
 
@@ -105,7 +100,7 @@ def test_vtab_searches_the_papers_432_choices_a_layer(meta):
     assert SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).count() == 432**72
 
 
-@pytest.mark.parametrize("name", ["smollm2-arc", "smollm2-emotion"])
+@pytest.mark.parametrize("name", SMOLLM2)
 def test_the_budget_of_a_case_study_is_that_of_lora_at_rank_1(meta, name):
     recipe = Recipe.load(name)
     layers = SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).layers
