@@ -59,6 +59,9 @@ WRONG = {
     "packing of what is no text": (
         setting("task.packing=true"), "only causal-lm packs rows", ["task.packing", "True", "text-classification"],
     ),
+    "a chat of what is no text": (
+        setting("task.chat=true"), "only causal-lm has a chat template", ["task.chat", "True", "text-classification"],
+    ),
     "an unknown sampler": (
         setting("search.sampler=annealing"), "search.sampler: got", ["annealing", "evolution", "nsga2", "import path"],
     ),

@@ -45,6 +45,8 @@ class Task(Loading):
         prompt: language models only: a template with column names in braces, such as
             ``"Question: {question}\\nAnswer: "``, or a list of templates. A row uses the first template whose columns
             all contain text, else the last one. None uses the text column as the prompt.
+        chat: ``causal-lm`` only: the tokenizer's chat template writes prompt and response, as the turns of a user and
+            of the assistant.
         packing: ``causal-lm`` only: train rows share sequences of up to ``max_length`` tokens, without seeing each
             other.
         metrics: language models only: metrics that look at the answers, in addition to perplexity. The first one is
@@ -57,6 +59,7 @@ class Task(Loading):
     model: str
     max_length: int = Field(default=128, ge=8)
     prompt: str | list[str] | None = None
+    chat: bool = False
     packing: bool = False
     metrics: list[MetricSettings] = Field(default_factory=list)
     options: dict[str, Any] | None = None

@@ -30,7 +30,7 @@ class Questions:
         self.templates = [prompt] if isinstance(prompt, str) else list(prompt)
         self.pair = data.get("text_pair_column")
         messages = data.get("messages_column")
-        self.chats = chats or messages is not None
+        self.chats = chats or messages is not None or bool(task.get("chat"))
         self.key = "data.text_column" if messages is None else "data.messages_column"
         if messages is not None:
             self.columns = [messages]
@@ -48,11 +48,12 @@ class Questions:
             UserError: it lacks a column.
         """
         row = self._row(question)
-        if self.chats:
+        if self.chats and not self.templates:
             return self._conversation(row[self.columns[0]])
         texts = {name: self._text(row, name) for name in self.columns}
         if self.templates:
-            return template_for(self.templates, texts).format(**texts)
+            text = template_for(self.templates, texts).format(**texts)
+            return self._conversation(text) if self.chats else text
         if self.pair:
             return {"text": texts[self.columns[0]], "text_pair": texts[self.pair]}
         return texts[self.columns[0]]
@@ -64,11 +65,13 @@ class Questions:
             text: a literal, where the model is given a text as it is.
         """
         if self.chats:
-            return "[{'role': 'user', 'content': 'Your text here'}]"
+            return f"[{{'role': 'user', 'content': {self._filled() if self.templates else repr('Your text here')}}}]"
         if self.pair:
             return "{'text': 'Your text here', 'text_pair': 'Your other text here'}"
-        if not self.templates:
-            return text
+        return self._filled() if self.templates else text
+
+    def _filled(self) -> str:
+        """The shortest template with its columns, as Python."""
         template = self._shortest()
         values = ", ".join(f"{name}='Your {name} here'" for name in prompt_columns(template))
         return f"{_literal(template)}.format({values})"

@@ -314,6 +314,8 @@ class Task(abc.ABC):
             raise invalid("task.prompt", task.prompt, f"nothing: this {task.type} reads {names}")
         if task.packing and not self.packs:
             raise invalid("task.packing", True, f"false: only causal-lm packs rows, not {task.type}")
+        if task.chat and not self.packs:
+            raise invalid("task.chat", True, f"false: only causal-lm has a chat template, not {task.type}")
         seen: dict[str, str] = {}
         for key, column in used:
             if seen.setdefault(column, key) != key:

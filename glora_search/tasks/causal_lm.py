@@ -33,7 +33,8 @@ class CausalLM(LanguageModel):
     `glora_search.tasks.packing`.
 
     With ``messages_column``, or lists of messages as prompts and responses, the tokenizer's chat template writes the
-    text, and the assistant's turns are learned: all of them, or those of the response.
+    text, and the assistant's turns are learned: all of them, or those of the response. With ``task.chat`` it writes a
+    prompt and a response, as a turn of a user and one of the assistant.
     """
 
     task_type = "CAUSAL_LM"
@@ -50,7 +51,11 @@ class CausalLM(LanguageModel):
             if prompt:
                 allowed = "null with data.messages_column: the chat template writes the prompts"
                 raise invalid("task.prompt", prompt, allowed)
+            if self.recipe.task.chat:
+                raise invalid("task.chat", True, "false with data.messages_column, which has the turns already")
             return self.columns("messages_column")
+        if self.recipe.task.chat and not self.responds:
+            raise invalid("data.response_column", None, "the column with the assistant's turns, for task.chat")
         if prompt and not self.responds:
             raise invalid("data.response_column", None, "the column with the answers to task.prompt")
         return super().inputs()
@@ -135,13 +140,16 @@ class CausalLM(LanguageModel):
 
     def _tokens(self, rows: Dataset) -> Iterator[tuple[list[int], list[int]]]:
         """Tokens and labels; uncut, but for plain texts."""
-        self.chats = self.converses or self._completes(rows)
+        self.chats = self._in_turns(rows)
         if self.chats:
             return self._conversations(rows)
         return self._answered(rows) if self.responds else self._plain(rows)
 
-    def _completes(self, rows: Dataset) -> bool:
-        """Whether prompts are lists of messages, as TRL has them."""
+    def _in_turns(self, rows: Dataset) -> bool:
+        """Whether the chat template writes the rows: those of ``task.chat``, conversations, and, as TRL has them, prompts
+        that are lists of messages."""
+        if self.converses or self.recipe.task.chat:
+            return True
         if not self.responds or self.recipe.task.prompts:
             return False
         value = next((value for value in rows[self.column("text_column")] if value is not None), None)
@@ -155,6 +163,10 @@ class CausalLM(LanguageModel):
 
     def _messages(self, rows: Dataset) -> Iterator[list[list[Message]]]:
         """A row's conversation, or its prompt and completion."""
+        if self.recipe.task.chat:
+            for prompt, response in zip(self.prompts(rows), self.responses(rows), strict=True):
+                yield [[{"role": "user", "content": prompt}], [{"role": ASSISTANT, "content": response}]]
+            return
         columns = [*self.inputs(), *self.targets()]
         for values in zip(*(rows[name] for _, name in columns), strict=True):
             yield [messages_in(value, column) for value, column in zip(values, columns, strict=True)]
@@ -197,7 +209,7 @@ class CausalLM(LanguageModel):
 
     def asked(self, rows: Dataset) -> Dataset:
         """See `LanguageModel`; a conversation without a turn of the assistant after another one asks nothing."""
-        if self.converses or self._completes(rows):
+        if self._in_turns(rows):
             kept = [number for number, turns in enumerate(self._turns(rows)) if len(turns) > 1]
         elif not self.responds:
             texts = texts_of(rows, self.columns("text_column")[0])
@@ -208,7 +220,7 @@ class CausalLM(LanguageModel):
 
     def questions(self, rows: Dataset) -> list[Question]:
         """See `LanguageModel`; of a conversation, the last turn of the assistant is the answer."""
-        if self.converses or self._completes(rows):
+        if self._in_turns(rows):
             template = self._template()
             return [Question(*template.question(before), last["content"]) for *before, last in self._turns(rows)]
         if self.responds:
@@ -222,7 +234,7 @@ class CausalLM(LanguageModel):
 
     def completed(self, rows: Dataset, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """See `LanguageModel`."""
-        if not (self.converses or self._completes(rows)):
+        if not self._in_turns(rows):
             return list(self._answered(self.answered(rows, answers)))
         template = self._template()
         return [
@@ -232,7 +244,7 @@ class CausalLM(LanguageModel):
 
     def ends(self, rows: Dataset) -> list[int]:
         """See `LanguageModel`; what a chat template ends a turn with is one of them."""
-        if not (self.converses or self._completes(rows)):
+        if not self._in_turns(rows):
             return super().ends(rows)
         turns = next((turns for turns in self._turns(rows) if turns), [])
         return list(dict.fromkeys([*super().ends(rows), *(self._template().ends(turns) if turns else ())]))

@@ -20,7 +20,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 from glora_search.errors import invalid
 from glora_search.recipe.prompts import columns_of, template_for
 from glora_search.recipe.schema import Recipe
-from glora_search.scoring import IGNORED, Evaluation
+from glora_search.scoring import IGNORED, Evaluation, summed
 from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, texts_of, with_column
 
@@ -165,12 +165,30 @@ class LanguageModel(TextTask):
         return ids
 
     def check_metric(self, scored: Evaluation) -> None:
-        """Refuse a `tally` that this class's `score` makes no perplexity of."""
+        """Refuse a `tally` that this class's `score` makes no perplexity of, or one that reads other tokens' logits."""
         own, expected = type(self), math.exp(min(scored.loss, 700.0))
         if own.score is LanguageModel.score and not math.isclose(scored.metric, expected, rel_tol=0.05):
             allowed = (
                 f"a task whose score fits its tally: this score is e to a mean of what is tallied, here "
                 f"{scored.metric:.4g}, and e to the loss is {expected:.4g}; override both, see docs/tasks.md"
+            )
+            raise invalid("task.type", self.recipe.task.type, allowed)
+        if own.tally is not LanguageModel.tally:
+            self._check_alignment()
+
+    def _check_alignment(self) -> None:
+        """Refuse a metric that likes right logits less than those that are right for another token."""
+        labels = self.collator([self.validation[row] for row in range(min(4, len(self.validation)))])["labels"]
+        worth = []
+        for aligned in (True, False):
+            logits = torch.zeros(*labels.shape, int(labels.max()) + 1)
+            places, targets = self.aligned(logits, labels) if aligned else (logits, labels)
+            places.scatter_(-1, targets.clamp(min=0)[..., None], 30.0)
+            worth.append(self.score(summed(self, self.tally(logits, labels).double().numpy())))
+        if (worth[0] < worth[1]) == (self.direction == "maximize") and worth[0] != worth[1]:
+            allowed = (
+                f"a task whose tally pairs logits and labels by LanguageModel.aligned: with the pairs, the metric of "
+                f"right answers is {worth[0]:.4g}, and {worth[1]:.4g} without; see docs/tasks.md"
             )
             raise invalid("task.type", self.recipe.task.type, allowed)
 

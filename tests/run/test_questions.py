@@ -54,6 +54,14 @@ def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
         asked(json.dumps(row), task)
 
 
+def test_a_prompt_in_the_chat_template_is_a_users_turn():
+    task = {**ALPACA, "chat": True}
+    assert asked('{"instruction": "a"}', task) == [[{"role": "user", "content": "do a"}]]
+    questions = Questions({"task": task, "data": {}})
+    assert eval(questions.example("x")) == [{"role": "user", "content": "do Your instruction here"}]
+    assert asked("a", {**TEXTS, "chat": True}) == [[{"role": "user", "content": "a"}]]
+
+
 @pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
 def test_a_list_is_no_text(value):
     with pytest.raises(UserError, match=r"a row: got .*; allowed: text in the column text"):

@@ -111,6 +111,26 @@ def test_of_prompts_and_completions_that_are_messages_the_completion_is_learned(
         chat(wrong, {"text_column": "prompt", "response_column": "completion"})
 
 
+@pytest.mark.parametrize("template", [GROWING, MARKED])
+def test_the_chat_template_writes_prompts_and_responses_that_are_text(chat, template):
+    rows = [{"text": f"{word} match", "label": "new code"} for word in ("a", "the", "old", "of", "and", "big")]
+    made = chat(rows, {"response_column": "label"}, template, prompt="the goal {text}", chat=True)
+    assert learned(made) == [["new", "code", "<|end|>"]]
+    (question, *_) = made.questions(made.data.validation)
+    messages = [{"role": "user", "content": f"the goal {made.data.validation['text'][0]}"}]
+    assert question.prompt == made.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert made.tokenizer.convert_tokens_to_ids("<|end|>") in made.model().generation_config.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(COLUMN, r"task\.chat: got True; .*has the turns already"), ({}, r"data\.response_column: .* for task\.chat")],
+)
+def test_a_chat_has_a_response_and_is_no_conversation_already(chat, data, message):
+    with pytest.raises(UserError, match=message):
+        chat([{"messages": turns("a goal", "a team"), "text": "goal"}], data, chat=True)
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused_by_name(task):
     rows = [{"messages": turns(f"{word} goal", "a team")} for word in ("a", "the", "old", "of", "and", "big")]
     with pytest.raises(UserError, match=r"task\.model: got '.*llama'; .*tokenizer has a chat template"):

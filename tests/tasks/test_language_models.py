@@ -210,11 +210,20 @@ class RightHits(Hits):
         return float(sums[0] / sums[1])
 
 
+class EarlyHits(RightHits):
+    """Compares each label with the logits of the token itself, which are for the next one."""
+
+    def tally(self, logits, labels):
+        return torch.stack([(logits.argmax(-1) == labels).sum(1), (labels != -100).sum(1)], dim=1)
+
+
 def test_a_tally_that_its_score_does_not_fit_is_refused_and_one_of_the_other_token_too(tiny, recipe, make, tmp_path):
     rows = [{"text": text, "answer": "the team"} for text, _ in make.sentences(40)]
     data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows), "response_column": "answer"}
     with pytest.raises(UserError, match=r"task\.type: got .*Hits'; allowed: a task whose score fits its tally"):
         check(Recipe.model_validate(recipe(tiny("llama"), data, type=f"{__name__}.Hits")))
+    with pytest.raises(UserError, match=r"task\.type: got .*EarlyHits'; .* of right answers is 0, and 1 without"):
+        check(Recipe.model_validate(recipe(tiny("llama"), data, type=f"{__name__}.EarlyHits")))
     made = check(Recipe.model_validate(recipe(tiny("llama"), data, type=f"{__name__}.RightHits")))
     found = evaluate(made.model(), Batches(made.validation, made.collator, 8), made)
     assert 0 <= found.metric <= 1
