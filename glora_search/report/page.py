@@ -210,7 +210,9 @@ def _result_notes(data: RunData) -> list[str]:
     missing = [stage.command for stage in STAGES.values() if stage.command not in data.seconds]
     if "rows" not in metrics:
         notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")
-    return [*notes, *(f"Note: {note}." for note in metrics.get("notes", []))]
+    noted = metrics.get("notes", [])
+    notes += [f"{note[:1].upper()}{note[1:]}." for note in metrics.get("fit", []) if note not in noted]
+    return [*notes, *(f"Note: {note}." for note in noted)]
 
 
 def _duration(seconds: float) -> str:

@@ -105,6 +105,8 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         **({"also": also} if also else {}),
         **({} if cost is None else {"lora_trainings": round(cost, 2)}),
     }
+    if fit := task.row_notes():
+        metrics["fit"] = fit
     metrics["notes"] = [
         *baselines["skipped"],
         *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),

@@ -146,8 +146,8 @@ class CausalLM(LanguageModel):
         return self._answered(rows) if self.responds else self._plain(rows)
 
     def _in_turns(self, rows: Dataset) -> bool:
-        """Whether the chat template writes the rows: those of ``task.chat``, conversations, and, as TRL has them, prompts
-        that are lists of messages."""
+        """Whether the chat template writes the rows: by ``task.chat``, conversations, and prompts that are lists of
+        messages, as TRL has them."""
         if self.converses or self.recipe.task.chat:
             return True
         if not self.responds or self.recipe.task.prompts:

@@ -114,6 +114,14 @@ def test_nothing_of_a_run_becomes_markup(make_run, change_metrics, chart_ids, ev
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
 
 
+def test_every_count_of_rows_that_are_cut_is_on_the_page_once(make_run, change_metrics):
+    run = make_run()
+    few, many = (f"{count} of 300 rows of data.train are cut at task.max_length" for count in (2, 50))
+    change_metrics(run, fit=[few, many], notes=[many])
+    text = Elements(page_of(run)).text
+    assert (text.count(few), text.count(many), text.count(f"Note: {many}.")) == (1, 1, 1)
+
+
 def test_the_page_asks_for_nothing_from_outside(make_run):
     page = page_of(make_run())
     assert not re.search(r"(src|href)\s*=|@import|url\(", page)
