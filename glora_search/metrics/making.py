@@ -43,7 +43,8 @@ def make_metrics(task: Task) -> list[Metric]:
 
 def _made(task: LanguageModel, settings: MetricSettings, key: str) -> list[Metric]:
     if isinstance(settings, LmEval):
-        return [HarnessTask(task, harness_task=name, num_fewshot=settings.num_fewshot) for name in settings.tasks]
+        options = settings.model_dump(include={"num_fewshot", "include_path"})
+        return [HarnessTask(task, harness_task=name, **options) for name in settings.tasks]
     if not isinstance(settings, OwnMetric):
         return [CLASSES[settings.type](task, **settings.model_dump(exclude={"type", "name", "max_rows"}))]
     allowed = f"one of {', '.join(map(repr, BUILT_IN))}, or the import path of a glora_search.metrics.Metric"

@@ -95,10 +95,12 @@ class LmEval(AnyMetric):
     Attributes:
         tasks: names of the harness, such as ``arc_easy``; each is a metric of its own.
         num_fewshot: examples in the prompt; None is the task's own number.
+        include_path: a folder with tasks of your own, as the harness's ``--include_path``.
     """
 
     type: Literal["lm-eval"]
     tasks: list[str] = Field(min_length=1)
+    include_path: str | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
 
 

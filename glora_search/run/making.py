@@ -17,6 +17,7 @@ import yaml
 from glora_search.errors import invalid
 from glora_search.files.text import write_json, write_text
 from glora_search.recipe.data import SPLITS, Files, Hub, Saved
+from glora_search.recipe.metrics import LmEval
 from glora_search.recipe.schema import Recipe
 from glora_search.run.folder import RunFolder
 from glora_search.space.schema import SearchSpace
@@ -66,6 +67,9 @@ def resolved(recipe: Recipe) -> Recipe:
         found.task.model = _whole(found.task.model)
     if Path(found.space).is_file():
         found.space = _whole(found.space)
+    for metric in found.task.metrics:
+        if isinstance(metric, LmEval) and metric.include_path is not None:
+            metric.include_path = _whole(metric.include_path)
     data = found.data
     if isinstance(data, Files):
         for split in SPLITS:

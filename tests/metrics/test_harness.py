@@ -33,7 +33,7 @@ def lm_eval(monkeypatch):
     stub.simple_evaluate = simple_evaluate
     models, huggingface, tasks = (ModuleType(f"lm_eval.{name}") for name in ("models", "models.huggingface", "tasks"))
     huggingface.HFLM = lambda **options: SimpleNamespace(**options)
-    tasks.TaskManager = lambda: SimpleNamespace(all_tasks=["arc_easy", "wikitext"])
+    tasks.TaskManager = lambda include_path: SimpleNamespace(all_tasks=["arc_easy", "wikitext"], own=include_path)
     named = {"": stub, ".models": models, ".models.huggingface": huggingface, ".tasks": tasks}
     for name, module in named.items():
         monkeypatch.setitem(sys.modules, f"lm_eval{name}", module)
@@ -69,6 +69,18 @@ def test_an_unknown_task_and_one_name_for_several_are_refused(asking, lm_eval):
         Panel(made, {"test": made.data.validation}).check()
     with pytest.raises(UserError, match=r"task\.metrics\.0\.name: got 'both'; allowed: null"):
         make_metrics(asking([{**HARNESS, "name": "both"}]))
+
+
+def test_a_folder_with_tasks_of_ones_own_is_the_harness(asking, lm_eval, tmp_path):
+    own = {**HARNESS, "tasks": ["arc_easy"], "include_path": str(tmp_path)}
+    made = asking([own])
+    panel = Panel(made, {"test": made.data.validation})
+    assert panel.check() == []
+    panel.score(made.model())
+    assert lm_eval[0]["task_manager"].own == str(tmp_path)
+    made = asking([{**own, "include_path": "nowhere"}])
+    with pytest.raises(UserError, match=r"task\.metrics\.0\.include_path: got 'nowhere'; allowed: a folder"):
+        Panel(made, {"test": made.data.validation}).check()
 
 
 def test_without_the_package_the_extra_is_named(asking, monkeypatch):
