@@ -72,8 +72,8 @@ class Lesson:
         return SOFT_CLASSES in self.rows.column_names
 
     def poor(self, loss: float) -> bool:
-        """Whether the teacher is far worse than a finalist with this validation loss."""
-        return self.validation_loss > POOR * loss
+        """Whether the teacher is far worse than a finalist with this validation loss, or has no loss at all."""
+        return not self.validation_loss <= POOR * loss
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -107,9 +107,13 @@ class Peers(MeanPrediction):
         totals, members = [torch.zeros(())] * len(batches), 0
         for model in self.models():
             members += 1
-            for number, (batch, output) in enumerate(outputs(model, batches)):
-                self.answers = self.answers or Answers.of(model, output.logits, batch["labels"])
-                logits, _ = self.answers.items(output.logits, batch["labels"])
-                totals[number] = totals[number] + self.answers.said(logits).cpu()
+            totals = [total + said for total, said in zip(totals, self._said_by(model, batches), strict=True)]
+            del model  # before the next one is made
         for total, batch in zip(totals, batches, strict=True):
             yield total / members, batch["labels"]
+
+    def _said_by(self, model: Any, batches: Batches) -> Iterator[Tensor]:
+        for batch, output in outputs(model, batches):
+            self.answers = self.answers or Answers.of(model, output.logits, batch["labels"])
+            logits, _ = self.answers.items(output.logits, batch["labels"])
+            yield self.answers.said(logits).cpu()

@@ -53,6 +53,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
             scored[name] = evaluate(model, batches, task)
             if name != "best" or name == source:
                 measured.score(model, name, final=name == source)
+            del model  # before the next one is loaded
             bar.advance()
         try:
             plain = run.placed(task.load_merged(str(run.folder / "merged")))

@@ -78,7 +78,8 @@ def check(recipe: Recipe) -> Task:
     _try_rows(task, model)
     _try_metrics(task, model)
     say("trying the training arguments", "dim")
-    _Trainings(recipe, task, space, model).rehearse()
+    del model  # each training has one of its own, and no more than one is in memory
+    _Trainings(recipe, task, space).rehearse()
     return task
 
 
@@ -180,14 +181,10 @@ def _known_tokens(model: PreTrainedModel) -> int | None:
 
 
 class _Trainings:
-    """The training of every section that trains: a Trainer with its optimizer, scheduler and callbacks.
+    """The training of every section that trains: a Trainer with its optimizer, scheduler and callbacks."""
 
-    Args:
-        base: a fresh base model, which the supernet is made from.
-    """
-
-    def __init__(self, recipe: Recipe, task: Task, space: BoundSpace, base: PreTrainedModel) -> None:
-        self.recipe, self.task, self.space, self.base = recipe, task, space, base
+    def __init__(self, recipe: Recipe, task: Task, space: BoundSpace) -> None:
+        self.recipe, self.task, self.space = recipe, task, space
 
     def rehearse(self) -> None:
         """Set up one training after the other."""
@@ -209,7 +206,7 @@ class _Trainings:
         if calibration_steps:
             calibration_args(args, calibration_steps)
         train_supernet(
-            self.base,
+            self.task.model(),
             self.space,
             self.task,
             self.task.train,

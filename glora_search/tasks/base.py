@@ -37,6 +37,7 @@ from glora_search.tasks.models import (
 )
 from glora_search.tasks.rows import Column, with_column
 from glora_search.tasks.splits import load_data
+from glora_search.tuners.heads import train_in_float32
 from glora_search.tuners.quantized import keep_format
 
 
@@ -238,6 +239,7 @@ class Task(abc.ABC):
         head = bool(self.outputs)
         self.draws = bool(loaded["missing_keys"] or loaded["mismatched_keys"]) or (head and not self.keeps_head())
         self.modules_to_save = modules_to_save(model, loaded, task_type=self.task_type, head=head)
+        train_in_float32(model, self._trained(model, loaded))
         return model
 
     def _loaded(self) -> Any:

@@ -112,6 +112,8 @@ def load_data(
     else:
         reader.check("test")
         test, test_digest = lambda: reader.read("test"), lambda: reader.source.digest("test")
+        if getattr(data, "unlabelled", None) is not None:
+            others.append(reader.source.read("test", reader.inputs))
     if getattr(data, "validation", None) is None:
         rows, validation = reader.cut(rows, data.validation_fraction, rng)
     else:

@@ -1,15 +1,20 @@
-"""What peft does not do for a head of several layers, and for a quantised model."""
+"""What peft does not do for a head: of several layers, of half precision, and on a quantised model."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from glora_search.compat import AuxiliaryTrainingWrapper, BaseTuner
 from glora_search.progress import say
 from glora_search.tuners.quantized import dequantize, keep_format, quantization_of
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class AnyHead(BaseTuner):
@@ -37,6 +42,39 @@ class AnyHead(BaseTuner):
             dequantize(plain)
             say(f"merge: {quantized} quantised layers were made dense, in {plain.dtype}", "dim")
         return plain
+
+
+def train_in_float32(model: nn.Module, modules: Sequence[str]) -> None:
+    """Make what is trained as it is float32, in a model of half precision, where small steps round away.
+
+    A head's output stays float32, and so does the loss; that of a module inside of the model is what it was.
+
+    Args:
+        modules: ends of names, as in peft's ``modules_to_save``.
+    """
+    for name, module in model.named_modules():
+        if not name or not name.endswith(tuple(modules)):
+            continue
+        half = next((own.dtype for own in module.parameters() if own.dtype in HALVES), None)
+        if half is not None:
+            module.float()
+            module.register_forward_pre_hook(_raised, with_kwargs=True)
+            if "." in name:
+                module.register_forward_hook(functools.partial(_lowered, half))
+
+
+def _raised(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return _as(torch.float32, args), {name: _as(torch.float32, value) for name, value in kwargs.items()}
+
+
+def _lowered(dtype: torch.dtype, module: nn.Module, args: Any, output: Any) -> Any:
+    return _as(dtype, output)
+
+
+def _as(dtype: torch.dtype, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_as(dtype, one) for one in value)
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def bare(model: Any) -> Any:

@@ -140,7 +140,8 @@ def test_a_token_that_the_model_does_not_have_is_refused_in_every_split(split, t
     BertModel(BertConfig(vocab_size=len(tokenizer) - 1, **sizes)).save_pretrained(tmp_path / "model")
     recipe = copy.deepcopy(tiny_recipe)
     recipe["task"]["model"] = str(tmp_path / "model")
-    recipe["data"]["unlabelled"] = str(shutil.copy(recipe["data"]["test"], tmp_path / "unlabelled.csv"))
+    recipe["data"]["unlabelled"] = str(tmp_path / "unlabelled.csv")
+    (tmp_path / "unlabelled.csv").write_text("text,label\nan unlabelled goal,sports\n")
     recipe["finals"] = {"training": {"use_cpu": True}}
     own = shutil.copy(recipe["data"][split], tmp_path / "own.csv")
     recipe["data"][split] = str(own)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import math
 import os
 import shutil
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -300,3 +303,24 @@ def test_the_mean_of_models_is_what_peers_teach(finals_recipe, tmp_path):
     worth = peers.evaluate(task.validation)
     assert worth.metric == pytest.approx(float((expected.argmax(-1) == batch["labels"]).float().mean()))
     assert worth.loss == pytest.approx(float(torch.nn.functional.nll_loss(expected.log(), batch["labels"])), rel=1e-4)
+
+
+def test_of_the_models_that_teach_one_is_in_memory_at_a_time(finals_recipe, tmp_path):
+    task, alive = Run.create(finals_recipe, tmp_path / "run").context.task, []
+
+    def models():
+        for _ in range(3):
+            gc.collect()
+            assert not any(model() is not None for model in alive)
+            made = task.model()
+            alive.append(weakref.ref(made))
+            yield made
+            del made
+
+    lessons.Peers(models, task).teach(task.validation)
+    assert len(alive) == 3
+
+
+def test_a_teacher_without_a_loss_is_a_poor_one():
+    assert lessons.Lesson(None, "supernet", 8, 0.5, math.nan).poor(0.9)
+    assert not lessons.Lesson(None, "supernet", 8, 0.5, 1.0).poor(0.9)

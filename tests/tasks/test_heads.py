@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -12,6 +13,7 @@ from transformers import (
 )
 
 from glora_search.recipe.schema import Recipe
+from glora_search.run.runner import Run
 from glora_search.tasks import make_task
 
 
@@ -46,6 +48,26 @@ def over(recipe, make, tmp_path):
 
 def head(model):
     return {name: value.clone() for name, value in model.state_dict().items() if name.startswith("classifier")}
+
+
+@pytest.mark.slow
+def test_a_head_of_a_model_in_bfloat16_is_trained_in_float32_from_supernet_to_merged_model(
+    tiny, recipe, make, tmp_path
+):
+    data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", make.rows(24))}
+    made = recipe(tiny("bert"), data, type="text-classification", dtype="bfloat16")
+    made["finals"] = {"subnets": 1, "rates": [1.0], "teacher": 2, "training": dict(made.pop("retrain")["training"])}
+    made["finals"]["training"]["num_train_epochs"] = 4
+    del made["baselines"]
+    run = Run.create(Recipe.model_validate(made), tmp_path / "run")
+    metrics = run.all_stages()
+    for name in ("supernet", "finals", "finals/baseline"):
+        weights = load_file(run.folder / name / "adapter_model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        assert any("classifier" in weight for weight in weights)
+    merged = AutoModelForSequenceClassification.from_pretrained(run.folder / "merged")
+    assert merged.dtype == torch.bfloat16
+    assert metrics["merged"]["validation"] == pytest.approx(metrics["final"]["validation"], abs=0.2)
 
 
 @pytest.mark.parametrize("labels", [["tech", "sports"], ["TECH", "Sports"], [" tech", "sports "]])

@@ -166,6 +166,12 @@ def test_unlabelled_rows_that_are_in_another_split_are_left_out(tmp_path):
         load_texts(unlabelled(tmp_path, list(found.train["text"])), 0)
 
 
+def test_unlabelled_rows_that_are_in_a_given_test_split_are_left_out(tmp_path):
+    data = unlabelled(tmp_path, ["new", "row 3", "asked for in the test"])
+    test = csv(tmp_path / "test.csv", ["asked for in the test,a", "another,b"])
+    assert set(load_texts(data.model_copy(update={"test": test}), 0).unlabelled["text"]) == {"new"}
+
+
 def test_unlabelled_rows_without_the_column_are_refused(tmp_path):
     data = unlabelled(tmp_path, ["x"]).model_copy(update={"unlabelled": str(tmp_path / "other.csv")})
     (tmp_path / "other.csv").write_text("words\nx\n")
