@@ -51,6 +51,8 @@ class ExactMatch(AnyMetric):
 class MultipleChoice(AnyMetric):
     """The share of rows whose response is the likeliest of several choices, as the model sees them after the prompt.
 
+    The token that ends an answer counts, as it is learned; lm-evaluation-harness leaves it out.
+
     Attributes:
         choices: the choices of every row, one of which is the row's response.
         choices_column: column with the choices of each row, a list, or text with the separator between them.
