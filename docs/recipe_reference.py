@@ -105,10 +105,16 @@ def table(cls: type[BaseModel], names: Iterable[str]) -> str:
     return "\n".join(["| key | value | default | |", "| --- | --- | --- | --- |", *rows]) if rows else ""
 
 
+def summary(cls: type[BaseModel]) -> str:
+    """What a docstring says before its attributes."""
+    paragraphs = (inspect.getdoc(cls) or "").partition("Attributes:")[0].split("\n\n")
+    return "\n\n".join(written(paragraph) for paragraph in paragraphs if paragraph.strip())
+
+
 def section(key: str, cls: type[BaseModel], level: int = 2, said: Sequence[str] = ()) -> list[str]:
     """A section's heading, summary, and table of keys without those already listed; then its own sections."""
     names = [name for name in cls.model_fields if name not in said]
-    parts = [f"{'#' * level} `{key}`", written((inspect.getdoc(cls) or "").split("\n\n")[0]), table(cls, names)]
+    parts = [f"{'#' * level} `{key}`", summary(cls), table(cls, names)]
     for name in names:
         field = cls.model_fields[name]
         parts += sections(f"{key}.{field.alias or name}", field, level + 1)

@@ -59,6 +59,9 @@ WRONG = {
     "packing of what is no text": (
         setting("task.packing=true"), "only causal-lm packs rows", ["task.packing", "True", "text-classification"],
     ),
+    "a training argument by a name that others use": (
+        setting("supernet.training.lr=0.1"), "a field of transformers.TrainingArguments", ["lr", "e.g. learning_rate"],
+    ),
     "a chat of what is no text": (
         setting("task.chat=true"), "only causal-lm has a chat template", ["task.chat", "True", "text-classification"],
     ),

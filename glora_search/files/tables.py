@@ -95,27 +95,22 @@ def wrong_line(path: Path, separator: str) -> int | None:
     return None if first else 1
 
 
-def wrong_json_line(path: Path) -> int | None:
-    """The first line of a json file that is wrong, or of json lines that is no object; None where all is right."""
+def json_fault(path: Path) -> str | None:
+    """What is wrong with a json file, or with the first of json lines that is no object, and where; None where nothing
+    is, or where the file is no text."""
     with path.open(encoding="utf-8-sig") as file, suppress(UnicodeDecodeError):
         for number, line in enumerate(file, 1):
             if number == 1 and line.lstrip().startswith("["):
-                return _wrong_in_list(line + file.read())
-            if line.strip() and not _is_object(line):
-                return number
+                return _json_fault(line + file.read(), 1, list)
+            if line.strip() and (fault := _json_fault(line, number, dict)):
+                return fault
     return None
 
 
-def _is_object(line: str) -> bool:
+def _json_fault(text: str, line: int, kind: type) -> str | None:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _wrong_in_list(text: str) -> int | None:
-    try:
-        json.loads(text)
+        return None if isinstance(json.loads(text), kind) else f"line {line} is not a JSON object"
     except json.JSONDecodeError as error:
-        return error.lineno
-    return None
+        return f"line {line + error.lineno - 1}, column {error.colno}: {error.msg}"
+    except RecursionError:
+        return f"line {line} is nested too deeply"

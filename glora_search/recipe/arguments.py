@@ -61,6 +61,15 @@ TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Ranges that TrainingArguments does not check."""
 
+SHORT = {
+    "lr": ["learning_rate"],
+    "epochs": ["num_train_epochs"],
+    "steps": ["max_steps"],
+    "batch_size": ["per_device_train_batch_size"],
+    "bs": ["per_device_train_batch_size"],
+}
+"""What people call some fields."""
+
 OTHER_MACHINE = {"other_machine": True}
 """Validation context for a recipe from another machine: arguments that need that machine's hardware, such as ``bf16``,
 are not errors."""
@@ -77,7 +86,7 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
     checked: dict[str, Any] = {}
     for name, setting in value.items():
         if name not in TRAINING_TYPES:
-            close = difflib.get_close_matches(str(name), TRAINING_TYPES, n=3, cutoff=0.5)
+            close = SHORT.get(str(name)) or difflib.get_close_matches(str(name), TRAINING_TYPES, n=3, cutoff=0.5)
             hint = f", e.g. {', '.join(close)}" if close else ""
             raise invalid(
                 f"training.{name}", setting, f"a field of transformers.TrainingArguments except output_dir{hint}"

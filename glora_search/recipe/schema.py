@@ -235,6 +235,9 @@ UniformMethod = Literal["lora", "ia3", "bitfit", "hira", "lora+vectors"]
 class Finals(Section):
     """How the search ends: the best subnets and the uniform methods race as real trainings.
 
+    Without this section, the best subnet is retrained alone. With it there is no retraining; ``finals: {}`` takes all
+    defaults.
+
     Uniform methods race alone; then they, each at its best rate, and the subnets race with a teacher. Finalists train
     to a quarter, half and all of the steps; half of them are dropped each time, by the lowest validation loss so far.
     The winner's best checkpoint is the final adapter.
@@ -368,4 +371,4 @@ def _override(data: dict[str, Any], text: str) -> None:
     try:
         place[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: not valid YAML: {value!r}") from error
+        raise UserError(f"--set {key}: not valid YAML: {value!r} ({' '.join(str(error).split())})") from error

@@ -110,6 +110,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         metrics["fit"] = fit
     metrics["notes"] = [
         *baselines["skipped"],
+        *no_baseline(run, tuned),
         *(baseline_diverged(run, compared[name]["method"]) for name in sorted(diverged)),
         *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
         *no_better(metrics),
@@ -123,6 +124,14 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     ]
     measured.write_cards({name: compared[name] for name in compared if name not in diverged} | {source: figures})
     return {**metrics, "seconds": {**view.seconds(), "evaluate": round(time.perf_counter() - started, 1)}}
+
+
+def no_baseline(run: Context, tuned: Mapping[str, Any] | None) -> list[str]:
+    """Whether the finals had nothing to compare with."""
+    if run.recipe.finals is None or tuned is not None:
+        return []
+    methods, budget = ", ".join(run.recipe.finals.methods), run.recipe.search.max_params
+    return [f"the finals have no baseline: none of finals.methods, {methods}, fits the budget of {budget:,}"]
 
 
 def short_search(run: Context) -> list[str]:

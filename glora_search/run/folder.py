@@ -43,7 +43,8 @@ class RunFolder:
         self.path = Path(path)
         recipe = self.path / "recipe.yaml"
         if not recipe.is_file() or not (self.path / "space.yaml").is_file():
-            raise invalid("run", str(path), "a run folder, made by 'glora-search run RECIPE'")
+            made = "this is a recipe: " if self.path.suffix in (".yaml", ".yml") and self.path.is_file() else ""
+            raise invalid("run", str(path), f"a run folder, {made}made by 'glora-search run RECIPE'")
         self.recipe: dict[str, Any] = load_yaml(recipe)
         missing = [key for key in SECTIONS if key not in self.recipe]
         if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -32,12 +33,14 @@ class Fit:
     Attributes:
         rows: all of them.
         cut: those that lost their end.
+        empty: those whose response has no text.
         left_out: those without a token to learn in what fits.
     """
 
     rows: int
     cut: int
     left_out: int = 0
+    empty: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,20 @@ class LanguageModel(TextTask):
         """See `Task`."""
         length = f"task.max_length, {self.max_length} tokens"
         return [
-            f"{count} of {fit.rows} rows of {key} {what} {length}"
+            f"{count} of {fit.rows} rows of {key} {what}"
             for key, fit in self._fits.items()
-            for count, what in ((fit.cut, "are cut at"), (fit.left_out, "are left out: nothing to learn within"))
+            for count, what in (
+                (fit.cut, f"are cut at {length}"),
+                (fit.left_out, f"are left out: nothing to learn within {length}"),
+                (fit.empty, "have an empty response, which the model learns"),
+            )
             if count > share * fit.rows
         ]
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         encoded = super()._encoded(rows, key)
-        self._fits[key] = self.fit
+        silent = sum(not text.strip() for text in self.responses(rows)) if self.responds and not self.chats else 0
+        self._fits[key] = dataclasses.replace(self.fit, empty=silent)
         return encoded
 
     def inputs(self) -> list[Column]:

@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.tables import line_of, read_header, wrong_json_line, wrong_line
+from glora_search.files.tables import json_fault, line_of, read_header, wrong_line
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
@@ -195,9 +195,8 @@ class DatasetFiles(_InFiles):
             return use(rows)
         except Exception as error:
             wanted = "a folder with a folder of images for each class" if images else f"a {self.data.source} file"
-            line = wrong_json_line(path) if self.data.source == "json" else None
-            reason = f"line {line} is not a JSON object" if line else _reason(error)
-            raise invalid(f"data.{split}", str(path), f"{wanted} ({reason})") from error
+            fault = json_fault(path) if self.data.source == "json" else None
+            raise invalid(f"data.{split}", str(path), f"{wanted} ({fault or _reason(error)})") from error
 
 
 class Splits(_Counted):

@@ -96,7 +96,7 @@ def load_data(
         UserError: a file, column or split is missing; a target is not what it has to be; the data cannot be had
             without a network.
     """
-    reader = _Reader(open_source(data), inputs, [*targets, *beside], target)
+    reader = _Reader(open_source(data), inputs, [*targets, *beside], target, needed=targets)
     other = tuple({name for _, name in beside} - {name for _, name in [*inputs, *targets]})
     rng = np.random.default_rng(seed)
     rows = reader.read("train")
@@ -137,11 +137,17 @@ class _Reader:
     """Reads the columns of a task, and cuts the rows."""
 
     def __init__(
-        self, source: Source, inputs: Sequence[Column], targets: Sequence[Column], target: Target | None
+        self,
+        source: Source,
+        inputs: Sequence[Column],
+        targets: Sequence[Column],
+        target: Target | None,
+        needed: Sequence[Column],
     ) -> None:
         self.source, self.used, self.target = source, [*inputs, *targets], target
         self.inputs = [column for _, column in inputs]
         self.key, self.column = targets[0] if target is not None else ("", "")
+        self.needed = needed
         self.declared: list[str] = []
 
     def check(self, split: str, inputs_only: bool = False) -> None:
@@ -161,11 +167,20 @@ class _Reader:
         if len(rows) == 0:
             raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.column else ""))
         if self.target is None:
+            self._check_there(split, rows)
             return rows
         if split == "train":
             self.declared = declared_names(rows, self.column)
         shown = functools.partial(self.source.row, split)
         return read_targets(rows, (self.key, self.column), self.target, split=split, shown=shown)
+
+    def _check_there(self, split: str, rows: Dataset) -> None:
+        """Refuse a row without what is to be learned in it."""
+        for key, name in self.needed:
+            missing = next((number for number, value in enumerate(rows[name], 1) if value is None), None)
+            if missing is not None:
+                allowed = f"a column with a value in every row: {self.source.row(split, missing)} has none"
+                raise invalid(key, name, allowed)
 
     def check_train(self, rows: Dataset, known: Counter[str]) -> None:
         """Raise a UserError where nothing can be learned from the train rows: of their targets, or of their inputs."""

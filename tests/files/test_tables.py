@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glora_search.files.tables import not_text, read_header, wrong_json_line, wrong_line
+from glora_search.files.tables import json_fault, not_text, read_header, wrong_line
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,22 @@ def test_the_line_of_a_row_that_is_wrong_is_found(tmp_path, text, line):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "fault"),
     [
         ('{"a": 1}\n\n{"a": 2}\n', None),
-        ('{"a": 1}\n{"a":\n{"a": 2}\n', 2),
-        ('{"a": 1}\n[1, 2]\n', 2),
+        ('{"a": 1}\n{"a": 2,}\n{"a": 2}\n', "line 2, column "),
+        ('{"a": 1}\n[1, 2]\n', "line 2 is not a JSON object"),
         ('[{"a": 1},\n {"a": 2}]\n', None),
-        ('[{"a": 1},\n {"a": }]\n', 2),
+        ('[{"a": 1},\n {"a": }]\n', "line 2, column 8: Expecting value"),
         ("\ufeff[]\n", None),
     ],
 )
-def test_the_line_of_a_json_file_that_is_wrong_is_found(tmp_path, text, line):
+def test_what_is_wrong_with_a_json_file_is_found_with_its_place(tmp_path, text, fault):
     (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-    assert wrong_json_line(tmp_path / "a.jsonl") == line
+    found = json_fault(tmp_path / "a.jsonl")
+    assert found == fault if fault is None else found.startswith(fault)
 
 
-def test_a_file_that_is_no_text_has_no_wrong_line(tmp_path):
+def test_a_json_file_that_is_no_text_has_no_place_to_show(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x1f\x8b\xff\xfe")
-    assert wrong_json_line(tmp_path / "a.json") is None
+    assert json_fault(tmp_path / "a.json") is None

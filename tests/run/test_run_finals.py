@@ -24,7 +24,7 @@ from glora_search.errors import UserError
 from glora_search.files.text import write_json
 from glora_search.finals import lessons
 from glora_search.run import finals
-from glora_search.run.evaluate import poor_teacher
+from glora_search.run.evaluate import no_baseline, poor_teacher
 from glora_search.run.formats import export_as
 from glora_search.training.distillation import DistillationTrainer
 
@@ -190,6 +190,14 @@ def test_where_nothing_fits_the_budget_there_is_nothing_to_race(finals_recipe, t
         run.do(stage)
     with pytest.raises(UserError, match=r"search\.max_params"):
         run.do("finals")
+
+
+def test_finals_without_a_baseline_say_so(raced):
+    context = raced[0].context
+    assert no_baseline(context, {"name": "LoRA r=1"}) == []
+    assert no_baseline(context, None) == [
+        "the finals have no baseline: none of finals.methods, lora, ia3, fits the budget of 1,000"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,20 @@ def test_rows_that_are_cut_or_left_out_are_counted_split_by_split(task):
 
 
 @pytest.mark.parametrize(("architecture", "type_"), [("llama", "causal-lm"), ("t5", "seq2seq-lm")])
+def test_a_missing_response_is_refused_with_its_row_and_empty_ones_are_counted(task, architecture, type_):
+    words = ["goal", "match", "team", "coach", "chip", "phone"]
+    rows = [{"text": f"{word} {end}", "answer": "team"} for word in words for end in words]
+    silent = [row if number % 2 else {**row, "answer": " "} for number, row in enumerate(rows)]
+    made = task(architecture, type_, silent, {"response_column": "answer"})
+    count = sum(answer == " " for answer in made.data.train["answer"])
+    note = f"{count} of {len(made.data.train)} rows of data.train have an empty response, which the model learns"
+    assert note in made.row_notes()
+    rows[6] = {"text": "a new goal", "anwser": "team"}
+    with pytest.raises(UserError, match=r"data\.response_column: got 'answer'; .*: row 7 of .*jsonl has none"):
+        task(architecture, type_, rows, {"response_column": "answer"})
+
+
+@pytest.mark.parametrize(("architecture", "type_"), [("llama", "causal-lm"), ("t5", "seq2seq-lm")])
 def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
     words = ["goal", "match", "team", "coach", "chip"]
     rows = [{"text": f"{word} {end}", "answer": "team " * 40} for word in words for end in words]
