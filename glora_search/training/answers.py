@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
@@ -125,6 +126,11 @@ class Answers:
 
 
 def predicts_next(model: Any) -> bool:
-    """Whether a model's logits at a token are those of the next one."""
+    """Whether a model's logits at a token are those of the next one.
+
+    The class says it: by its name, or since ``AutoModelForCausalLM`` makes it, such as Gemma 3's, which is named after
+    conditional generation.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(base).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    name = type(base).__name__
+    return name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
