@@ -51,7 +51,8 @@ class Answers:
             kind, fits = "next tokens" if predicts_next(model) else "tokens", logits.ndim == 3
         if not fits or len(logits) != len(labels):
             shapes = f"logits {tuple(logits.shape)} for labels {tuple(labels.shape)}"
-            raise invalid("finals.teacher", shapes, "0: these logits cannot be learned from")
+            keys = "finals.teacher, supernet.sampling_options.distill"
+            raise invalid(keys, shapes, "0, and false: these logits cannot be learned from")
         return cls(kind)
 
     @property

@@ -88,13 +88,6 @@ class DistillationTrainer(PathTrainer):
         share = torch.where(labels == IGNORED, 1.0, self.teacher_share)
         return ((1 - share) * plain + share * distances).mean(), outputs
 
-    def _mean(self, distances: Tensor, items: Tensor | int | None) -> Tensor:
-        """The mean over the items of the optimizer step, divided as Trainer divides the plain loss."""
-        if items is None or not self.model_accepts_loss_kwargs:
-            return distances.mean()
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return distances.sum() / items * processes
-
 
 def _flat(
     answers: Answers, soft: Tensor, classes: Tensor | None, labels: Tensor

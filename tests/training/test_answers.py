@@ -29,6 +29,7 @@ def test_the_kind_is_told_by_labels_and_model():
     assert Answers.of(plain, draw(2, 3), torch.tensor([0, 1])).kind == "class"
     assert Answers.of(plain, draw(2, 3), torch.tensor([[0.0, 1, 1], [1, 0, 0]])).kind == "decisions"
     assert Answers.of(plain, draw(2, 1), torch.tensor([0.5, 1.5])).kind == "numbers"
+    assert Answers.of(plain, draw(2, 1), torch.tensor([[0.5], [1.5]])).kind == "numbers"
     assert Answers.of(plain, draw(2, 2, 3), tokens).kind == "tokens"
     assert Answers.of(causal, draw(2, 2, 3), tokens).kind == "next tokens"
 
@@ -71,7 +72,7 @@ def test_a_decoder_beside_an_encoder_does_not_predict_the_next_token():
     ],
 )
 def test_logits_that_nothing_can_be_learned_from_are_refused(logits, labels):
-    with pytest.raises(UserError, match=r"finals\.teacher.*cannot be learned from"):
+    with pytest.raises(UserError, match=r"finals\.teacher.*\.distill: .*cannot be learned from"):
         Answers.of(nn.Linear(1, 1), logits, labels)
 
 
