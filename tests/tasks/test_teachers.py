@@ -120,6 +120,27 @@ def test_a_teacher_is_scored_as_a_model_is(taught):
         assert found.metric == pytest.approx(torch.tensor(found.loss).exp().item(), rel=1e-4)
 
 
+def test_a_teacher_folds_all_of_its_subnets_or_none(taught, monkeypatch):
+    task, supernet, teacher = taught
+    fits = iter([True])
+    monkeypatch.setattr(supernet.base_model, "folding_fits", lambda: next(fits))
+    folds, scored = [], supernet.base_model.scored
+    monkeypatch.setattr(supernet.base_model, "scored", lambda genome, fold: folds.append(fold) or scored(genome, fold))
+    teacher.teach(task.train)
+    assert len(folds) > len(teacher.members)
+    assert all(folds)
+
+
+def test_of_tokens_the_likeliest_classes_alone_leave_the_device(taught, monkeypatch):
+    task, _, teacher = taught
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self.shape) or cpu(self))
+    teacher.teach(task.train)
+    assert moved
+    if teacher.answers.by_token:
+        assert max(shape[-1] for shape in moved) <= TOP
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_student_comes_nearer_to_its_teacher(taught, tmp_path, accumulation):
     task, _supernet, teacher = taught
