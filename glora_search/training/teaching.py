@@ -49,7 +49,7 @@ class MeanPrediction(abc.ABC):
                 continue
             best, which = found.topk(min(TOP, found.shape[-1]))
             counts = self.answers.counted(labels).sum(1).tolist()
-            for own, own_classes in zip(best.cpu().split(counts), which.cpu().split(counts), strict=True):
+            for own, own_classes in zip(best.cpu().split(counts), which.int().cpu().split(counts), strict=True):
                 row = next(order)
                 said[row], classes[row] = own, own_classes
         by_token = self.answers is not None and self.answers.by_token
