@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
@@ -108,19 +106,6 @@ def test_folding_in_inference_mode_leaves_memory_that_any_mode_can_use(make_supe
         pass
     with torch.no_grad(), supernet.folded(second):
         close(logits(supernet), expected)
-
-
-def test_memory_that_an_earlier_subnet_has_left_need_not_be_free_again(make_supernet, monkeypatch):
-    supernet = make_supernet()
-    weights = [layer.get_base_layer().weight for layer in supernet.layers().values()]
-    free = SimpleNamespace(available=2 * sum(weight.numel() * weight.element_size() for weight in weights))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert supernet.folding_fits()
-    with supernet.folded(supernet.space.largest):
-        free.available //= 2
-    assert supernet.folding_fits()
-    supernet.train()
-    assert not supernet.folding_fits()
 
 
 def test_folding_uses_the_same_memory_again_and_training_frees_it(make_supernet):
