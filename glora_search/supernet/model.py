@@ -109,12 +109,13 @@ class SupernetModel(AnyHead):
     def folding_fits(self) -> bool:
         """Whether the device has the memory for a second copy of the adapted weights, which folding needs.
 
-        Of quantised weights it would be a dense one, for whose memory they were quantised.
+        Layers that still hold that of an earlier subnet need no more. Of quantised weights it would be a dense one, for
+        whose memory they were quantised.
         """
         layers: list[Any] = list(self.layers().values())
         if any(layer.quantized for layer in layers):
             return False
-        return fits_folded(layer.get_base_layer().weight for layer in layers)
+        return fits_folded(layer.get_base_layer().weight for layer in layers if layer._spare is None)
 
     def subnet_config(self, genome: Mapping[str, Choice], **kwargs: Any) -> GLoraConfig:
         """The fixed configuration of a subnet, see `BoundSpace.to_config`."""

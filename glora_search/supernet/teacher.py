@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glora_search.scoring import Batches, Scoring, on_device
+from glora_search.scoring import Batch, Batches, Scoring, on_device
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.supernet.sampling import SizeSampling
@@ -53,13 +53,19 @@ class Teacher(MeanPrediction):
         """See `MeanPrediction`; batch by batch, since what is said of tokens can be gigabytes."""
         self.supernet.eval()
         device = next(self.supernet.parameters()).device
+        fold = self.supernet.folding_fits()
+        first, *others = self.members
         for batch in batches:
             inputs = on_device(batch, device)
-            fold, total = self.supernet.folding_fits(), torch.zeros((), device=device)
-            for genome in self.members:
-                with self.supernet.scored(genome, fold):
-                    logits = self.supernet(**inputs).logits
-                self.answers = self.answers or Answers.of(self.supernet, logits, inputs["labels"])
-                logits, _ = self.answers.items(logits, inputs["labels"])
-                total = total + self.answers.said(logits)
-            yield torch.div(total, len(self.members)).cpu(), batch["labels"]
+            total = self._said(first, inputs, fold)
+            for genome in others:
+                total.add_(self._said(genome, inputs, fold))
+            yield total.div_(len(self.members)), inputs["labels"]
+
+    def _said(self, genome: Genome, inputs: Batch, fold: bool) -> Tensor:
+        """What one subnet says of a batch's items."""
+        with self.supernet.scored(genome, fold):
+            logits = self.supernet(**inputs).logits
+        self.answers = self.answers or Answers.of(self.supernet, logits, inputs["labels"])
+        logits, _ = self.answers.items(logits, inputs["labels"])
+        return self.answers.said(logits)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -14,6 +13,7 @@ from glora_search.errors import invalid
 from glora_search.space.layers import Genome
 from glora_search.supernet.probes import probe_subnets
 from glora_search.supernet.sampling import Sampling, SizeSampling
+from glora_search.training.answers import Answers
 from glora_search.training.trainer import PathTrainer
 
 
@@ -52,7 +52,7 @@ class SupernetTrainer(PathTrainer):
         self.sampling = sampling or SizeSampling(self._supernet.space, seed=self.args.seed)
         self.probes = dict(probes or probe_subnets(self._supernet.space))
         self._share = 1.0
-        self._teacher: Tensor | None = None
+        self._taught: Tensor | None = None
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -60,12 +60,13 @@ class SupernetTrainer(PathTrainer):
         """One forward and backward for each of the step's subnets; only the gradients of one are alive at a time."""
         genomes = self.sampling(self.state.global_step)
         self._share = 1 / len(genomes)
-        self._teacher = None
         losses = []
-        for genome in genomes:
-            self._supernet.activate(genome)
-            losses.append(super().training_step(model, inputs, num_items_in_batch=num_items_in_batch))
-        self._teacher = None
+        try:
+            for genome in genomes:
+                self._supernet.activate(genome)
+                losses.append(super().training_step(model, inputs, num_items_in_batch=num_items_in_batch))
+        finally:  # a step that was too large for the memory may be taken again, with fewer rows
+            self._taught = None
         return torch.stack(losses).sum()
 
     def compute_loss(
@@ -75,16 +76,21 @@ class SupernetTrainer(PathTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The subnet's part of the step's loss while training, the plain loss otherwise."""
-        labels = inputs.get("labels")
+        """The subnet's part of the step's loss while training, the plain loss otherwise.
+
+        With ``sampling.distill`` it is, of all subnets but the first, the distance to what the first one says, see
+        `Answers.distances`.
+        """
+        labels: Any = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            if self.sampling.distill and self._teacher is not None:
-                loss = divergence_from_teacher(outputs.logits, self._teacher, labels)
-                if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
-                    loss = loss / self.current_gradient_accumulation_steps  # the Trainer takes it as scaled already
-            elif self.sampling.distill:
-                self._teacher = outputs.logits.detach()
+            if self.sampling.distill:
+                answers = Answers.of(self._supernet, outputs["logits"], labels)
+                logits, _ = answers.items(outputs["logits"], labels)
+                if self._taught is None:
+                    self._taught = answers.said(logits.detach())
+                else:
+                    loss = self._mean(answers.distances(logits, self._taught), num_items_in_batch)
             loss = loss * self._share
             if not loss.requires_grad:  # the subnet without any path, of a model without a head, has nothing to learn
                 loss = loss.detach().requires_grad_()
@@ -93,7 +99,7 @@ class SupernetTrainer(PathTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate always the same subnets, so that the figures of different steps compare."""
         found: dict[str, EvalLoopOutput] = {}
-        fold = bool(self._supernet.folding_fits()) if self.probes else True
+        fold = bool(self._supernet.folding_fits())
         for name, genome in self.probes.items():
             with self._supernet.scored(genome, fold):
                 found[name] = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -106,24 +112,3 @@ class SupernetTrainer(PathTrainer):
             if measured != "model_preparation_time":
                 metrics |= {f"{metric_key_prefix}_{name}_{measured}": value for name, value in values.items()}
         return first._replace(metrics=metrics)
-
-
-def divergence_from_teacher(logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-    """The mean Kullback-Leibler divergence of a subnet's outputs from the teacher's.
-
-    Where labels are no classes, it is what the teacher's answers cost as labels: squared errors of numbers, or the
-    cross-entropy of each output's own yes or no.
-
-    Args:
-        logits, teacher: ``[..., classes]``.
-        labels: where there is one for each row of outputs, rows labelled -100 (padding) do not count.
-    """
-    if labels is not None and labels.is_floating_point():
-        if labels.shape == logits.shape:
-            return F.binary_cross_entropy_with_logits(logits.float(), teacher.float().sigmoid())
-        return F.mse_loss(logits.float(), teacher.float())
-    own, other = (F.log_softmax(values.float(), dim=-1) for values in (logits, teacher))
-    divergence = F.kl_div(own, other, reduction="none", log_target=True).sum(-1)
-    if labels is not None and labels.shape == divergence.shape:
-        divergence = divergence[labels != -100]
-    return divergence.mean()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
@@ -50,7 +51,8 @@ class Answers:
             kind, fits = "next tokens" if predicts_next(model) else "tokens", logits.ndim == 3
         if not fits or len(logits) != len(labels):
             shapes = f"logits {tuple(logits.shape)} for labels {tuple(labels.shape)}"
-            raise invalid("finals.teacher", shapes, "0: these logits cannot be learned from")
+            keys = "finals.teacher, supernet.sampling_options.distill"
+            raise invalid(keys, shapes, "0, and false: these logits cannot be learned from")
         return cls(kind)
 
     @property
@@ -125,6 +127,11 @@ class Answers:
 
 
 def predicts_next(model: Any) -> bool:
-    """Whether a model's logits at a token are those of the next one."""
+    """Whether a model's logits at a token are those of the next one.
+
+    The class says it: by its name, or since ``AutoModelForCausalLM`` makes it, such as Gemma 3's, which is named after
+    conditional generation.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(base).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    name = type(base).__name__
+    return name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
@@ -18,13 +20,13 @@ from torch import Tensor, nn
 from glora_search.errors import invalid
 from glora_search.scoring import IGNORED
 from glora_search.tasks.rows import with_column
-from glora_search.training.answers import Answers
+from glora_search.training.answers import TOP, Answers
 from glora_search.training.trainer import PathTrainer
 
 SOFT_LABELS = "soft_labels"
-"""The column, and the key of a batch, that has what the teacher says: ``[k]`` of a row, or ``[items, top]``."""
+"""The column, and the key of a batch, that has what the teacher says: ``[k]`` of a row, or ``[items * top]``."""
 SOFT_CLASSES = "soft_classes"
-"""Where rows have many items: the classes that the teacher's distributions are of, ``[items, top]``."""
+"""Where rows have many items: the classes that the teacher's distributions are of, ``[items * top]``."""
 
 
 class DistillationTrainer(PathTrainer):
@@ -71,7 +73,7 @@ class DistillationTrainer(PathTrainer):
             plain, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             answers = Answers.of(self.accelerator.unwrap_model(model), outputs["logits"], labels)
             logits, _ = answers.items(outputs["logits"], labels)
-            distances = answers.distances(logits, *_flat(answers, soft, classes, labels))
+            distances = answers.distances(logits, *_taught(answers, logits, soft, classes, labels))
             loss = (1 - self.teacher_share) * plain + self.teacher_share * self._mean(distances, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -88,26 +90,20 @@ class DistillationTrainer(PathTrainer):
         share = torch.where(labels == IGNORED, 1.0, self.teacher_share)
         return ((1 - share) * plain + share * distances).mean(), outputs
 
-    def _mean(self, distances: Tensor, items: Tensor | int | None) -> Tensor:
-        """The mean over the items of the optimizer step, divided as Trainer divides the plain loss."""
-        if items is None or not self.model_accepts_loss_kwargs:
-            return distances.mean()
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return distances.sum() / items * processes
 
-
-def _flat(
-    answers: Answers, soft: Tensor, classes: Tensor | None, labels: Tensor
+def _taught(
+    answers: Answers, logits: Tensor, soft: Tensor, classes: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor] | tuple[Tensor]:
     """What the teacher says of a batch's items; of tokens, without what rows are padded with."""
     if not answers.by_token:
         return (soft.float(),)
     assert classes is not None
-    counted = answers.counted(labels).sum(1, keepdim=True)
-    there = torch.arange(soft.shape[1], device=soft.device) < counted
-    if int(there.sum()) != int(counted.sum()):
-        raise invalid("soft_labels", int(there.sum()), f"one distribution for each of {int(counted.sum())} tokens")
-    return soft[there].float(), classes[there]
+    top = min(TOP, logits.shape[-1])
+    numbers = top * answers.counted(labels).sum(1, keepdim=True)
+    there = torch.arange(soft.shape[1], device=soft.device) < numbers
+    if int(there.sum()) != int(numbers.sum()):
+        raise invalid("soft_labels", int(there.sum()), f"{top} for each of {len(logits)} tokens")
+    return soft[there].view(-1, top).float(), classes[there].view(-1, top)
 
 
 class SoftCollator:
@@ -127,7 +123,7 @@ class SoftCollator:
         batch = dict(self.collator(plain))
         for name, kind in zip(own, (torch.float32, torch.long), strict=True):
             if name in rows[0]:
-                values = [torch.tensor(row[name], dtype=kind) for row in rows]
+                values = [torch.tensor(row[name], dtype=kind).flatten() for row in rows]
                 batch[name] = nn.utils.rnn.pad_sequence(values, batch_first=True)
         return batch
 
@@ -135,14 +131,25 @@ class SoftCollator:
 def with_soft_labels(
     rows: Dataset, soft: Tensor | Sequence[Tensor], classes: Sequence[Tensor] | None = None
 ) -> Dataset:
-    """The rows with what a teacher says of them.
+    """The rows with what a teacher says of them, which is read as numpy arrays.
 
     Args:
         soft: ``[rows, k]``; or for each row ``[items, top]``.
         classes: for each row ``[items, top]``.
     """
-    made = with_column(rows, SOFT_LABELS, [row.tolist() for row in soft])
-    return made if classes is None else with_column(made, SOFT_CLASSES, [row.tolist() for row in classes])
+    columns = {SOFT_LABELS: _lists([*soft], torch.float32)}
+    if classes is not None:
+        columns[SOFT_CLASSES] = _lists(classes, torch.int32)
+    for name, column in columns.items():
+        rows = with_column(rows, name, column)
+    return rows.with_format("numpy", columns=sorted(columns), output_all_columns=True)  # as select would sort them
+
+
+def _lists(rows: Sequence[Tensor], dtype: torch.dtype) -> Any:
+    """A column of flat lists, without a Python object for each number: of tokens there are many."""
+    ends = np.cumsum([0, *(row.numel() for row in rows)])
+    flat = torch.cat([row.to(dtype).flatten() for row in rows])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat.numpy()))
 
 
 def with_unlabelled(labelled: Dataset, unlabelled: Dataset) -> Dataset:

@@ -30,7 +30,10 @@ class MeanPrediction(abc.ABC):
 
     @abc.abstractmethod
     def said(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """The mean of what the models say of each batch's items, ``[items, k]`` on the CPU, and the batch's labels."""
+        """The mean of what the models say of each batch's items, ``[items, k]``, and the batch's labels beside it.
+
+        Of tokens it can be gigabytes, so it stays on the device where it was made.
+        """
 
     def teach(self, rows: Dataset) -> Dataset:
         """Encoded rows with what the models say of them, see `with_soft_labels`."""
@@ -41,12 +44,12 @@ class MeanPrediction(abc.ABC):
         for found, labels in self.said(batches):
             assert self.answers is not None
             if not self.answers.by_token:
-                for own in found:
+                for own in found.cpu():
                     said[next(order)] = own
                 continue
             best, which = found.topk(min(TOP, found.shape[-1]))
             counts = self.answers.counted(labels).sum(1).tolist()
-            for own, own_classes in zip(best.split(counts), which.split(counts), strict=True):
+            for own, own_classes in zip(best.cpu().split(counts), which.int().cpu().split(counts), strict=True):
                 row = next(order)
                 said[row], classes[row] = own, own_classes
         by_token = self.answers is not None and self.answers.by_token
@@ -56,21 +59,30 @@ class MeanPrediction(abc.ABC):
         """What the mean itself is worth."""
         tallies, losses = list[np.ndarray](), list[Tensor]()
         for found, labels in self.said(Batches(rows, self.scoring.collator, self.batch_size)):
-            assert self.answers is not None
-            logits = self.answers.logits_of(found)
-            losses.append(self.answers.losses(logits, self.answers.labels_of(labels)))
-            tallies.append(summed(self.scoring, self._tally(logits, labels).double().numpy()))
+            for own, truth in self._parts(found, labels):
+                assert self.answers is not None
+                logits = self.answers.logits_of(own)
+                losses.append(self.answers.losses(logits, self.answers.labels_of(truth)).cpu())
+                tally = self.scoring.tally(self._placed(logits, truth), truth).cpu().double().numpy()
+                tallies.append(summed(self.scoring, tally))
         sums = np.concatenate(tallies) if self.scoring.by_rows else np.sum(tallies, axis=0)
         return Evaluation(self.scoring.score(sums), float(torch.cat(losses).double().mean()))
 
-    def _tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The metric's tally of items; of tokens row by row, since logits of whole batches can be gigabytes."""
+    def _parts(self, found: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """A batch; of tokens row by row, since logits of whole batches can be gigabytes."""
         assert self.answers is not None
         if not self.answers.by_token:
-            return self.scoring.tally(logits, labels)
-        rows, counted = [], self.answers.counted(labels)
-        for own, truth, where in zip(logits.split(counted.sum(1).tolist()), labels, counted, strict=True):
-            whole = torch.zeros(1, len(truth), logits.shape[-1])
-            whole[0, : len(where)][where] = own
-            rows.append(self.scoring.tally(whole, truth[None]))
-        return torch.cat(rows)
+            yield found, labels
+            return
+        counts = self.answers.counted(labels).sum(1).tolist()
+        yield from zip(found.split(counts), labels.split(1), strict=True)
+
+    def _placed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits of items where the metric looks for them: those of a row of tokens, at their places."""
+        assert self.answers is not None
+        if not self.answers.by_token:
+            return logits
+        counted = self.answers.counted(labels)
+        whole = logits.new_zeros(*labels.shape, logits.shape[-1])
+        whole[:, : counted.shape[1]][counted] = logits
+        return whole

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from glora_search.training.answers import predicts_next
@@ -54,6 +54,15 @@ class PathTrainer(Trainer):
 
     def _factor(self, path: str, kind: str) -> float:
         return self.lr_factors.get(f"{path}.{kind}", self.lr_factors.get(kind, 1.0))
+
+    def _mean(self, distances: Tensor, items: Tensor | int | None) -> Tensor:
+        """The mean over the items of the optimizer step, divided as Trainer divides the plain loss."""
+        if items is None:
+            return distances.mean()
+        if not self.model_accepts_loss_kwargs:  # counted for compute_loss_func, after which Trainer does not divide
+            return distances.mean() / self.current_gradient_accumulation_steps
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return distances.sum() / items * processes
 
 
 def path_and_kind(name: str, parameter: nn.Parameter) -> tuple[str, str]:

@@ -6,26 +6,31 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome
 from glora_search.supernet import Sampling, SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
-from glora_search.supernet.trainer import divergence_from_teacher
 
 STEPS = 4
 
 
-def dataset(size: int = 24) -> list[dict[str, Any]]:
+def dataset(size: int = 24, architecture: str = "bert") -> list[dict[str, Any]]:
+    """Rows with a class, or of Llama, with one to four tokens to learn in the middle."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, 50, (size, 6), generator=generator)
-    return [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
+    if architecture == "bert":
+        return [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
+    places = torch.arange(6)
+    learned = [(places >= 1) & (places < 2 + n % 4) for n in range(size)]
+    return [{"input_ids": row, "labels": row.where(own, -100)} for row, own in zip(ids, learned, strict=True)]
 
 
 @pytest.fixture
 def make_trainer(make_model, bind, tmp_path):
-    """``make_trainer(**arguments)``: a supernet of ``glora-paper`` on BERT with dropout, and its trainer."""
+    """``make_trainer(**arguments)``: a supernet of ``glora-paper`` on BERT with dropout, or Llama, and its trainer."""
 
     def make(
         *,
@@ -35,14 +40,16 @@ def make_trainer(make_model, bind, tmp_path):
         callbacks: Any = None,
         lr_factors: Any = None,
         dropout: bool = True,
+        architecture: str = "bert",
         **arguments: Any,
     ) -> SupernetTrainer:
         torch.manual_seed(seed)
-        base = make_model("bert")
+        base = make_model(architecture)
         for module in base.modules() if not dropout else ():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        config = SupernetConfig(space=bind("glora-paper"), task_type="SEQ_CLS")
+        task_type = {"bert": "SEQ_CLS", "llama": "CAUSAL_LM"}[architecture]
+        config = SupernetConfig(space=bind("glora-paper", architecture), task_type=task_type)
         options = {
             "output_dir": str(tmp_path / folder),
             "max_steps": STEPS,
@@ -58,8 +65,8 @@ def make_trainer(make_model, bind, tmp_path):
         return SupernetTrainer(
             model=get_peft_model(base, config),
             args=TrainingArguments(**{**options, **arguments}),
-            train_dataset=dataset(),
-            eval_dataset=dataset(8),
+            train_dataset=dataset(architecture=architecture),
+            eval_dataset=dataset(8, architecture),
             sampling=sampling,
             callbacks=callbacks,
             lr_factors=lr_factors,
@@ -234,21 +241,41 @@ def gradients(trainer: SupernetTrainer) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None) -> torch.Tensor:
+    """A subnet's loss, or its divergence from the teacher's logits: the mean over labelled rows, or tokens."""
+    if labels.ndim == 2:
+        labels, places = labels[:, 1:], labels[:, 1:] != -100
+        labels, logits = labels[places], logits[:, :-1][places]
+        teacher = None if teacher is None else teacher[:, :-1][places]
+    if teacher is None:
+        return F.cross_entropy(logits, labels)
+    p, q = teacher.softmax(-1), logits.softmax(-1)
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("distill", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_gradient_of_a_step_is_the_mean_over_its_subnets(accumulation, make_trainer, bind):
-    """Against autograd through the mean loss, written out; dropout is off."""
+def test_the_gradient_of_a_step_is_the_mean_over_its_subnets(
+    accumulation, distill, architecture, make_trainer, bind, randomize
+):
+    """Against autograd through the mean loss of all rows or tokens, written out; dropout is off."""
+    sampling = Several(bind("glora-paper", architecture), seed=3)
+    sampling.distill = distill
     trainer = make_trainer(
-        sampling=Several(bind("glora-paper"), seed=3),
+        sampling=sampling,
         max_steps=1,
         gradient_accumulation_steps=accumulation,
         max_grad_norm=0,
         dropout=False,
+        architecture=architecture,
     )
     found: dict[str, torch.Tensor] = {}
     batches = []
     step = trainer.training_step
     trainer.training_step = lambda model, inputs, n=None: batches.append(inputs) or step(model, inputs, n)
-    model, initial = trainer.model, trained(trainer.model)
+    model = randomize(trainer.model)
+    initial = trained(model)
 
     class Keep(TrainerCallback):
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -260,10 +287,12 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_subnets(accumulation, make_
         model.get_parameter(name).data = value
     model.zero_grad()
     rows = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    losses = []
+    losses, teacher = [], None
     for genome in trainer.sampling(0):
         model.activate(genome)
-        losses.append(model(**rows).loss)
+        logits = model(**rows).logits
+        losses.append(loss_of(logits, rows["labels"], teacher))
+        teacher = logits.detach() if distill and teacher is None else teacher
     torch.stack(losses).mean().backward()
     expected = gradients(trainer)
     assert found.keys() == expected.keys()
@@ -291,25 +320,25 @@ def test_distilled_subnets_learn_from_the_first_ones_outputs(make_trainer, bind)
     assert runs[True] == pytest.approx(runs[False] / 3, abs=1e-4)
 
 
-def test_a_teacher_of_numbers_or_of_several_labels_is_learned_as_those_are():
-    logits, teacher = (torch.randn(4, 3, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
-    found = divergence_from_teacher(logits, teacher, torch.zeros(4, 3))
-    bernoulli = torch.distributions.Bernoulli
-    apart = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=logits)).mean()
-    torch.testing.assert_close(found, apart + bernoulli(logits=teacher).entropy().mean())
-    numbers = divergence_from_teacher(logits[:, :1], teacher[:, :1], torch.zeros(4))
-    torch.testing.assert_close(numbers, ((logits[:, 0] - teacher[:, 0]) ** 2).mean())
+def test_a_step_that_failed_leaves_no_teacher_for_the_next_one(make_trainer, bind):
+    sampling = Several(bind("glora-paper"))
+    sampling.distill = True
+    trainer = make_trainer(sampling=sampling, dropout=False)
+    batch = trainer.data_collator(dataset(4))
+    trainer.current_gradient_accumulation_steps = 1
+    wanted = trainer.training_step(trainer.model, dict(batch))
+    forward, calls = trainer.model.forward, []
 
+    def fail(**inputs: Any) -> Any:
+        calls.append(inputs)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return forward(**inputs)
 
-def test_distillation_is_the_divergence_from_the_teacher_over_the_rows_that_are_labelled():
-    generator = torch.Generator().manual_seed(0)
-    own, teacher = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
-    p, q = teacher.softmax(-1), own.softmax(-1)
-    rows = (p * (p / q).log()).sum(-1)
-    torch.testing.assert_close(divergence_from_teacher(own, teacher, None), rows.mean())
-    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
-    torch.testing.assert_close(divergence_from_teacher(own, teacher, labels), rows[labels != -100].mean())
-    assert divergence_from_teacher(own, own, labels).abs() < 1e-6
+    trainer.model.forward = fail
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.training_step(trainer.model, trainer.data_collator(dataset(6)))
+    torch.testing.assert_close(trainer.training_step(trainer.model, dict(batch)), wanted)
 
 
 def test_a_distributed_run_that_may_leave_no_parameter_out_is_refused(make_trainer):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from glora_search import Recipe, Run, SearchSpace, SupernetConfig
+from glora_search.errors import UserError
 from glora_search.scoring import IGNORED
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.training.answers import TOP
@@ -98,7 +99,7 @@ def test_soft_labels_are_the_members_mean_in_the_rows_order(taught):
         found = torch.tensor(row[SOFT_LABELS], dtype=torch.double)
         if SOFT_CLASSES in row:
             best = wanted.topk(min(TOP, wanted.shape[-1]))
-            wanted = wanted.gather(-1, torch.tensor(row[SOFT_CLASSES]))
+            wanted = wanted.gather(-1, torch.tensor(row[SOFT_CLASSES]).view(best.values.shape))
             torch.testing.assert_close(wanted, best.values, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found.reshape(wanted.shape), wanted, rtol=1e-3, atol=1e-5)
 
@@ -118,6 +119,27 @@ def test_a_teacher_is_scored_as_a_model_is(taught):
     assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     if task.metric == "perplexity":
         assert found.metric == pytest.approx(torch.tensor(found.loss).exp().item(), rel=1e-4)
+
+
+def test_a_teacher_folds_all_of_its_subnets_or_none(taught, monkeypatch):
+    task, supernet, teacher = taught
+    fits = iter([True])
+    monkeypatch.setattr(supernet.base_model, "folding_fits", lambda: next(fits))
+    folds, scored = [], supernet.base_model.scored
+    monkeypatch.setattr(supernet.base_model, "scored", lambda genome, fold: folds.append(fold) or scored(genome, fold))
+    teacher.teach(task.train)
+    assert len(folds) > len(teacher.members)
+    assert all(folds)
+
+
+def test_of_tokens_the_likeliest_classes_alone_leave_the_device(taught, monkeypatch):
+    task, _, teacher = taught
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self.shape) or cpu(self))
+    teacher.teach(task.train)
+    assert moved
+    if teacher.answers.by_token:
+        assert max(shape[-1] for shape in moved) <= TOP
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -160,6 +182,19 @@ def test_without_the_teachers_share_the_loss_is_the_plain_one(taught, tmp_path):
         none = trainer.compute_loss(model, dict(batch))
         torch.testing.assert_close(none, model(**plain).loss, rtol=1e-5, atol=1e-6)
     assert whole != none
+
+
+def test_soft_labels_of_other_tokens_than_those_of_the_batch_are_refused(taught, tmp_path):
+    task, _, teacher = taught
+    rows = teacher.teach(task.train)
+    if not teacher.answers.by_token:
+        return
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = DistillationTrainer(model=task.model(), args=args, train_dataset=rows, data_collator=task.collator)
+    batch = trainer.data_collator([rows[number] for number in range(3)])
+    batch[SOFT_LABELS], batch[SOFT_CLASSES] = batch[SOFT_LABELS][:, :-1], batch[SOFT_CLASSES][:, :-1]
+    with pytest.raises(UserError, match="soft_labels: got"):
+        trainer.compute_loss(trainer.model.train(), batch)
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM, BertGenerationConfig, Gemma3Config, T5Config, T5ForConditionalGeneration
 
 from glora_search.errors import UserError
 from glora_search.scoring import IGNORED
-from glora_search.training.answers import Answers
+from glora_search.training.answers import Answers, predicts_next
 
 torch.manual_seed(0)
 
@@ -27,8 +29,38 @@ def test_the_kind_is_told_by_labels_and_model():
     assert Answers.of(plain, draw(2, 3), torch.tensor([0, 1])).kind == "class"
     assert Answers.of(plain, draw(2, 3), torch.tensor([[0.0, 1, 1], [1, 0, 0]])).kind == "decisions"
     assert Answers.of(plain, draw(2, 1), torch.tensor([0.5, 1.5])).kind == "numbers"
+    assert Answers.of(plain, draw(2, 1), torch.tensor([[0.5], [1.5]])).kind == "numbers"
     assert Answers.of(plain, draw(2, 2, 3), tokens).kind == "tokens"
     assert Answers.of(causal, draw(2, 2, 3), tokens).kind == "next tokens"
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+TEXT = {**SIZES, "vocab_size": 20, "num_key_value_heads": 1, "head_dim": 8}
+VISION = {**SIZES, "image_size": 28, "patch_size": 14}
+CAUSAL = {
+    "Gemma3ForConditionalGeneration": lambda: Gemma3Config(text_config=TEXT, vision_config=VISION),
+    "BertGenerationDecoder": lambda: BertGenerationConfig(**SIZES, vocab_size=20, is_decoder=True),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_causal_model_is_known_whatever_its_class_is_called(name):
+    model = AutoModelForCausalLM.from_config(CAUSAL[name]()).eval()
+    assert type(model).__name__ == name
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    labels = torch.tensor([[IGNORED, 6, 7, IGNORED], [IGNORED, IGNORED, 11, 12]])
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=labels)
+    answers = Answers.of(model, found.logits, labels)
+    assert answers.kind == "next tokens"
+    torch.testing.assert_close(answers.losses(*answers.items(found.logits, labels)).mean(), found.loss)
+    wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear", r=1))
+    assert predicts_next(wrapped)
+
+
+def test_a_decoder_beside_an_encoder_does_not_predict_the_next_token():
+    config = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    assert not predicts_next(T5ForConditionalGeneration(config))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +72,7 @@ def test_the_kind_is_told_by_labels_and_model():
     ],
 )
 def test_logits_that_nothing_can_be_learned_from_are_refused(logits, labels):
-    with pytest.raises(UserError, match=r"finals\.teacher.*cannot be learned from"):
+    with pytest.raises(UserError, match=r"finals\.teacher.*\.distill: .*cannot be learned from"):
         Answers.of(nn.Linear(1, 1), logits, labels)
 
 

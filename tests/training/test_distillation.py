@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import get_peft_model
 from transformers import DataCollatorWithPadding, TrainingArguments
 
@@ -13,6 +14,8 @@ from glora_search import GLoraConfig
 from glora_search.errors import UserError
 from glora_search.scoring import IGNORED
 from glora_search.training.distillation import (
+    SOFT_CLASSES,
+    SOFT_LABELS,
     DistillationTrainer,
     SoftCollator,
     with_soft_labels,
@@ -134,3 +137,32 @@ def test_a_batch_keeps_its_rows_as_they_are(rows, collator):
     batch = SoftCollator(collator)(given)
     assert batch["soft_labels"].shape == (2, 3)
     assert "soft_labels" in given[0]
+
+
+def test_soft_labels_of_tokens_take_four_bytes_a_number_and_are_read_as_arrays(rows, tmp_path):
+    soft = [torch.rand(items, 3) for items in (2, 0, 1, 4)]
+    classes = [torch.randint(0, 99, (items, 3)) for items in (2, 0, 1, 4)]
+    made = with_soft_labels(rows, soft, classes)
+    assert made.features[SOFT_LABELS].feature.dtype == "float32"
+    assert made.features[SOFT_CLASSES].feature.dtype == "int32"
+    with_unlabelled(made, made.select([3, 2])).save_to_disk(str(tmp_path / "rows"))
+    kept = load_from_disk(str(tmp_path / "rows"))
+    for number, source in enumerate([0, 1, 2, 3, 3, 2]):
+        row = kept[number]
+        assert isinstance(row[SOFT_LABELS], np.ndarray)
+        assert isinstance(row[SOFT_CLASSES], np.ndarray)
+        assert row[SOFT_LABELS].tolist() == soft[source].flatten().tolist()
+        assert row[SOFT_CLASSES].tolist() == classes[source].flatten().tolist()
+        assert {name: row[name] for name in rows.column_names} == rows[source]
+
+
+def test_a_batch_pads_the_soft_labels_of_rows_with_fewer_tokens(rows, collator):
+    soft = [torch.rand(items, 3) for items in (2, 0, 1, 4)]
+    classes = [torch.randint(1, 99, (items, 3)) for items in (2, 0, 1, 4)]
+    batch = SoftCollator(collator)([*with_soft_labels(rows, soft, classes)])
+    assert batch[SOFT_CLASSES].dtype == torch.long
+    for number in range(4):
+        size = soft[number].numel()
+        torch.testing.assert_close(batch[SOFT_LABELS][number, :size], soft[number].flatten())
+        assert batch[SOFT_CLASSES][number, :size].tolist() == classes[number].flatten().tolist()
+        assert not batch[SOFT_LABELS][number, size:].any()
