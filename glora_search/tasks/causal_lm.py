@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from glora_search.errors import invalid
-from glora_search.scoring import IGNORED
+from glora_search.scoring import IGNORED, on_device
 from glora_search.tasks.chat import ASSISTANT, ChatTemplate, Message, last_turn, messages_in
 from glora_search.tasks.labelled import LabelledTokens
 from glora_search.tasks.language_model import Fit, LanguageModel, Question
@@ -98,8 +99,24 @@ class CausalLM(LanguageModel):
         if not torch.allclose(logits, others, rtol=0, atol=1e-5 * float(logits.abs().max())):
             allowed = "a causal language model; what this one says of a token depends on the tokens after it"
             raise invalid("task.model", self.recipe.task.model, allowed)
+        self._check_shift(model)
         if self.recipe.task.packing:
             self._check_packing(model)
+
+    def _check_shift(self, model: PreTrainedModel) -> None:
+        """Refuse a model whose own loss compares each token with its own logits, as that of `BartForCausalLM` does: it
+        would learn to copy."""
+        rows = [self.train_rows[row] for row in range(min(2, len(self.train_rows)))]
+        batch = on_device(self.collator(rows), model.device)
+        with torch.no_grad():
+            output = model(**batch)
+        sums = self.losses(output.logits, batch["labels"]).sum(0)
+        copying = F.cross_entropy(output.logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+        own, shifted = float(output.loss), float(sums[0] / sums[1])
+        if abs(own - float(copying)) < abs(own - shifted):
+            name = type(model).__name__
+            allowed = f"a model whose loss is that of the next token; that of a {name} is of the token itself"
+            raise invalid("task.model", self.recipe.task.model, allowed)
 
     def _check_packing(self, model: PreTrainedModel) -> None:
         """Refuse a model that does not keep packed rows apart."""

@@ -159,6 +159,12 @@ def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
     ]
 
 
+def test_a_decoder_whose_own_loss_would_teach_it_to_copy_is_refused(task, make):
+    made = task("bart", "causal-lm", make.rows(), {"response_column": "label"})
+    with pytest.raises(UserError, match=r"task\.model: .*next token; that of a BartForCausalLM is of the token itself"):
+        made.check_model(made.model())
+
+
 def test_plain_texts_are_split_and_so_none_is_cut(task):
     made = task("llama", "causal-lm", [{"text": "goal " * n} for n in range(20, 60)])
     assert made.row_notes() == []
