@@ -87,3 +87,19 @@ def test_another_supernet_removes_what_was_made_from_it(ran):
     run, _ = ran
     run.forget("supernet")
     assert not (run.folder / "budgets").exists()
+
+
+@pytest.mark.slow
+def test_each_budget_ends_in_finals_of_its_own(tiny_recipe, tmp_path):
+    data = several(tiny_recipe, [1000, 600])
+    training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
+    data["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
+    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
+    run.all_stages()
+    (smaller,) = run.view.smaller()
+    for view, budget in ((run.view, 1000), (smaller, 600)):
+        name, figures = view.final()
+        assert name == "finals"
+        assert figures["params"] <= budget
+        assert all(row["params"] <= budget for row in view.result("finals")["finalists"])
+    assert smaller.done("test")["lora_trainings"] < run.view.done("test")["lora_trainings"]
