@@ -19,7 +19,7 @@ from glora_search.finals.contest import WAIT, Contest, Outcome
 from glora_search.finals.finalists import TUNED, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
-from glora_search.finals.training import EVALUATED
+from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
 from glora_search.run.origin import check_origin

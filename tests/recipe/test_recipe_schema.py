@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from glora_search.errors import UserError
+from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import Recipe
 from glora_search.vocabulary import LR_FACTORS
 
@@ -118,3 +119,9 @@ def test_the_dump_loads_as_the_same_recipe(tmp_path):
     path.write_text(recipe.dump())
     assert Recipe.load(path) == recipe
     assert yaml.safe_load(recipe.dump())["retrain"]["from"] == "inherited"
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_what_a_race_sets_is_refused_in_its_section(name):
+    with pytest.raises(UserError, match=rf"finals\.training\.{name}.*nothing: the race sets it"):
+        Recipe.load("quickstart", [f"finals={{training: {{{name}: {str(EVALUATED[name]).lower()}}}}}"])
