@@ -14,11 +14,12 @@ from optuna.storages import JournalStorage
 
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.finals.contest import WAIT, Contest, Outcome
 from glora_search.finals.finalists import TUNED, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
+from glora_search.ranking import is_finite
 from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
@@ -170,6 +171,8 @@ def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:
     task = run.task
     model = run.placed(load_adapter(task.model(), checkpoint, trainable=True))
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
+    if not is_finite(scored.metric, scored.loss):  # scored in another precision than it was trained in
+        raise UserError(f"finals: {checkpoint} has diverged. Lower {run.rate_to_lower('finals')}")
     model.save_pretrained(str(where))
     task.processor.save_pretrained(str(where))
     write_card(where, task.model_path, run.facts(params, scored.metric))

@@ -23,6 +23,7 @@ from glora_search.finals import lessons
 from glora_search.run import finals
 from glora_search.run.evaluate import poor_teacher
 from glora_search.run.formats import export_as
+from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
 
 pytestmark = pytest.mark.slow
@@ -177,6 +178,14 @@ def test_where_every_finalist_diverges_the_key_to_lower_is_named(finals_recipe, 
     with pytest.raises(UserError, match=r"finals\.training\.learning_rate.*diverged"):
         run.do("finals")
     assert run.view.done("finals") is None
+
+
+def test_weights_that_score_no_number_are_not_kept(raced, tmp_path, monkeypatch):
+    run, _ = raced
+    monkeypatch.setattr(finals, "evaluate", lambda *args: Evaluation(0.5, float("nan")))
+    with pytest.raises(UserError, match=r"has diverged.*finals\.training\.learning_rate"):
+        finals._keep(run.context, run.folder / "finals", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 def test_where_nothing_fits_the_budget_there_is_nothing_to_race(finals_recipe, tmp_path):
