@@ -238,7 +238,7 @@ def _race(
     args: TrainingArguments,
     settings: Finals,
     budgets: tuple[int | None, int | None],
-    lr_factors: Mapping[str, float] | None,
+    lr_factors: Mapping[str, float],
 ) -> FoundAdapter:
     """End a search in a race; the winner, at its best checkpoint, is what was found.
 

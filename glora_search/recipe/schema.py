@@ -247,7 +247,9 @@ class Finals(Section):
         teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
             taught, uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.
-        lr_factors: as in the supernet's section, whose factors are used where none are given.
+        lr_factors: as in the supernet's section, whose factors are used where none are given. Methods have factors of
+            their own for kinds of paths that are not among them, such as 15 for the low-rank A of ``hira``; with ``{}``
+            they have none.
         training: fields of TrainingArguments, but for those that the race sets: what is evaluated and saved.
     """
 
