@@ -170,13 +170,21 @@ class Contest:
         return self._outcome([*uniform, *second], [alone, taught])
 
     def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:
-        """Where the supernet is poor, those finalists teach that are not poor themselves."""
+        """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them."""
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
         if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
             return
         members = [self.best(one, alone) for one in uniform if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
-        self.lesson = Lesson.of(peers, "finalists", len(members), self.train, self.validation, self.unlabelled())
+        taught = self.folder / "peers"
+        while not taught.is_dir():
+            with claimed(self.folder / "peers.lock") as ours:
+                if not ours:
+                    time.sleep(WAIT)
+                elif not taught.is_dir():
+                    rows = (self.train, self.validation, self.unlabelled())
+                    Lesson.of(peers, "finalists", len(members), *rows).save(taught)
+        self.lesson = Lesson.load(taught)
 
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)

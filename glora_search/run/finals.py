@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,7 @@ def _teach(run: Context, folder: Path, settings: Finals) -> None:
     largest = run.view.result("supernet").get("max_params", recipe.supernet_max_params)
     chosen = draw_members(run.space, count=members, max_params=largest, seed=recipe.seed)
     teacher = Teacher(run.load("supernet"), chosen, task, recipe.search.batch_size)
-    shutil.rmtree(making := folder / f".{TAUGHT}", ignore_errors=True)
-    making.mkdir()
-    Lesson.of(teacher, "supernet", members, task.train, task.validation, task.unlabelled()).save(making)
-    making.rename(folder / TAUGHT)
+    Lesson.of(teacher, "supernet", members, task.train, task.validation, task.unlabelled()).save(folder / TAUGHT)
 
 
 def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:
