@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from glora_search.errors import UserError
-from glora_search.recipe.arguments import EVALUATED
-from glora_search.recipe.schema import Recipe
+from glora_search.recipe.arguments import EVALUATED, OTHER_MACHINE
+from glora_search.recipe.schema import Finals, Recipe
 from glora_search.vocabulary import LR_FACTORS
 
 BAD = {
@@ -123,5 +124,5 @@ def test_the_dump_loads_as_the_same_recipe(tmp_path):
 
 @pytest.mark.parametrize("name", EVALUATED)
 def test_what_a_race_sets_is_refused_in_its_section(name):
-    with pytest.raises(UserError, match=rf"finals\.training\.{name}.*nothing: the race sets it"):
-        Recipe.load("quickstart", [f"finals={{training: {{{name}: {str(EVALUATED[name]).lower()}}}}}"])
+    with pytest.raises(ValidationError, match=rf"training\.{name}.*nothing: the race sets it"):
+        Finals.model_validate({"training": {name: EVALUATED[name]}}, context=OTHER_MACHINE)
