@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from glora_search.recipe.arguments import STOPPING, TRAINING_DEFAULTS
+from glora_search.recipe.arguments import EVALUATED, STOPPING, TRAINING_DEFAULTS
 from glora_search.recipe.schema import Recipe
 from glora_search.vocabulary import LR_FACTORS, LR_GROUPS
 
@@ -158,7 +158,7 @@ those of `TrainingArguments`, except for these:
 {lines(own)}
 
 `dataloader_pin_memory` is true if a GPU is available. If `supernet.patience` is set, it determines
-{names(STOPPING)}.
+{names(STOPPING)}. In `finals`, the race sets {names(EVALUATED)}.
 
 ## `lr_factors` in any section
 

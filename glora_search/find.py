@@ -28,8 +28,8 @@ from glora_search.finals.contest import Contest
 from glora_search.finals.finalists import Finalist, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
-from glora_search.finals.training import EVALUATED
 from glora_search.ranking import is_finite, rank_key
+from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import TEACHER_SIZE, Finals
 from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
@@ -114,9 +114,9 @@ def find_adapter(
         retrain_args: of training the found subnet on; None leaves it with its inherited weights. Where training on
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept; a
             warning says where it has diverged.
-        finals: ends the search in a race of trainings, each with ``retrain_args``, which compares losses: a mapping of
-            ``subnets``, ``methods``, ``rates``, ``teacher`` and ``teacher_share``, as in a recipe; ``{}`` takes their
-            defaults.
+        finals: ends the search in a race of trainings, each with ``retrain_args`` but for what they evaluate and save,
+            which compares losses: a mapping of ``subnets``, ``methods``, ``rates``, ``teacher`` and ``teacher_share``,
+            as in a recipe; ``{}`` takes their defaults.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.
@@ -241,7 +241,7 @@ def _race(
     args: TrainingArguments,
     settings: Finals,
     budgets: tuple[int | None, int | None],
-    lr_factors: Mapping[str, float] | None,
+    lr_factors: Mapping[str, float],
 ) -> FoundAdapter:
     """End a search in a race; the winner, at its best checkpoint, is what was found.
 

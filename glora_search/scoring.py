@@ -142,6 +142,12 @@ def summed(scoring: Scoring, tallies: np.ndarray) -> np.ndarray:
     return tallies if scoring.by_rows else tallies.sum(0)
 
 
+def items_of(labels: Tensor) -> Tensor:
+    """How many of each row's labels count, of numbers all: ``[rows]``."""
+    rows = labels.reshape(len(labels), -1)
+    return (torch.ones_like(rows) if rows.is_floating_point() else rows != IGNORED).sum(1)
+
+
 @dataclass
 class Sums:
     """What a task's metric and the mean loss come from, summed over batches.
@@ -163,7 +169,7 @@ class Sums:
         """Run a model over batches; nothing of a batch but its sums is kept."""
         for batch, output in outputs(model, batches):
             labels = batch["labels"].to(output.logits.device)
-            items = labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
+            items = int(items_of(labels).sum())
             if items:
                 tally = scoring.tally(output.logits, labels).cpu().double().numpy()
                 self.tallies.append(summed(scoring, tally))

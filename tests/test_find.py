@@ -218,6 +218,25 @@ def test_a_search_ends_in_a_race(find, make_model, logits, weights, tmp_path, mo
     torch.testing.assert_close(logits(again), logits(found.model))
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"eval_on_start": True, "learning_rate": 5.0},  # training makes it worse
+        {"eval_delay": 100},
+        {"prediction_loss_only": True},
+        {"save_only_model": True},
+        {"batch_eval_metrics": True},
+        {"eval_do_concat_batches": False},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_what_a_race_evaluates_and_saves_is_not_the_callers_to_say(find, own):
+    retrain = {"num_train_epochs": 2, "per_device_train_batch_size": 16, **own}
+    found = find(trials=1, epochs=1, retrain=retrain, finals={"subnets": 0, "teacher": 0, "methods": ["lora"]})
+    assert len(found.finals) == 3
+    assert found.evaluation.loss == pytest.approx(found.finals[0]["validation_loss"], abs=1e-5)
+
+
 def test_every_training_of_a_race_begins_as_a_fresh_one(find, make_model, monkeypatch):
     from glora_search.finals import contest
 

@@ -102,7 +102,7 @@ class Contest:
         load: an adapter folder, on a base model where models are scored.
         inherit: a finalist that inherits, on a base model.
         made: told of every model that is about to be trained.
-        lr_factors: see `PathTrainer`.
+        lr_factors: see `own_factors`.
         task_type, modules_to_save: as in peft.
         trained, seconds: the steps that this process has trained, and their time.
     """
@@ -121,7 +121,7 @@ class Contest:
     base: Callable[[], Any]
     load: Callable[[Path], Any]
     inherit: Callable[[Finalist, Any], PeftModel]
-    lr_factors: Mapping[str, float] | None
+    lr_factors: Mapping[str, float]
     task_type: str | None
     modules_to_save: Sequence[str]
     made: Callable[[PeftModel], None] = lambda model: None
@@ -170,13 +170,21 @@ class Contest:
         return self._outcome([*uniform, *second], [alone, taught])
 
     def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:
-        """Where the supernet is poor, those finalists teach that are not poor themselves."""
+        """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them."""
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
         if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
             return
         members = [self.best(one, alone) for one in uniform if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
-        self.lesson = Lesson.of(peers, "finalists", len(members), self.train, self.validation, self.unlabelled())
+        taught = self.folder / "peers"
+        while not taught.is_dir():
+            with claimed(self.folder / "peers.lock") as ours:
+                if not ours:
+                    time.sleep(WAIT)
+                elif not taught.is_dir():
+                    rows = (self.train, self.validation, self.unlabelled())
+                    Lesson.of(peers, "finalists", len(members), *rows).save(taught)
+        self.lesson = Lesson.load(taught)
 
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
@@ -231,7 +239,6 @@ class Contest:
         return reached
 
     def _train_one(self, one: Finalist, step: int, bar: Bar) -> Standing:
-        own = one.origin.lr_factors if isinstance(one.origin, Uniform) else {}
         folder, started = self._checkpoints(one), time.perf_counter()
         args = finalist_args(self.args, folder, rate=one.rate, steps=self.steps)
         before = steps_trained(folder)
@@ -244,7 +251,7 @@ class Contest:
             args,
             first=self.first,
             progress=bar,
-            lr_factors={**own, **(self.lr_factors or {})},
+            lr_factors=own_factors(one, self.lr_factors),
             teacher_share=self.settings.teacher_share,
         )
         if trained := steps_trained(folder) - before:
@@ -253,6 +260,17 @@ class Contest:
         found = standing(folder, self.scoring, step, self.first)
         assert found is not None
         return found
+
+
+def own_factors(one: Finalist, given: Mapping[str, float]) -> dict[str, float]:
+    """A finalist's learning-rate factors, see `PathTrainer`.
+
+    Args:
+        one: its method may have factors of its own, which hold for kinds that are not among those given.
+        given: where there are none, the rate is one for all.
+    """
+    own = one.origin.lr_factors if given and isinstance(one.origin, Uniform) else {}
+    return {**{key: factor for key, factor in own.items() if key.partition(".")[2] not in given}, **given}
 
 
 def _best_of(some: Sequence[Finalist]) -> Callable[[Mapping[str, float]], list[str]]:

@@ -6,6 +6,7 @@ trained alone teach, by their mean prediction.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +77,13 @@ class Lesson:
         return not self.validation_loss <= POOR * loss
 
     def save(self, folder: Path) -> None:
-        """Write it."""
-        self.rows.save_to_disk(str(folder / "rows"))
-        write_json(folder / "teacher.json", self.facts())
+        """Write it; the folder is there once it is whole."""
+        making = folder.with_name(f".{folder.name}")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        self.rows.save_to_disk(str(making / "rows"))
+        write_json(making / "teacher.json", self.facts())
+        making.rename(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Lesson:

@@ -74,19 +74,6 @@ def finalist_args(args: TrainingArguments, folder: Path, *, rate: float, steps: 
     return own
 
 
-EVALUATED: dict[str, Any] = {
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "save_total_limit": 2,  # the best and the last: with 1, Trainer removes the last one at the end of a rung
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "loss",
-    "greater_is_better": False,
-    "eval_steps": 1,
-    "save_steps": 1,
-}
-"""What a race needs of the training arguments; the number of steps is set by `finalist_args`."""
-
-
 def train_to(
     step: int,
     fresh: Callable[[], nn.Module],

@@ -47,6 +47,24 @@ STOPPING: dict[str, Any] = {
 }
 """The arguments of early stopping; the metric is the task's. Resumed training restores the patience counter."""
 
+EVALUATED: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_delay": 0,
+    "eval_on_start": False,  # no checkpoint is of step 0
+    "prediction_loss_only": False,
+    "batch_eval_metrics": False,
+    "eval_do_concat_batches": True,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 2,  # the best and the last: with 1, Trainer removes the last one at the end of a rung
+    "save_only_model": False,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
+}
+"""What a race needs of the training arguments; the numbers of steps are each finalist's own."""
+
 TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),

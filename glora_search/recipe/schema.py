@@ -17,7 +17,7 @@ from glora_search.errors import UserError, invalid
 from glora_search.files.checked import validate
 from glora_search.files.shipped import find_shipped
 from glora_search.files.text import load_yaml
-from glora_search.recipe.arguments import STOPPING, LrFactors, Training
+from glora_search.recipe.arguments import EVALUATED, STOPPING, LrFactors, Training
 from glora_search.recipe.data import Data, Section
 from glora_search.recipe.loading import Loading
 from glora_search.recipe.metrics import MetricSettings
@@ -250,8 +250,10 @@ class Finals(Section):
         teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
             taught, uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.
-        lr_factors: as in the supernet's section, whose factors are used where none are given.
-        training: any field of TrainingArguments but those that evaluate and save.
+        lr_factors: as in the supernet's section, whose factors are used where none are given. Methods have factors of
+            their own for kinds of paths that are not among them, such as 15 for the low-rank A of ``hira``; with ``{}``
+            they have none.
+        training: fields of TrainingArguments, but for those that the race sets: what is evaluated and saved.
     """
 
     subnets: int = Field(default=2, ge=0)
@@ -269,7 +271,7 @@ class Finals(Section):
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:
-        for name in (*STOPPING, "greater_is_better", "eval_steps", "save_steps", "save_total_limit"):
+        for name in EVALUATED:
             if name in self.training:
                 raise invalid(f"training.{name}", self.training[name], "nothing: the race sets it")
         return self

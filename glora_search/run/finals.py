@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from optuna.storages import JournalStorage
 
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.finals.contest import WAIT, Contest, Outcome
 from glora_search.finals.finalists import TUNED, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
-from glora_search.finals.training import EVALUATED
+from glora_search.ranking import is_finite
+from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
 from glora_search.run.origin import check_origin
@@ -159,10 +159,7 @@ def _teach(run: Context, folder: Path, settings: Finals) -> None:
     largest = run.view.result("supernet").get("max_params", recipe.supernet_max_params)
     chosen = draw_members(run.space, count=members, max_params=largest, seed=recipe.seed)
     teacher = Teacher(run.load("supernet"), chosen, task, recipe.search.batch_size)
-    shutil.rmtree(making := folder / f".{TAUGHT}", ignore_errors=True)
-    making.mkdir()
-    Lesson.of(teacher, "supernet", members, task.train, task.validation, task.unlabelled()).save(making)
-    making.rename(folder / TAUGHT)
+    Lesson.of(teacher, "supernet", members, task.train, task.validation, task.unlabelled()).save(folder / TAUGHT)
 
 
 def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:
@@ -170,6 +167,8 @@ def _keep(run: Context, checkpoint: Path, where: Path) -> dict[str, Any]:
     task = run.task
     model = run.placed(load_adapter(task.model(), checkpoint, trainable=True))
     scored, params = evaluate(model, run.validation, task), adapter_params(model)
+    if not is_finite(scored.metric, scored.loss):  # scored in another precision than it was trained in
+        raise UserError(f"finals: {checkpoint} has diverged. Lower {run.rate_to_lower('finals')}")
     model.save_pretrained(str(where))
     task.processor.save_pretrained(str(where))
     write_card(where, task.model_path, run.facts(params, scored.metric))

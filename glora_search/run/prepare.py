@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from glora_search.errors import UserError, invalid
 from glora_search.finals.rungs import whole
-from glora_search.finals.training import EVALUATED, finalist_args
+from glora_search.finals.training import finalist_args
 from glora_search.metrics import Panel
 from glora_search.progress import say, track
-from glora_search.recipe.arguments import TRAINING_TYPES, shown
+from glora_search.recipe.arguments import EVALUATED, TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -135,8 +136,8 @@ def total_steps(trainer: Trainer) -> int:
 
 
 def steps_for(args: TrainingArguments, rows: int, processes: int = 1) -> int:
-    """The optimizer steps of a training on so many rows, by processes with one device each."""
-    size = args.per_device_train_batch_size * processes
+    """The optimizer steps of a training on so many rows, by processes with one device each, or by one with several."""
+    size = args.train_batch_size * processes
     return steps_of(args, rows // size if args.dataloader_drop_last else -(-rows // size))
 
 
@@ -145,7 +146,7 @@ def steps_of(args: TrainingArguments, batches: int) -> int:
     if args.max_steps > 0:
         return int(args.max_steps)
     per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-    return round(per_epoch * args.num_train_epochs)
+    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 def _note_processes(folder: Path, count: int, last: str | None, *, writes: bool) -> None:

@@ -1,20 +1,27 @@
-"""A Trainer that gives the parameters of each kind of path a learning rate of their own."""
+"""A Trainer with a learning rate for each kind of path, whose evaluations have the loss that the search has."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
+from glora_search.scoring import items_of
 from glora_search.training.answers import predicts_next
 from glora_search.vocabulary import check_lr_factors
 
 
 class PathTrainer(Trainer):
     """A `transformers.Trainer` with learning rates by kind of path, for adapters and supernets.
+
+    The loss of an evaluation is the mean over all labels that count, as the search scores it: without label smoothing,
+    and not finite where that of a batch is not. Trainer's own is a mean of the batches' means, where a row's one token
+    weighs as much as another row's hundred.
 
     Args:
         lr_factors: ``lora``, ``vector``, ``constant``, ``head`` (all that is trained besides the paths), or a kind of
@@ -28,6 +35,7 @@ class PathTrainer(Trainer):
     def __init__(self, *args: Any, lr_factors: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lr_factors = check_lr_factors(lr_factors or {})
+        self._losses: list[Tensor] = []
         if not predicts_next(self.accelerator.unwrap_model(self.model)):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
             # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
@@ -51,6 +59,39 @@ class PathTrainer(Trainer):
                 groups.append({**group, "params": parameters, "lr": group["lr"] * factor})
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Trainer's loss while training, the model's own mean over a batch otherwise."""
+        if model.training or self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's step; the sum of the losses and the number of items are kept, over all processes."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        truth = inputs.get("labels")
+        if loss is not None and isinstance(truth, Tensor):
+            items = items_of(truth).to(loss.device)
+            sums = torch.where(items > 0, loss.float() * items, 0.0)  # where no label counts, the loss is NaN
+            self._losses.append(self.gather_function(torch.stack([sums, items], dim=1)).sum(0))
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's loop, with the mean loss of an item."""
+        self._losses = []
+        found = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._losses:
+            loss, items = torch.stack(self._losses).cpu().double().sum(0).tolist()
+            found.metrics[f"{metric_key_prefix}_loss"] = loss / items if items else math.nan
+        return found
 
     def _factor(self, path: str, kind: str) -> float:
         return self.lr_factors.get(f"{path}.{kind}", self.lr_factors.get(kind, 1.0))

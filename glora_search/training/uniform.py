@@ -21,7 +21,7 @@ class Uniform:
         name: what tables call it.
         params: of the adapter.
         config: task type and modules to save, as in peft -> the adapter's config.
-        lr_factors: what its paths need where the recipe says nothing of them, see `PathTrainer`.
+        lr_factors: what its paths need where the recipe says nothing of their kinds, see `PathTrainer`.
         rated: whether its learning rate is raced.
     """
 

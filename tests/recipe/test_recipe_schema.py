@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from glora_search.errors import UserError
-from glora_search.recipe.schema import Recipe
+from glora_search.recipe.arguments import EVALUATED, OTHER_MACHINE
+from glora_search.recipe.schema import Finals, Recipe
 from glora_search.vocabulary import LR_FACTORS
 
 BAD = {
@@ -118,3 +120,9 @@ def test_the_dump_loads_as_the_same_recipe(tmp_path):
     path.write_text(recipe.dump())
     assert Recipe.load(path) == recipe
     assert yaml.safe_load(recipe.dump())["retrain"]["from"] == "inherited"
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_what_a_race_sets_is_refused_in_its_section(name):
+    with pytest.raises(ValidationError, match=rf"training\.{name}.*nothing: the race sets it"):
+        Finals.model_validate({"training": {name: EVALUATED[name]}}, context=OTHER_MACHINE)

@@ -26,6 +26,7 @@ from glora_search.finals import lessons
 from glora_search.run import finals
 from glora_search.run.evaluate import no_baseline, poor_teacher
 from glora_search.run.formats import export_as
+from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
 
 pytestmark = pytest.mark.slow
@@ -182,6 +183,14 @@ def test_where_every_finalist_diverges_the_key_to_lower_is_named(finals_recipe, 
     assert run.view.done("finals") is None
 
 
+def test_weights_that_score_no_number_are_not_kept(raced, tmp_path, monkeypatch):
+    run, _ = raced
+    monkeypatch.setattr(finals, "evaluate", lambda *args: Evaluation(0.5, float("nan")))
+    with pytest.raises(UserError, match=r"has diverged.*finals\.training\.learning_rate"):
+        finals._keep(run.context, run.folder / "finals", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_where_nothing_fits_the_budget_there_is_nothing_to_race(finals_recipe, tmp_path):
     data = finals_recipe.model_dump(by_alias=True)
     data["search"]["max_params"] = 0
@@ -295,6 +304,45 @@ def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals
     assert any("3 finalists" in note for note in metrics["notes"])
     taught = [row for row in run.view.result("finals")["finalists"] if "teacher" in row["name"]]
     assert len(taught) > 1
+
+
+def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "POOR", 0.0)
+    made, original = tmp_path / "made", lessons.Peers.teach
+
+    def teach(self, rows):
+        with made.open("a") as file:
+            file.write("once")
+        return original(self, rows)
+
+    monkeypatch.setattr(lessons.Peers, "teach", teach)
+    folder = tmp_path / "run"
+    run = Run.create(finals_recipe, folder)
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    child = os.fork()
+    if child == 0:
+        Run(folder).do("finals")
+        os._exit(0)
+    while not (folder / "finals" / "ready").is_file():
+        time.sleep(0.05)
+    assert Run(folder).do("finals")["teacher"]["by"] == "finalists"
+    assert os.waitpid(child, 0)[1] == 0
+    assert made.read_text() == "once"
+
+
+def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(finals_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "POOR", 0.0)
+    run = Run.create(finals_recipe, tmp_path / "run")
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    monkeypatch.setattr(finals, "write_card", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.do("finals")
+    monkeypatch.undo()
+    monkeypatch.setattr(lessons, "POOR", 0.0)
+    monkeypatch.setattr(lessons.Peers, "teach", lambda *args: pytest.fail("made again"))
+    assert run.do("finals")["teacher"]["by"] == "finalists"
 
 
 def test_the_mean_of_models_is_what_peers_teach(finals_recipe, tmp_path):

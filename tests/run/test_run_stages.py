@@ -254,6 +254,24 @@ def test_a_search_that_learned_nothing_and_a_budget_that_leaves_nothing_are_name
     assert any("best constant answer (0.5000" in note for note in metrics["notes"])
 
 
+def test_the_papers_own_method_goes_from_end_to_end(tiny_recipe, tmp_path):
+    paper = copy.deepcopy(tiny_recipe)
+    paper["space"], paper["finals"] = "glora-paper", None
+    paper["supernet"] |= {"sharing": "nested", "sampling": "uniform", "lr_factors": {}}
+    options = {"population_size": 6, "n_parents": 2, "n_mutants": 2, "n_crossovers": 2}
+    paper["search"] |= {"sampler": "paper", "options": options, "max_params": 3000, "score": "metric"}
+    run = Run.create(Recipe.model_validate(paper), tmp_path / "run")
+    metrics = run.all_stages()
+    assert metrics["search"]["evaluated"] == 12
+    assert 0 < metrics["search"]["best"]["params"] <= 3000
+    assert metrics["merged"]["test"] == metrics["final"]["test"]
+    for folder, result in (("best", metrics["search"]["best"]), ("retrained", run.view.result("retrained"))):
+        model = load_adapter(run.context.task.model(), run.folder / folder, trainable=True)
+        assert adapter_params(model) == result["params"] == metrics["search"]["best"]["params"]
+        scored = evaluate(model, run.context.validation, run.context.task)
+        assert scored.metric == result["validation"]
+
+
 def test_a_search_that_was_mostly_its_start_is_noted(finished_run):
     _, metrics = finished_run
     assert any(note.startswith("of 12 trials, ") for note in metrics["notes"])

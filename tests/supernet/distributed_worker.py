@@ -47,11 +47,15 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
     model = get_peft_model(base, config if fixed else SupernetConfig(space=space, task_type="SEQ_CLS"))
     ids = torch.randint(1, 50, (48, 6), generator=torch.Generator().manual_seed(0))
     rows = [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
+    scored = [
+        {**row, "labels": row["labels"] if n % 5 in (0, 3) else torch.tensor(-100)} for n, row in enumerate(rows[:16])
+    ]
     arguments = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in settings)}
     args = TrainingArguments(
         output_dir=folder,
         max_steps=6,
         per_device_train_batch_size=int(batch),
+        per_device_eval_batch_size=int(batch) // 2,
         learning_rate=0.1,
         optim="sgd",  # Adam would blow up what differs in the last bit where a gradient is nothing but rounding
         save_strategy="no",
@@ -62,7 +66,7 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
         seed=7,
         **arguments,
     )
-    options = {"model": model, "args": args, "train_dataset": rows, "eval_dataset": rows[:8]}
+    options = {"model": model, "args": args, "train_dataset": rows, "eval_dataset": scored}
     sampling = Log(make_sampling("sizes" if fixed else strategy, space, seed=7))
     trainer = PathTrainer(**options) if fixed else SupernetTrainer(**options, sampling=sampling)
     trainer.train()

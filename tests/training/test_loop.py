@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
+from transformers import TrainingArguments
 
 from glora_search import GLoraConfig, RowMetric
 from glora_search.errors import UserError
-from glora_search.training.loop import _go, _note_processes, steps_for, train, training_arguments
+from glora_search.training.loop import _go, _note_processes, steps_for, total_steps, train, training_arguments
 
 
 @pytest.fixture
@@ -50,10 +51,24 @@ def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_pa
         ({"max_steps": -1, "num_train_epochs": 3}, 18),
         ({"max_steps": -1, "num_train_epochs": 3, "dataloader_drop_last": True}, 15),
         ({"max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 4}, 6),
+        ({"max_steps": -1, "num_train_epochs": 0.7}, 5),
     ],
 )
 def test_the_steps_of_a_training_are_known_before_it(tmp_path, more, expected):
     assert steps_for(training_arguments(settings(**more), tmp_path, 0), 11) == expected
+
+
+def test_a_broken_epoch_has_as_many_steps_as_the_trainer_makes(make_model, rows, tmp_path):
+    model = get_peft_model(make_model("bert"), GLoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    args = training_arguments(settings(max_steps=-1, num_train_epochs=1.7, logging_steps=1), tmp_path, 0)
+    trainer = train(model, RowMetric(lambda logits, labels: labels), rows, rows, args)
+    assert trainer.state.global_step == total_steps(trainer) == steps_for(args, len(rows)) == 4
+
+
+def test_a_process_with_several_devices_has_fewer_steps(tmp_path, monkeypatch):
+    args = training_arguments(settings(max_steps=-1, num_train_epochs=3), tmp_path, 0)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    assert steps_for(args, 11) == 9
 
 
 @pytest.mark.parametrize(("drop", "expected"), [(False, 9), (True, 6)])

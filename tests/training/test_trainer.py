@@ -1,14 +1,19 @@
-"""Learning rates by kind of path."""
+"""Learning rates by kind of path, and the loss of an evaluation."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
+from glora_search import RowMetric
 from glora_search.errors import UserError
-from glora_search.supernet import SupernetConfig
+from glora_search.scoring import IGNORED, evaluate, length_sorted_batches
+from glora_search.supernet import SupernetConfig, SupernetTrainer
+from glora_search.training.distillation import DistillationTrainer
 from glora_search.training.trainer import PathTrainer, path_and_kind
 from glora_search.tuners.glora import GLoraConfig
 
@@ -112,3 +117,66 @@ def test_a_wrong_factor_is_refused(factors, words, make_trainer):
         make_trainer(GLoraConfig(**GLORA, task_type="SEQ_CLS"), factors)
     for word in words:
         assert word in str(error.value)
+
+
+LABELLED = {"tokens": (1, 9, 2, 6, 4), "classes": (1, 1, 0, 1, 1)}
+"""How many labels of each of five rows count."""
+
+
+@pytest.fixture
+def evaluated(make_model, bind, tmp_path):
+    """``evaluated(kind, trainer class)``: a trainer of five rows, of which each has other counts of labels."""
+
+    def make(kind, trainer_cls=PathTrainer, **arguments):
+        generator, tokens = torch.Generator().manual_seed(0), kind == "tokens"
+        rows = []
+        for number, count in enumerate(LABELLED[kind]):
+            ids = torch.randint(1, 50, (10,), generator=generator)
+            labels = torch.where(torch.arange(10) < 10 - count, IGNORED, ids) if tokens else number % 3
+            rows.append({"input_ids": ids, "labels": labels if tokens or count else IGNORED})
+        base = make_model("llama" if tokens else "bert")
+        if trainer_cls is SupernetTrainer:
+            config = SupernetConfig(space=bind("glora-paper", "llama" if tokens else "bert"))
+        else:
+            config = LoraConfig(target_modules=["q_proj" if tokens else "query"])
+        options = {"use_cpu": True, "report_to": [], "per_device_eval_batch_size": 2}
+        args = TrainingArguments(str(tmp_path), **{**options, **arguments})
+        trainer = trainer_cls(model=get_peft_model(base, config), args=args, train_dataset=rows, eval_dataset=rows)
+        if trainer_cls is SupernetTrainer:
+            trainer.probes = {"largest": trainer._supernet.space.largest}
+            trainer._supernet.activate(trainer.probes["largest"])
+        return trainer, Rows(rows)
+
+    return make
+
+
+class Rows(list):
+    """Rows as a data set without texts has them: they stay in their order."""
+
+    column_names = ()
+
+
+@pytest.mark.parametrize("kind", ["tokens", "classes"])
+@pytest.mark.parametrize("trainer_cls", [PathTrainer, DistillationTrainer, SupernetTrainer])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_an_evaluation_is_that_of_the_search_the_mean_over_all_labels_that_count(
+    evaluated, kind, trainer_cls, smoothing
+):
+    trainer, rows = evaluated(kind, trainer_cls, label_smoothing_factor=smoothing)
+    scoring = RowMetric(lambda logits, labels: torch.zeros(len(labels)))
+    expected = evaluate(trainer.model, length_sorted_batches(rows, scoring.collator, 2), scoring).loss
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_an_evaluation_has_no_finite_loss_where_a_batch_has_none(evaluated, hidden):
+    trainer, _ = evaluated("tokens", logging_nan_inf_filter=hidden)
+    last = trainer.eval_dataset[-1]["input_ids"]
+
+    def broken(module, args, kwargs, outputs):
+        if torch.equal(kwargs["input_ids"][-1], last):
+            outputs["loss"] = outputs["loss"] * torch.nan
+
+    trainer.model.get_base_model().register_forward_hook(broken, with_kwargs=True)
+    assert math.isnan(trainer.evaluate()["eval_loss"])

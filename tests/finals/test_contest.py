@@ -1,0 +1,99 @@
+"""The finals on one data set, with made-up trainings: who is never dropped, and at which rates methods train."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from glora_search.finals.contest import Contest, own_factors
+from glora_search.finals.finalists import Finalist
+from glora_search.finals.rungs import Standing
+from glora_search.recipe.schema import Finals
+from glora_search.training.uniform import uniform_methods
+from glora_search.vocabulary import LR_FACTORS
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        ("ia3", LR_FACTORS, LR_FACTORS),
+        ("hira", LR_FACTORS, {**LR_FACTORS, "A.lora": 15.0}),
+        ("ia3", {"vector": 1.0}, {"vector": 1.0}),
+        ("ia3", {"A.vector": 2.0}, {"A.vector": 2.0}),
+        ("lora+vectors", {"A.vector": 2.0}, {"A.vector": 2.0, "E.vector": 2.0}),
+        ("hira", {"vector": 1.0}, {"vector": 1.0, "A.lora": 15.0}),
+        ("hira", {}, {}),
+        ("lora", {"head": 3.0}, {"head": 3.0}),
+    ],
+)
+def test_a_methods_own_factors_hold_for_kinds_that_the_user_says_nothing_of(bind, method, given, expected):
+    (made,) = uniform_methods(bind("glora"), None, [method])
+    assert own_factors(Finalist(made.name, made, made.params), given) == expected
+
+
+class MadeUp(Contest):
+    """A contest whose trainings end at losses by name, the first name that fits; those of nobody else get 1."""
+
+    ends: dict[str, float]
+
+    def _train_to(self, some, step, bar):
+        def loss(one):
+            return next((end for name, end in self.ends.items() if name in one.name), 1.0) / step
+
+        return {one.name: Standing(step, loss(one), 0.5, step, {step: loss(one)}) for one in some}
+
+
+@pytest.fixture
+def contest(bind, tmp_path):
+    """``contest(ends, taught)``: three subnets against six trainings of uniform methods."""
+
+    def make(ends, *, taught):
+        space = bind("glora-paper")
+        genome = {gene.name: gene.choices[0] for gene in space.genes}
+        lesson = SimpleNamespace(by_token=True, facts=lambda: {"by": "supernet"}) if taught else None
+        found = MadeUp(
+            space=space,
+            subnets=[(genome, 10)] * 3,
+            scoring=None,
+            train=Dataset.from_dict({"labels": [0] * 16}),
+            validation=None,
+            unlabelled=lambda: None,
+            lesson=lesson,
+            args=TrainingArguments(str(tmp_path), max_steps=16, use_cpu=True),
+            folder=tmp_path,
+            settings=Finals(methods=["lora", "ia3", "bitfit", "hira"]),
+            max_params=None,
+            base=lambda: None,
+            load=lambda folder: None,
+            inherit=lambda one, base: None,
+            lr_factors={},
+            task_type="SEQ_CLS",
+            modules_to_save=(),
+        )
+        found.ends = ends
+        return found
+
+    return make
+
+
+@pytest.mark.parametrize("best", ["LoRA r=8 x2", "(IA)3", "BitFit", "HiRA r=8"])
+def test_the_best_uniform_method_and_its_taught_twin_are_never_dropped(contest, best):
+    ends = {f"{best} + teacher": 2.0, "+ teacher": 0.1, best: 0.5}
+    outcome = contest(ends, taught=True).run()
+    assert outcome.baseline == best
+    for name in (best, f"{best} + teacher"):
+        assert outcome.result.standings[name].step == 16
+    assert outcome.winner != f"{best} + teacher"
+
+
+@pytest.mark.parametrize("best", ["LoRA r=8 x2", "(IA)3", "BitFit", "HiRA r=8"])
+def test_without_a_teacher_the_best_uniform_method_is_never_dropped(contest, best):
+    outcome = contest({"subnet": 0.1, best: 0.5}, taught=False).run()
+    assert outcome.winner.startswith("subnet")
+    assert outcome.baseline == best
+    assert outcome.result.standings[best].step == 16
+    last = [row["name"] for row in outcome.table() if row["steps"] == 16]
+    assert [name for name in last if outcome.named(name).uniform] == [best]
