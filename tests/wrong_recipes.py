@@ -62,6 +62,12 @@ WRONG = {
     "a training argument by a name that others use": (
         setting("supernet.training.lr=0.1"), "a field of transformers.TrainingArguments", ["lr", "e.g. learning_rate"],
     ),
+    "metrics that a Trainer makes batch by batch": (
+        setting("retrain.training.batch_eval_metrics=true"), "a metric is made of all batches together", ["retrain"],
+    ),
+    "batches that a Trainer does not put together": (
+        setting("retrain.training.eval_do_concat_batches=false"), "a metric is made of all batches together", ["true"],
+    ),
     "a chat of what is no text": (
         setting("task.chat=true"), "only causal-lm has a chat template", ["task.chat", "True", "text-classification"],
     ),

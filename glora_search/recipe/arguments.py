@@ -75,6 +75,8 @@ TRAINING_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"),
         (lambda value: 0 <= value < math.inf, "a number >= 0"),
     ),
+    "batch_eval_metrics": (lambda value: not value, "false: a metric is made of all batches together"),
+    "eval_do_concat_batches": (bool, "true: a metric is made of all batches together"),
     "max_steps": (lambda value: value == -1 or value >= 1, "an int >= 1, or -1 to train for num_train_epochs"),
 }
 """Ranges that TrainingArguments does not check."""
