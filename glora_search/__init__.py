@@ -1,4 +1,4 @@
-"""Find the best per-layer GLoRA adapter for a Hugging Face model."""
+"""Search per-layer GLoRA adapters for Hugging Face models."""
 
 import sys
 import sysconfig

@@ -23,7 +23,7 @@ from glora_search.run.stages import STAGES
 
 START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by stage, in this order"
 
-STORY = """Find the best per-layer GLoRA adapter for a Hugging Face model under a budget of parameters.
+STORY = """Search per-layer GLoRA adapters for a Hugging Face model under a budget of parameters, beside a tuned LoRA.
 
 \b
 [bold]From start to finish[/bold]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +75,18 @@ def test_the_table_has_every_finalist_and_the_winner_has_the_lowest_loss_of_thos
     assert all(row["params"] <= 1000 for row in done["finalists"])
     assert done["trainings"] < len(names)
     assert {"by", "members", "validation", "validation_loss"} == set(done["teacher"])
+
+
+def test_every_field_of_the_result_files_is_documented(raced):
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    known = set(re.findall(r"`(\w+)`", page))
+    for file in ("metrics.json", "finals/stage.json"):
+        found = json.loads((raced[0].folder / file).read_text())
+        named = ("seconds", "curves")  # their keys are names of others
+        values = [value for name, value in found.items() if name not in named]
+        rows = [row for value in values for row in (value if isinstance(value, list) else [value])]
+        for keys in (found, *(row for row in rows if isinstance(row, dict))):
+            assert set(keys) <= known
 
 
 def test_a_run_has_its_own_tuned_baseline_scored_on_test(raced):
