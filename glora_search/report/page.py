@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from glora_search.files.text import write_text
+from glora_search.finals.finalists import TUNED
 from glora_search.report import charts
 from glora_search.report.data import RunData, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
@@ -90,7 +91,7 @@ def render(data: RunData, budgets: Sequence[tuple[str, ...]] = ()) -> str:
         budget_columns=BUDGET_COLUMNS,
         result_notes=_result_notes(data),
         finalists=finalist_rows(data),
-        finalist_columns=FINALIST_COLUMNS,
+        finalist_columns=(*FINALIST_COLUMNS, *(measure.name for measure in _answers(data))),
         race=_race(data),
         front=_front(data),
         progress=_progress(data),
@@ -148,17 +149,35 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
 
 
 def finalist_rows(data: RunData) -> list[tuple[str, ...]]:
-    """How the race ended, see `FINALIST_COLUMNS`, and what its teacher is worth; none without a race."""
+    """How the race ended, see `FINALIST_COLUMNS`, and what its teacher is worth; none without a race.
+
+    The recipe's own metric is that of the winner and of the baseline; no other finalist is asked.
+    """
+    figures, chosen = data.metrics, _answers(data)
+    asked = {one["name"].removesuffix(TUNED): one for one in figures["baselines"]}
+    if "final" in figures:
+        asked[figures["final"]["source"]] = figures["final"]
+    columns = ("params", "steps", "best_step", "validation", "validation_loss")
     rows = [
-        (row["name"], *(_number(row[key]) for key in ("params", "steps", "best_step", "validation", "validation_loss")))
+        (
+            row["name"],
+            *(_number(row[key]) for key in columns),
+            *(_number(measure.of(asked.get(row["name"], {}), "validation")) for measure in chosen),
+        )
         for row in data.finals.get("finalists", ())
     ]
     teacher = data.finals.get("teacher")
     if teacher is not None:
         who = {"supernet": "subnets of the supernet", "finalists": "finalists that were trained alone"}
         name = f"the teacher: {teacher['members']} {who[teacher.get('by', 'supernet')]}"
-        rows.append((name, "-", "-", "-", *(_number(teacher[key]) for key in ("validation", "validation_loss"))))
+        worth = (_number(teacher[key]) for key in ("validation", "validation_loss"))
+        rows.append((name, "-", "-", "-", *worth, *("-" for _ in chosen)))
     return rows
+
+
+def _answers(data: RunData) -> list[Measure]:
+    """The recipe's own metric, if it has one that looks at validation rows."""
+    return [one for one in measures(data.metrics)[:1] if one.named and "validation" in one.splits]
 
 
 def _race(data: RunData) -> Section | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from plotly.offline import get_plotlyjs
 
 from glora_search.files.text import write_json
 from glora_search.report import result_rows, write_report
+from glora_search.report.page import finalist_rows
 
 
 class Elements(HTMLParser):
@@ -131,6 +133,25 @@ def test_the_page_asks_for_nothing_from_outside(make_run):
 def test_the_final_table_of_an_unfinished_run_has_what_there_is():
     rows = result_rows({"baselines": [], "search": {"best": {"params": 1234, "validation": 0.5}}})
     assert rows == [("best subnet, inherited weights", "1,234", "0.5000", "-")]
+
+
+def test_of_finalists_the_winner_and_the_baseline_have_the_metric_of_answers():
+    row = {"params": 9, "steps": 4, "best_step": 2, "validation": 5.5, "validation_loss": 1.7}
+    named = {"metrics": [{"name": "exact_match", "direction": "maximize", "rows": {"validation": 4, "test": 4}}]}
+    own = {"validation": 5.5, "test": 5.0}
+    metrics = {
+        **named,
+        "final": {"source": "LoRA r=1 + teacher", **own, "metrics": {"exact_match": {"validation": 0.75, "test": 0.5}}},
+        "baselines": [
+            {"name": "LoRA r=1, tuned", **own, "metrics": {"exact_match": {"validation": 0.5, "test": 0.25}}}
+        ],
+    }
+    finalists = [{"name": name, **row} for name in ("LoRA r=1 + teacher", "LoRA r=1", "(IA)3")]
+    teacher = {"by": "supernet", "members": 4, "validation": 6.5, "validation_loss": 1.9}
+    data = SimpleNamespace(metrics=metrics, finals={"finalists": finalists, "teacher": teacher})
+    assert [shown[-1] for shown in finalist_rows(data)] == ["0.7500", "0.5000", "-", "-"]
+    data.metrics = {"baselines": []}
+    assert {len(shown) for shown in finalist_rows(data)} == {6}
 
 
 def test_a_race_has_its_curves_and_a_row_for_each_finalist_and_the_teacher(make_run):
