@@ -197,8 +197,16 @@ class _Trainings:
         }
         with tempfile.TemporaryDirectory() as folder:
             for section, own in settings.items():
+                self._check_smoothing(section, own)
                 with _refused(f"{section}.training", shown(own), "arguments with which a training can start"):
                     getattr(self, section)(training_arguments(own, Path(folder), recipe.seed))
+
+    def _check_smoothing(self, section: str, settings: dict[str, Any]) -> None:
+        """Refuse to smooth labels that a model has to see: Trainer takes them away."""
+        smoothing = settings.get("label_smoothing_factor")
+        if smoothing and self.task.task_type == "SEQ_2_SEQ_LM":
+            allowed = "0 with an encoder-decoder model, whose decoder reads the labels"
+            raise invalid(f"{section}.training.label_smoothing_factor", smoothing, allowed)
 
     def supernet(self, args: TrainingArguments) -> None:
         """As the first stage trains it, and as the search calibrates it."""

@@ -159,6 +159,14 @@ def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
     ]
 
 
+def test_smoothing_the_labels_that_a_decoder_reads_is_refused(tiny, recipe, make, tmp_path):
+    data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", make.rows()), "response_column": "label"}
+    made = recipe(tiny("t5"), data, type="seq2seq-lm")
+    made["retrain"]["training"]["label_smoothing_factor"] = 0.1
+    with pytest.raises(UserError, match=r"retrain\.training\.label_smoothing_factor: got 0\.1; allowed: 0 with an enc"):
+        check(Recipe.model_validate(made))
+
+
 def test_a_decoder_whose_own_loss_would_teach_it_to_copy_is_refused(task, make):
     made = task("bart", "causal-lm", make.rows(), {"response_column": "label"})
     with pytest.raises(UserError, match=r"task\.model: .*next token; that of a BartForCausalLM is of the token itself"):
