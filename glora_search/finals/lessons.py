@@ -112,13 +112,8 @@ class Peers(MeanPrediction):
         totals, members = [torch.zeros(())] * len(batches), 0
         for model in self.models():
             members += 1
-            totals = [total + said for total, said in zip(totals, self._said_by(model, batches), strict=True)]
+            for number, (batch, output) in enumerate(outputs(model, batches)):
+                totals[number] = totals[number] + self._read(model, output.logits, batch["labels"]).cpu()
             del model  # before the next one is made
         for total, batch in zip(totals, batches, strict=True):
             yield total / members, batch["labels"]
-
-    def _said_by(self, model: Any, batches: Batches) -> Iterator[Tensor]:
-        for batch, output in outputs(model, batches):
-            self.answers = self.answers or Answers.of(model, output.logits, batch["labels"])
-            logits, _ = self.answers.items(output.logits, batch["labels"])
-            yield self.answers.said(logits).cpu()

@@ -68,9 +68,10 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
         "retrain": steps(recipe.retrain.training, processes()),
         **({"finals": whole(steps(recipe.finals.training))} if recipe.finals is not None else {}),
     }
+    minutes: dict[str, float] = {}
     if timed:
         say("timing a few steps of LoRA and a few batches of validation rows")
-    cost = estimate(run) if timed else None
-    minutes = {} if cost is None else {name: cost.minutes(seconds) for name, seconds in cost.seconds.items()}
+        cost = estimate(run)
+        minutes = {name: cost.minutes(seconds) for name, seconds in cost.seconds.items()}
     stages = {name: Planned(memory, counted.get(name), minutes.get(name)) for name, memory in found.stages.items()}
     return Plan(found.parameters, stages)

@@ -66,6 +66,4 @@ class Teacher(MeanPrediction):
         """What one subnet says of a batch's items."""
         with self.supernet.scored(genome, fold):
             logits = self.supernet(**inputs).logits
-        self.answers = self.answers or Answers.of(self.supernet, logits, inputs["labels"])
-        logits, _ = self.answers.items(logits, inputs["labels"])
-        return self.answers.said(logits)
+        return self._read(self.supernet, logits, inputs["labels"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ class MeanPrediction(abc.ABC):
 
         Of tokens it can be gigabytes, so it stays on the device where it was made.
         """
+
+    def _read(self, model: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """What one model says of a batch's items, by its logits."""
+        self.answers = self.answers or Answers.of(model, logits, labels)
+        logits, _ = self.answers.items(logits, labels)
+        return self.answers.said(logits)
 
     def teach(self, rows: Dataset) -> Dataset:
         """Encoded rows with what the models say of them, see `with_soft_labels`."""

@@ -259,19 +259,25 @@ def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, fina
         assert mine["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
 
 
-def test_a_process_that_comes_later_helps_and_ends_with_the_race(finals_recipe, tmp_path):
-    folder = tmp_path / "run"
-    run = Run.create(finals_recipe, folder)
+def raced_by_two(run):
+    """The finals of a new run, begun by a process that this one joins; what this one's call returns."""
     for stage in ("supernet", "search"):
         run.do(stage)
     child = os.fork()
     if child == 0:
-        Run(folder).do("finals")
+        Run(run.folder).do("finals")
         os._exit(0)
-    while not (folder / "finals" / "ready").is_file():
+    while not (run.folder / "finals" / "ready").is_file():
         time.sleep(0.05)
-    done = Run(folder).do("finals")
+    done = Run(run.folder).do("finals")
     assert os.waitpid(child, 0)[1] == 0
+    return done
+
+
+def test_a_process_that_comes_later_helps_and_ends_with_the_race(finals_recipe, tmp_path):
+    folder = tmp_path / "run"
+    run = Run.create(finals_recipe, folder)
+    done = raced_by_two(run)
     assert done == run.view.result("finals")
     assert len({row["name"] for row in done["finalists"]}) == len(done["finalists"])
 
@@ -333,16 +339,7 @@ def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_r
     monkeypatch.setattr(lessons.Peers, "teach", teach)
     folder = tmp_path / "run"
     run = Run.create(finals_recipe, folder)
-    for stage in ("supernet", "search"):
-        run.do(stage)
-    child = os.fork()
-    if child == 0:
-        Run(folder).do("finals")
-        os._exit(0)
-    while not (folder / "finals" / "ready").is_file():
-        time.sleep(0.05)
-    assert Run(folder).do("finals")["teacher"]["by"] == "finalists"
-    assert os.waitpid(child, 0)[1] == 0
+    assert raced_by_two(run)["teacher"]["by"] == "finalists"
     assert made.read_text() == "once"
 
 
