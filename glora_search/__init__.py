@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glora_search.space import BoundSpace, SearchSpace
     from glora_search.supernet import (
         Sampling,
+        SamplingCallback,
         SizeSampling,
         SupernetConfig,
         SupernetModel,
@@ -59,6 +60,7 @@ __all__ = [
     "RowMetric",
     "Run",
     "Sampling",
+    "SamplingCallback",
     "SearchSpace",
     "SizeSampling",
     "SubnetEvaluator",

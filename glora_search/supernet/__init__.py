@@ -1,5 +1,6 @@
 """The supernet: all choices of a search space with shared weights, as a PEFT method."""
 
+from glora_search.supernet.callback import SamplingCallback
 from glora_search.supernet.config import SupernetConfig
 from glora_search.supernet.layer import SupernetLayer, SupernetLinear
 from glora_search.supernet.model import SupernetModel
@@ -22,6 +23,7 @@ __all__ = [
     "BudgetSampling",
     "FairSampling",
     "Sampling",
+    "SamplingCallback",
     "SandwichSampling",
     "SizeSampling",
     "SupernetConfig",

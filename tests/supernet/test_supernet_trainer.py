@@ -8,11 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome
-from glora_search.supernet import Sampling, SizeSampling, SupernetConfig, SupernetTrainer, UniformSampling
+from glora_search.supernet import (
+    Sampling,
+    SamplingCallback,
+    SandwichSampling,
+    SizeSampling,
+    SupernetConfig,
+    SupernetTrainer,
+    UniformSampling,
+)
 
 STEPS = 4
 
@@ -41,8 +49,9 @@ def make_trainer(make_model, bind, tmp_path):
         lr_factors: Any = None,
         dropout: bool = True,
         architecture: str = "bert",
+        trainer_cls: Any = SupernetTrainer,
         **arguments: Any,
-    ) -> SupernetTrainer:
+    ) -> Any:
         torch.manual_seed(seed)
         base = make_model(architecture)
         for module in base.modules() if not dropout else ():
@@ -62,14 +71,14 @@ def make_trainer(make_model, bind, tmp_path):
             "use_cpu": True,
             "seed": 7,
         }
-        return SupernetTrainer(
+        own = {"sampling": sampling, "lr_factors": lr_factors} if trainer_cls is SupernetTrainer else {}
+        return trainer_cls(
             model=get_peft_model(base, config),
             args=TrainingArguments(**{**options, **arguments}),
             train_dataset=dataset(architecture=architecture),
             eval_dataset=dataset(8, architecture),
-            sampling=sampling,
             callbacks=callbacks,
-            lr_factors=lr_factors,
+            **own,
         )
 
     return make
@@ -353,3 +362,47 @@ def test_training_runs_in_bfloat16(make_trainer):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert all(value.dtype == torch.float32 for value in trained(trainer.model).values())
     assert any(not torch.equal(value, before[name]) for name, value in trained(trainer.model).items())
+
+
+# -- in somebody else's trainer ----------------------------------------------------------------------------------------
+
+
+def test_the_callback_trains_as_the_trainer_does(make_trainer, bind):
+    options = {"architecture": "llama", "gradient_accumulation_steps": 2}
+    sampling = SizeSampling(bind("glora-paper", "llama"), seed=7)
+    ours = make_trainer(sampling=sampling, **options)
+    theirs = make_trainer(trainer_cls=Trainer, callbacks=[SamplingCallback(sampling)], **options)
+    ours.train()
+    theirs.train()
+    expected, found = trained(ours.model), trained(theirs.model)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_the_callback_leaves_the_largest_subnet_to_evaluations(make_trainer, bind):
+    space = bind("glora-paper")
+    evaluated = []
+
+    class Note(TrainerCallback):
+        def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+            evaluated.append(dict(trainer.model.active_genome))
+
+    callbacks = [SamplingCallback(UniformSampling(space)), Note()]
+    trainer = make_trainer(trainer_cls=Trainer, callbacks=callbacks, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    assert evaluated == [space.largest] * len(evaluated) != []
+
+
+@pytest.mark.parametrize(
+    ("sampling", "arguments", "named"),
+    [
+        (SandwichSampling, {}, "SandwichSampling"),
+        (SizeSampling, {"ddp_find_unused_parameters": False}, "ddp_find_unused_parameters"),
+    ],
+)
+def test_the_callback_refuses_what_it_cannot_train(make_trainer, bind, sampling, arguments, named):
+    callback = SamplingCallback(sampling(bind("glora-paper")))
+    trainer = make_trainer(trainer_cls=Trainer, callbacks=[callback], **arguments)
+    with pytest.raises(UserError, match=named):
+        trainer.train()
