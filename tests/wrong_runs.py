@@ -212,7 +212,7 @@ WRONG = {
     ),
     "a recipe for a split of a saved data set": (
         saved_data("init", "own.yaml", "--train", "saved", "--test", "more"),
-        "the splits of a saved data set", ["--test"],
+        "nothing: the splits of", ["--test"],
     ),
     "a recipe for no data": (
         arguments("init", "own.yaml", "--train", "none"),

@@ -34,7 +34,12 @@ def init(
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Rows to train on: a file or a folder.", show_default="train.csv"),
+        typer.Option(
+            metavar="PATH", help="Rows to train on: a file, a folder, or a hub name.", show_default="train.csv"
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The configuration of a data set on the hub.")
     ] = None,
     validation: Annotated[str | None, typer.Option(metavar="PATH", help="Rows for the search.")] = None,
     test: Annotated[str | None, typer.Option(metavar="PATH", help="Rows for the final test.")] = None,
@@ -77,7 +82,7 @@ def init(
     find_shipped("search_spaces", space, key="--space")
     columns = {"text_column": text_column, "label_column": label_column}
     columns |= {"response_column": response_column, "messages_column": messages_column}
-    found = _found({"type": task, **columns}, train, {"validation": validation, "test": test})
+    found = _found({"type": task, **columns}, train, config, {"validation": validation, "test": test})
     given = {
         "type": found["task"].get("type", task),
         "model": model,
@@ -89,20 +94,22 @@ def init(
     _write_recipe(file, name, {key: value for key, value in given.items() if value is not None}, found)
 
 
-def _found(given: dict[str, str | None], train: str | None, others: dict[str, str | None]) -> dict[str, Any]:
+def _found(
+    given: dict[str, str | None], train: str | None, config: str | None, others: dict[str, str | None]
+) -> dict[str, Any]:
     """The task section and the data section, as far as the data tells."""
     splits = {split: path for split, path in others.items() if path is not None}
     if train is None:
-        for key, value in {**given, **splits}.items():
+        for key, value in {**given, "config": config, **splits}.items():
             if value is not None and key != "type":
                 raise invalid(f"--{key.replace('_', '-')}", value, "nothing without --train, the rows to learn from")
         return {"task": {}, "data": None}
-    first = sample("--train", train)
+    first = sample("--train", train, config)
     found = guess(first, given)
     data = {**first.source, **found["data"]}
     for split, path in splits.items():
-        if first.source["source"] == "saved":
-            raise invalid(f"--{split}", path, "nothing: the splits of a saved data set are in its folder")
+        if first.source["source"] in ("saved", "hub"):
+            raise invalid(f"--{split}", path, f"nothing: the splits of {train} are in it")
         other = sample(f"--{split}", path)
         if other.source["source"] != first.source["source"]:
             raise invalid(f"--{split}", path, f"{first.source['source']}, as --train is")

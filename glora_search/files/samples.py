@@ -6,7 +6,8 @@ import csv
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ SHOWN = 20
 """Columns that a message shows."""
 LONGEST_LINE = 1 << 24
 ALLOWED = "a csv, tsv, json, jsonl or parquet file, a folder of images by class, or a folder of save_to_disk"
+HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""The name of a data set on the hub, where no such file or folder exists."""
+OTHER_SPLITS = {"validation": ("validation", "valid", "dev"), "test": ("test",)}
+"""Split of a recipe -> what data sets call it."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,25 @@ class Sample:
     images: list[str] = field(default_factory=list)
 
 
-def sample(option: str, path: str) -> Sample:
+def sample(option: str, path: str, config: str | None = None) -> Sample:
     """Look at a data set.
 
     Args:
         option: of the command line that names it, for the message.
+        path: of a file or a folder, or a name on the hub.
+        config: the configuration of a data set on the hub that has several.
 
     Raises:
         UserError: it is not there, or of no format that a recipe reads.
     """
     place = Path(path).expanduser()
+    named = _is_loaded(place) or (not place.exists() and HUB.fullmatch(path) and place.suffix.lower() not in FORMATS)
+    if config is not None and not named:
+        raise invalid("--config", config, f"nothing: {path} is no data set on the hub")
+    if named:
+        return _loaded(option, path, config)
     if not place.exists():
-        raise invalid(option, path, f"{ALLOWED} that exists")
+        raise invalid(option, path, f"{ALLOWED} that exists, or a data set on the hub, as owner/name")
     try:
         if place.is_dir():
             return _saved(place) if _is_saved(place) else _images(place)
@@ -112,20 +124,64 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _saved(folder: Path) -> Sample:
-    from datasets import DatasetDict, Image, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     found = load_from_disk(str(folder))
-    splits: dict[str, Any] = dict(found) if isinstance(found, DatasetDict) else {"train": found}
+    return _of_splits(
+        {"source": "saved", "folder": str(folder)}, found if isinstance(found, DatasetDict) else {"train": found}
+    )
+
+
+def _is_loaded(folder: Path) -> bool:
+    """Whether it is a folder of data files, which ``load_dataset`` reads as it reads a data set on the hub."""
+    if not folder.is_dir() or _is_saved(folder):
+        return False
+    inner = [file for file in folder.glob("*/*") if file.is_file()]
+    files = [*inner, *folder.iterdir()]
+    return all(map(_is_data, inner)) and any(map(_is_data, files))
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in FORMATS
+
+
+def _loaded(option: str, name: str, config: str | None) -> Sample:
+    from datasets import load_dataset
+
+    source = {"source": "hub", "name": name} | ({} if config is None else {"config": config})
+    try:
+        return _of_splits(source, load_dataset(name, config, streaming=True))
+    except Exception as error:  # of the hub, of its client, or of a reader
+        allowed = f"a data set that datasets.load_dataset can load ({' '.join(str(error).split())[:300]})"
+        raise invalid(option, name, allowed) from error
+
+
+def _of_splits(source: dict[str, Any], splits: Mapping[str, Any]) -> Sample:
+    """A data set whose splits have names; those of validation and test are found, unless their labels are hidden."""
     train = "train" if "train" in splits else next(iter(splits))
-    source = {"source": "saved", "folder": str(folder)} | ({} if train == "train" else {"train": train})
-    for split, names in {"validation": ("validation", "valid", "dev"), "test": ("test",)}.items():
-        if found_split := next((name for name in names if name in splits and name != train), None):
-            source[split] = found_split
-    rows = splits[train]
-    images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    few = rows.select(range(min(SAMPLED, len(rows)))).remove_columns(images)
-    named = [{name: _named(few.features[name], value) for name, value in row.items()} for row in few]
-    return Sample(source, list(rows.column_names), named, images)
+    found = source | ({} if train == "train" else {"train": train})
+    columns, rows, images = _first_rows(splits[train])
+    for split, names in OTHER_SPLITS.items():
+        name = next((name for name in names if name in splits and name != train), None)
+        if name is not None and _filled(rows) <= _filled(_first_rows(splits[name])[1]):
+            found[split] = name
+    return Sample(found, columns, rows, images)
+
+
+def _first_rows(split: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    """The columns of a split, its first rows, and the columns with images, which the rows are without."""
+    from datasets import Image
+
+    features = split.features or {}
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    few = itertools.islice(split.remove_columns(images), SAMPLED)
+    rows = [{name: _named(features.get(name), value) for name, value in row.items()} for row in few]
+    return list(features) or list(dict.fromkeys(name for row in rows for name in row)), rows, images
+
+
+def _filled(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns that hold something."""
+    return {name for row in rows for name, value in row.items() if value is not None}
 
 
 def _named(feature: Any, value: Any) -> Any:

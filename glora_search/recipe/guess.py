@@ -57,7 +57,7 @@ _ALIKE = {
 
 
 def _place(sample: Sample) -> str:
-    return str(sample.source.get("folder") or sample.source["train"])
+    return str(next(sample.source[key] for key in ("folder", "name", "train") if key in sample.source))
 
 
 class _Columns:

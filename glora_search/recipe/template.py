@@ -142,7 +142,7 @@ def recipe_template(
 
 
 def _data_lines(data: Mapping[str, Any]) -> list[str]:
-    order = ("source", "folder", "train", "separator", "validation", "test")
+    order = ("source", "folder", "name", "config", "train", "separator", "validation", "test")
     keys = [*(key for key in order if key in data), *(key for key in data if key not in order)]
     lines = []
     for key in keys:
@@ -171,7 +171,7 @@ def _task_lines(type_: str, prompt: Any) -> list[str]:
 def _unlabelled_lines(type_: str, source: str) -> list[str]:
     if type_ not in ("text-classification", "image-classification"):
         return []
-    what = "csv file" if source == "csv" else "split" if source == "saved" else "path"
+    what = "csv file" if source == "csv" else "split" if source in ("saved", "hub") else "path"
     return [f"  #unlabelled: null # a {what} with further rows, which the teacher of the finals labels"]
 
 

@@ -256,4 +256,5 @@ def _existing(data: Files, split: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    """The beginning of what it says: the configurations of a data set are in the second line."""
+    return " ".join(str(error).strip().splitlines()[:2])[:300]

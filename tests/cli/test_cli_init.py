@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 import yaml
@@ -128,13 +131,23 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("format_", ["json", "jsonl", "parquet", "saved"])
+def write_splits(folder: str, **splits: list[dict[str, Any]]) -> None:
+    """A folder with a file for each split, as it is on the hub."""
+    Path(folder).mkdir()
+    for split, rows in splits.items():
+        (Path(folder) / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("format_", ["json", "jsonl", "parquet", "saved", "folder"])
 @pytest.mark.parametrize(("row", "type_", "columns"), KINDS.values(), ids=KINDS.keys())
 def test_task_and_columns_are_told_by_the_data_in_every_format(call, format_, row, type_, columns):
     rows = [row] * 3
     if format_ == "saved":
         DatasetDict({"train": Dataset.from_list(rows), "dev": Dataset.from_list(rows)}).save_to_disk("rows")
         path, source = "rows", {"source": "saved", "folder": "rows", "validation": "dev"}
+    elif format_ == "folder":
+        write_splits("rows", train=rows, dev=rows)
+        path, source = "rows", {"source": "hub", "name": "rows", "validation": "validation"}
     else:
         path = f"rows.{format_}"
         source = {"source": format_.removesuffix("l"), "train": path}
@@ -153,6 +166,55 @@ def test_task_and_columns_are_told_by_the_data_in_every_format(call, format_, ro
     if type_ == "causal-lm":
         assert recipe.task.model.startswith("HuggingFaceTB/SmolLM2")
         assert recipe.task.model.endswith("Instruct") is ("messages_column" in columns)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one data set, ``owner/rows``, which has the configuration ``de``; its test rows have no labels."""
+    labelled, hidden = [{"text": "a", "label": "x"}] * 3, [{"text": "a", "label": None}] * 3
+    write_splits("hub", train=labelled, valid=labelled, test=hidden)
+    load = datasets.load_dataset
+
+    def load_dataset(name: str, config: str | None = None, **options: Any) -> Any:
+        if (name, config) == ("owner/rows", "de"):
+            return load("hub", **options)
+        raise ValueError(f"Config name is missing.\nPlease pick one among the available configs: {['de']}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_data_set_on_the_hub_has_its_splits_but_for_one_without_labels(call):
+    code, _, err = call("init", "--train", "owner/rows", "--config", "de")
+    assert code == 0, err
+    data = Recipe.load("recipe.yaml").data
+    assert (data.source, data.name, data.config, data.label_column) == ("hub", "owner/rows", "de", "label")
+    assert (data.train, data.validation, data.test) == ("train", "validation", None)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--train", "owner/rows"), "pick one among the available configs: ['de']"),
+        (("--train", "owner/rows", "--config", "de", "--test", "test"), "nothing: the splits of owner/rows are in it"),
+        (("--train", "hub/train.jsonl", "--config", "de"), "is no data set on the hub"),
+        (("--config", "de"), "nothing without --train"),
+    ],
+)
+def test_what_a_data_set_on_the_hub_does_not_have_is_refused(call, options, message):
+    code, out, err = call("init", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_a_recipe_for_a_folder_of_splits_runs(call, tmp_path, tiny_csv, tiny_model):
+    Path("rows").mkdir()
+    for split in ("train", "test"):
+        shutil.copy(tiny_csv[split], Path("rows") / f"{split}.csv")
+    assert call("init", "--train", "rows", "--model", tiny_model, "--budget", 1000)[0] == 0
+    code, _, err = call("prepare", "recipe.yaml", "--set", "task.max_length=16")
+    assert code == 0, err
 
 
 def test_alpacas_prompt_takes_rows_with_and_without_an_input(call):
