@@ -21,7 +21,6 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glora_search.adapters.load import adapter_params, load_adapter
-from glora_search.compat import SEQ_CLS_HEAD_NAMES
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.finals.contest import Contest
@@ -41,7 +40,7 @@ from glora_search.supernet import make_sampling
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.training.loop import train as train_on
-from glora_search.tuners.heads import bare, train_in_float32
+from glora_search.tuners.heads import HEADS, bare, train_in_float32
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -140,8 +139,7 @@ def find_adapter(
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
-    heads = SEQ_CLS_HEAD_NAMES if task_type == "SEQ_CLS" else []
-    train_in_float32(model, [*heads, *(modules_to_save or [])])
+    train_in_float32(model, [*HEADS.get(str(task_type), ()), *(modules_to_save or [])])
     inspect.signature(search).bind_partial(**search_options)
     lr_factors = check_lr_factors(lr_factors)
     early = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import BertForTokenClassification, TrainingArguments
 
 from glora_search import GLoraConfig, SearchSpace, SupernetTrainer, find_adapter
 from glora_search.errors import UserError
@@ -86,6 +86,24 @@ def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_pat
     merged = found.model.merge_and_unload()
     assert type(merged) is type(make_model(model))
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_only_peft_knows_is_trained_in_float32(tmp_path, make_model):
+    model = BertForTokenClassification(make_model("bert").config).bfloat16()
+    tags = rows(16, 0).map(lambda row: {"labels": [row["labels"]] * len(row["input_ids"])})
+    found = find_adapter(
+        model,
+        tags,
+        tags,
+        task_type="TOKEN_CLS",
+        metric=lambda logits, labels: (logits.argmax(-1) == labels).float().mean(-1),
+        args=TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"),
+        space="glora-ranks",
+        trials=2,
+    )
+    head = found.model.base_model.model.classifier.modules_to_save["default"]
+    assert head.weight.dtype == torch.float32
+    assert {p.dtype for p in found.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_training_on_betters_it(find):

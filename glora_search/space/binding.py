@@ -9,7 +9,6 @@ import peft
 from torch import nn
 
 from glora_search.compat import (
-    SEQ_CLS_HEAD_NAMES,
     ExcludedModule,
     check_target_module_exists,
     include_all_linear_layers,
@@ -18,11 +17,9 @@ from glora_search.errors import invalid
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.layer import base_linear, linear_features
+from glora_search.tuners.heads import HEADS
 from glora_search.tuners.quantized import quantization_of
 from glora_search.tuners.targets import namesakes
-
-QUESTION_ANS_HEAD = "qa_outputs"
-"""What peft trains and saves in a question answering model."""
 
 
 class Layer(NamedTuple):
@@ -94,9 +91,8 @@ def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
 
     A classifier is always among them.
     """
-    saved = [*modules_to_save, *(SEQ_CLS_HEAD_NAMES if _task_type(model) == "SEQ_CLS" else ())]
-    if "ForQuestionAnswering" in type(model).__name__:
-        saved.append(QUESTION_ANS_HEAD)
+    task_type = "QUESTION_ANS" if "ForQuestionAnswering" in type(model).__name__ else _task_type(model)
+    saved = [*modules_to_save, *HEADS.get(str(task_type), ())]
     names = [name for name, _ in model.named_modules() if name]
     # Two ways of peft to read one name: the end of a module's name is trained, a part of it is never adapted.
     heads = tuple(f"{name}." for name in names if name.endswith(tuple(saved)))

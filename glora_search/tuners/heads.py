@@ -10,11 +10,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from glora_search.compat import AuxiliaryTrainingWrapper, BaseTuner
+from glora_search.compat import SEQ_CLS_HEAD_NAMES, AuxiliaryTrainingWrapper, BaseTuner
 from glora_search.progress import say
 from glora_search.tuners.quantized import dequantize, keep_format, quantization_of
 
 HALVES = (torch.bfloat16, torch.float16)
+HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
+"""Task type -> the modules that peft trains and saves without being told."""
 
 
 class AnyHead(BaseTuner):
