@@ -327,8 +327,19 @@ def briefly(monkeypatch):
     def short(*args, trials=1000, **options):
         return full(*args, trials=min(trials, 8), **options)
 
-    monkeypatch.setattr(Recipe, "load", classmethod(lambda cls, path, given=(): load(cls, path, [*given, *cuts])))
-    for module in ("glora_search", "glora_search.search", "glora_search.search.study", "glora_search.find"):
+    def cut(cls, path, given=()):
+        recipe = load(cls, path, [*given, *cuts])
+        ending = ["finals.training.num_train_epochs=1"] if recipe.finals else []
+        return load(cls, path, [*given, *cuts, *ending])
+
+    monkeypatch.setattr(Recipe, "load", classmethod(cut))
+    for module in (
+        "glora_search",
+        "glora_search.search",
+        "glora_search.search.study",
+        "glora_search.find",
+        "glora_search.run.search",
+    ):
         monkeypatch.setattr(importlib.import_module(module), "search", short)
 
 
