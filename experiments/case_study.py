@@ -8,7 +8,8 @@
 
 The recipe says everything that the methods share: rows, budget, and the training of its finals. LoRA and
 HiRA are that training alone, evaluated as often; the best checkpoint on validation is the result. LoRA's rate is that
-with the lowest validation loss. Test rows are scored once a method and seed, after this choice.
+with the lowest validation loss; while it is the highest or lowest that was tried, a further one is tried. Test rows are
+scored once a method and seed, after this choice.
 
 Every finished training and every test is one line of a csv, appended at once; what is there is not done again, and a
 run goes on where a kill left it. Start the same command until nothing is left.
@@ -53,13 +54,15 @@ RESULTS = Path(__file__).parent / "results" / "case_study"
 RUNS = Path("runs/case_study")
 RATES = {"lora": (0.5, 1.0, 2.0), "hira": (1.0,)}
 """Method -> learning rates, as factors of that of the recipe's finals."""
+EXTENSIONS = 2
+"""LoRA's best rate must not be the highest or lowest that was tried: so many further ones, at most, see to that."""
 SIZED = ("lora", "hira", "ours")
 """The methods with an adapter."""
 SHOWN = {
     CHANCE: CHANCE,
     CONSTANT: CONSTANT,
     "base": "base model",
-    "lora": "LoRA, the best of three rates",
+    "lora": "LoRA, tuned",
     "hira": "HiRA",
     "ours": "a run with finals",
 }
@@ -112,11 +115,20 @@ class Study:
     def train(self, method: str, seed: int) -> None:
         """Train a method at each of its rates."""
         task: Any = None
-        done = {float(row["rate"]) for row in self.rows("trainings", method, seed)}
-        for rate in sorted(set(RATES[method]) - done):
+        while (rate := self.next_rate(method, seed)) is not None:
             task = task or make_task(self.recipe(seed))
             with self.finishing("trainings", method, seed, rate) as row:
                 row |= train_alone(task, method, rate, self.runs / f"{method}-{rate:g}-{seed}")
+
+    def next_rate(self, method: str, seed: int) -> float | None:
+        """The learning rate that a method is to be trained at next; None where it is tuned."""
+        done = {float(row["rate"]): float(row["validation_loss"]) for row in self.rows("trainings", method, seed)}
+        if missing := sorted(set(RATES[method]) - set(done)):
+            return missing[0]
+        best = min(done, key=done.__getitem__)
+        if len(RATES[method]) == 1 or len(done) == len(RATES[method]) + EXTENSIONS:
+            return None
+        return 2 * best if best == max(done) else best / 2 if best == min(done) else None
 
     def run(self, seed: int) -> None:
         """A run of the recipe, up to its finals."""
