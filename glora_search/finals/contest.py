@@ -18,7 +18,14 @@ from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
 from glora_search.files.claims import claimed
-from glora_search.finals.finalists import Finalist, Subnet, subnet_finalists, taught_twins, uniform_finalists
+from glora_search.finals.finalists import (
+    Finalist,
+    Subnet,
+    further_rate,
+    subnet_finalists,
+    taught_twins,
+    uniform_finalists,
+)
 from glora_search.finals.lessons import POOR, Lesson, Peers
 from glora_search.finals.race import Result, race
 from glora_search.finals.rungs import SHARES, Standing, best_first, race_cost, whole
@@ -30,6 +37,8 @@ from glora_search.space.bound import BoundSpace
 from glora_search.training.loop import steps_for
 from glora_search.training.uniform import Uniform, uniform_methods
 
+FURTHER = 2
+"""Learning rates of LoRA that join the race, at most."""
 WAIT = 0.5
 """Seconds between two looks at what other processes are at."""
 
@@ -39,13 +48,11 @@ class Outcome:
     """How the finals ended.
 
     Attributes:
-        field: all finalists.
         result: of all races, as if they were one.
         baseline: the best uniform method without a teacher; None where none fits the budget.
         teacher: who taught, see `Lesson.facts`; None is no teacher.
     """
 
-    field: list[Finalist]
     result: Result
     baseline: str | None
     teacher: dict[str, Any] | None
@@ -61,7 +68,7 @@ class Outcome:
 
     def named(self, name: str) -> Finalist:
         """The finalist of this name."""
-        return next(one for one in self.field if one.name == name)
+        return next(one for one in self.result.field if one.name == name)
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finalist, best first."""
@@ -83,7 +90,8 @@ class Outcome:
 class Contest:
     """What the trainings of the finals share.
 
-    They have two races. In the first one uniform methods train alone. In the second one these methods, each at its best
+    They have two races. In the first one uniform methods train alone; where LoRA's best learning rate at the first rung
+    is the highest or the lowest, a further one joins. In the second one these methods, each at its best
     learning rate, and the search's best subnets have a teacher: the supernet, or, where it is poor, those that were
     trained alone. Without a teacher there is one race of all.
 
@@ -160,21 +168,24 @@ class Contest:
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             if self.lesson is None:
-                return self._outcome([*searched, *uniform], [heat([*searched, *uniform], kept=_best_of(uniform))])
-            alone = heat(uniform)
-            self._choose_teacher(uniform, alone)
-            twins = taught_twins(uniform, alone.losses)
-            second = [*searched, *twins]
-            taught = heat(second, kept=lambda losses: [one.name for one in twins[:1]])
+                return self._outcome([heat([*searched, *uniform], kept=_best_uniform, joining=self._further)])
+            alone = heat(uniform, joining=self._further)
+            self._choose_teacher(alone)
+            twins = taught_twins(alone.field, alone.losses)
+            taught = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
-        return self._outcome([*uniform, *second], [alone, taught])
+        return self._outcome([alone, taught])
 
-    def _choose_teacher(self, uniform: Sequence[Finalist], alone: Result) -> None:
+    def _further(self, field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
+        rated = sum(one.rated for one in field)
+        return None if rated >= len(self.settings.rates) + FURTHER else further_rate(field, losses)
+
+    def _choose_teacher(self, alone: Result) -> None:
         """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them."""
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
         if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
             return
-        members = [self.best(one, alone) for one in uniform if alone.losses[one.name] <= POOR * best]
+        members = [self.best(one, alone) for one in alone.field if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
         taught = self.folder / "peers"
         while not taught.is_dir():
@@ -189,13 +200,14 @@ class Contest:
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
 
-    def _outcome(self, competing: list[Finalist], races: Sequence[Result]) -> Outcome:
+    def _outcome(self, races: Sequence[Result]) -> Outcome:
+        competing = [finalist for one in races for finalist in one.field]
         standings = {name: standing for one in races for name, standing in one.standings.items()}
         last = best_first({name: standings[name].loss for one in races for name in one.last})
         alone = {one.name for one in competing if one.uniform and not one.taught}
         baseline = next((name for name in last if name in alone), None)
         teacher = None if self.lesson is None else self.lesson.facts()
-        return Outcome(competing, Result(standings, last), baseline, teacher)
+        return Outcome(Result(standings, last, competing), baseline, teacher)
 
     def home(self, one: Finalist) -> Path:
         """A finalist's own folder."""
@@ -273,15 +285,15 @@ def own_factors(one: Finalist, given: Mapping[str, float]) -> dict[str, float]:
     return {**{key: factor for key, factor in own.items() if key.partition(".")[2] not in given}, **given}
 
 
-def _best_of(some: Sequence[Finalist]) -> Callable[[Mapping[str, float]], list[str]]:
-    """Of a race's losses: who of these is best."""
-    names = {one.name for one in some}
-    return lambda losses: best_first({name: loss for name, loss in losses.items() if name in names})[:1]
+def _best_uniform(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[str]:
+    return best_first({one.name: losses[one.name] for one in field if one.uniform})[:1]
 
 
 def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: bool) -> float:
     """What finals cost at most, in whole trainings."""
+    joining = FURTHER if sum(one.rated for one in uniform) > 1 else 0
     if not teacher:
-        return race_cost(len(uniform) + subnets, 1)
+        return race_cost(len(uniform) + subnets, 1, joining=joining)
     twins = Counter(one.method for one in uniform)
-    return race_cost(len(uniform)) + race_cost(sum(min(rates, 2) for rates in twins.values()) + subnets, 1)
+    taught = sum(min(rates, 2) for rates in twins.values()) + subnets
+    return race_cost(len(uniform), joining=joining) + race_cost(taught, 1)

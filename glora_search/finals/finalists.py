@@ -56,6 +56,11 @@ class Finalist:
         return isinstance(self.origin, Uniform)
 
     @property
+    def rated(self) -> bool:
+        """Whether its method races at several learning rates."""
+        return isinstance(self.origin, Uniform) and self.origin.rated
+
+    @property
     def genome(self) -> Genome | None:
         """Of a subnet."""
         return None if isinstance(self.origin, Uniform) else self.origin
@@ -95,6 +100,20 @@ def uniform_finalists(methods: Sequence[Uniform], rates: Sequence[float]) -> lis
         for method in methods
         for rate in (rates if method.rated else (1.0,))
     ]
+
+
+def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
+    """LoRA at a further learning rate, where its best one is the highest or the lowest of several; None where not.
+
+    Args:
+        losses: finalist -> validation loss.
+    """
+    rated = sorted((one for one in field if one.rated), key=lambda one: one.rate)
+    if len(rated) < 2:
+        return None
+    best = min(rated, key=lambda one: losses[one.name])
+    beside = {rated[-1].name: rated[-2], rated[0].name: rated[1]}.get(best.name)
+    return None if beside is None else replace(best, rate=best.rate**2 / beside.rate)
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,10 +26,12 @@ class Result:
     Attributes:
         standings: finalist -> how far it came.
         last: who was never dropped, best first.
+        field: all finalists, those that joined included.
     """
 
     standings: dict[str, Standing]
     last: list[str]
+    field: list[Finalist]
 
     @property
     def losses(self) -> dict[str, float]:
@@ -46,7 +49,8 @@ def race(
     train_to: Callable[[Sequence[Finalist], int], Mapping[str, Standing]],
     steps: int,
     *,
-    kept: Callable[[Mapping[str, float]], Sequence[str]] = lambda losses: (),
+    kept: Callable[[Sequence[Finalist], Mapping[str, float]], Sequence[str]] = lambda field, losses: (),
+    joining: Callable[[Sequence[Finalist], Mapping[str, float]], Finalist | None] = lambda field, losses: None,
     shares: Sequence[float] = SHARES,
     study: optuna.Study | None = None,
 ) -> Result:
@@ -55,24 +59,32 @@ def race(
     Args:
         train_to: trains finalists on to a step: name -> standing. What is there already is not trained again.
         steps: of a whole training.
-        kept: the losses at a rung -> who is not dropped there.
+        kept: finalists, and their losses at a rung -> who is not dropped there.
+        joining: finalists, and their losses at the first rung -> another one that trains to this rung too; None where
+            nobody else joins. The places at the next rung are as many as without those that join.
         shares: the rungs.
         study: where each finalist becomes a trial: ``PRUNED`` at the rung that it did not pass, or ``COMPLETE``.
     """
     named = {one.name: one for one in field}
-    alive, standings = list(named), dict[str, Standing]()
+    alive, places, standings = list(named), len(named), dict[str, Standing]()
     for share in shares if field else ():
         left = [named[name] for name in alive if name not in standings or not standings[name].over]
-        standings |= train_to(left, round(share * steps))
-        losses = {name: standings[name].loss for name in alive}
-        going_on = best_first(losses) if share == shares[-1] else survivors(losses, kept(losses))
+        while left:
+            standings |= train_to(left, round(share * steps))
+            losses = {name: standings[name].loss for name in alive}
+            another = joining([*named.values()], losses) if share == shares[0] else None
+            left = [] if another is None else [another]
+            named |= {one.name: one for one in left}
+            alive += [one.name for one in left]
+        places, finalists = math.ceil(places / 2), [named[name] for name in alive]
+        going_on = best_first(losses) if share == shares[-1] else survivors(losses, places, kept(finalists, losses))
         for name in alive:
             if name not in going_on:
                 _record(study, named[name], standings[name], TrialState.PRUNED)
         alive = going_on
     for name in alive:
         _record(study, named[name], standings[name], TrialState.COMPLETE)
-    return Result(standings, alive)
+    return Result(standings, alive, [*named.values()])
 
 
 def _record(study: optuna.Study | None, finalist: Finalist, reached: Standing, state: TrialState) -> None:

@@ -45,11 +45,12 @@ def whole(steps: int) -> int:
     return max(PARTS, PARTS * math.ceil(steps / PARTS))
 
 
-def survivors(losses: Mapping[str, float], kept: Sequence[str] = ()) -> list[str]:
-    """Who goes on to the next rung: half of them, with the best and those that are never dropped.
+def survivors(losses: Mapping[str, float], places: int, kept: Sequence[str] = ()) -> list[str]:
+    """Who goes on to the next rung, with the best and those that are never dropped.
 
     Args:
         losses: finalist -> validation loss; what is not finite is last.
+        places: how many go on.
         kept: finalists that go on in any case, in the places of others.
 
     Returns:
@@ -57,8 +58,7 @@ def survivors(losses: Mapping[str, float], kept: Sequence[str] = ()) -> list[str
     """
     ranked = best_first(losses)
     certain = {ranked[0], *kept}
-    places = max(math.ceil(len(ranked) / 2) - len(certain), 0)
-    others = [name for name in ranked if name not in certain][:places]
+    others = [name for name in ranked if name not in certain][: max(places - len(certain), 0)]
     return [name for name in ranked if name in certain or name in others]
 
 
@@ -67,9 +67,13 @@ def best_first(losses: Mapping[str, float]) -> list[str]:
     return sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
 
 
-def race_cost(finalists: int, never_dropped: int = 0, shares: Sequence[float] = SHARES) -> float:
-    """The highest cost of a race in whole trainings: half go on, and no fewer than the best and those never dropped."""
-    cost, alive, before = 0.0, finalists, 0.0
+def race_cost(finalists: int, never_dropped: int = 0, *, joining: int = 0, shares: Sequence[float] = SHARES) -> float:
+    """The highest cost of a race in whole trainings: half go on, and no fewer than the best and those never dropped.
+
+    Args:
+        joining: finalists that join at the first rung, see `race`.
+    """
+    cost, alive, before = joining * shares[0], finalists, 0.0
     fewest = min(finalists, never_dropped + 1)
     for share in shares:
         cost += alive * (share - before)

@@ -246,7 +246,8 @@ class Finals(Section):
         subnets: the search's best subnets that compete, with the weights that they inherit.
         methods: the uniform methods that compete, where the budget allows: ``lora``, ``ia3`` (vectors that scale the
             outputs), ``bitfit`` (biases), ``hira`` (low-rank A), ``lora+vectors`` (LoRA with vectors A and E).
-        rates: learning rates of LoRA, as factors of the training's.
+        rates: learning rates of LoRA, as factors of the training's. Where the best one of several is the highest or the
+            lowest after a quarter of the steps, a further one beyond it joins, up to twice.
         teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
             taught, uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.

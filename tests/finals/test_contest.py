@@ -89,6 +89,24 @@ def test_the_best_uniform_method_and_its_taught_twin_are_never_dropped(contest, 
     assert outcome.winner != f"{best} + teacher"
 
 
+@pytest.mark.parametrize("taught", [True, False])
+@pytest.mark.parametrize(
+    ("ends", "rates"),
+    [
+        ({"LoRA r=8 x8": 0.1, "LoRA r=8 x4": 0.2, "LoRA r=8 x2": 0.3}, [0.5, 1, 2, 4, 8]),
+        ({"LoRA r=8 x0.5": 0.2}, [0.25, 0.5, 1, 2]),
+        ({"LoRA r=8 x4": 9.0, "LoRA r=8 x2": 0.3}, [0.5, 1, 2, 4]),
+        ({"LoRA r=8 x0.5": 0.3, "LoRA r=8 x2": 0.3, "LoRA r=8": 0.2}, [0.5, 1, 2]),
+    ],
+)
+def test_loras_learning_rate_is_raced_beyond_those_given_until_the_best_lies_inside(contest, ends, rates, taught):
+    outcome = contest(ends, taught=taught).run()
+    alone = [one for one in outcome.result.field if one.rated and not one.taught]
+    assert sorted(one.rate for one in alone) == rates
+    assert outcome.baseline == min(ends, key=ends.__getitem__)
+    assert {one.name for one in outcome.result.field} == outcome.result.standings.keys()
+
+
 @pytest.mark.parametrize("best", ["LoRA r=8 x2", "(IA)3", "BitFit", "HiRA r=8"])
 def test_without_a_teacher_the_best_uniform_method_is_never_dropped(contest, best):
     outcome = contest({"subnet": 0.1, best: 0.5}, taught=False).run()

@@ -8,7 +8,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from glora_search.finals.finalists import APART, Finalist, distinct, subnet_finalists, taught_twins, uniform_finalists
+from glora_search.finals.finalists import (
+    APART,
+    Finalist,
+    distinct,
+    further_rate,
+    subnet_finalists,
+    taught_twins,
+    uniform_finalists,
+)
 from glora_search.finals.race import race
 from glora_search.finals.rungs import Standing
 from glora_search.training.uniform import Uniform, uniform_methods
@@ -55,9 +63,45 @@ def test_the_best_wins_and_losers_are_dropped_early(study):
 
 
 def test_who_is_kept_is_trained_to_the_end_whoever_wins():
-    result = race(FIELD, Trainings(ENDS), STEPS, kept=lambda losses: ["HiRA"])
+    result = race(FIELD, Trainings(ENDS), STEPS, kept=lambda field, losses: ["HiRA"])
     assert result.last == ["subnet 1", "HiRA"]
     assert result.standings["HiRA"].step == STEPS
+
+
+def test_who_joins_at_the_first_rung_races_for_the_places_of_the_others(study):
+    late = [finalist("subnet 3"), finalist("subnet 4")]
+    trained = Trainings({**ENDS, "subnet 3": 0.1, "subnet 4": 0.99})
+
+    def joining(field, losses):
+        assert {one.name for one in field} == losses.keys()
+        return next((one for one in late if one.name not in losses), None)
+
+    result = race(FIELD, trained, STEPS, joining=joining, study=study)
+    assert trained.calls[len(FIELD) : len(FIELD) + 2] == [("subnet 3", 4), ("subnet 4", 4)]
+    assert [one.name for one in result.field] == [*ENDS, "subnet 3", "subnet 4"]
+    assert result.last == ["subnet 3", "subnet 1"]
+    assert sorted(trained.reached.values()) == [4] * 5 + [8, 16, 16]
+    assert len(study.trials) == 8
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate"),
+    [
+        ({0.5: 3, 1: 2, 2: 1}, 4),
+        ({0.5: 1, 1: 2, 2: 3}, 0.25),
+        ({0.5: 3, 1: 1, 2: 2}, None),
+        ({1: 1, 3: 0.5}, 9),
+        ({0.5: 1, 1: math.inf, 2: math.inf}, 0.25),
+        ({1: 1}, None),
+    ],
+)
+def test_a_further_rate_lies_beyond_the_best_one_where_that_is_at_the_end(losses, rate):
+    lora = Uniform("LoRA r=1", 100, None, rated=True)
+    field = [Finalist("LoRA r=1", lora, 100, rate) for rate in losses]
+    named = {one.name: losses[one.rate] for one in field}
+    found = further_rate([*field, finalist("(IA)3"), finalist("subnet 1")], {**named, "(IA)3": 0, "subnet 1": 0})
+    assert (found and found.rate) == rate
+    assert found is None or (found.method, found.origin) == ("LoRA r=1", lora)
 
 
 def test_a_training_whose_loss_has_not_come_down_in_its_second_half_ends_and_can_still_win():

@@ -15,8 +15,8 @@ losses = st.dictionaries(st.text(min_size=1), st.floats(allow_nan=True), min_siz
 
 @given(losses)
 def test_the_better_half_goes_on_and_what_has_diverged_is_dropped_first(found):
-    alive = survivors(found)
-    assert len(alive) == math.ceil(len(found) / 2)
+    alive = survivors(found, half := math.ceil(len(found) / 2))
+    assert len(alive) == half
     finite = [name for name in found if math.isfinite(found[name])]
     dropped = set(found) - set(alive)
     if dropped & set(finite):
@@ -27,10 +27,11 @@ def test_the_better_half_goes_on_and_what_has_diverged_is_dropped_first(found):
 @given(losses, st.data())
 def test_who_is_never_dropped_goes_on_with_the_best_in_the_places_of_others(found, data):
     kept = data.draw(st.lists(st.sampled_from(sorted(found)), unique=True))
-    alive = survivors(found, kept)
+    places = data.draw(st.integers(1, len(found)))
+    alive, free = survivors(found, places, kept), survivors(found, places)
     assert set(kept) <= set(alive)
-    assert survivors(found)[0] == alive[0] or found[alive[0]] == found[survivors(found)[0]]
-    assert len(alive) == max(math.ceil(len(found) / 2), len({*kept, survivors(found)[0]}))
+    assert free[0] == alive[0] or found[alive[0]] == found[free[0]]
+    assert len(alive) == max(places, len({*kept, free[0]}))
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 16), (16, 16), (17, 32), (625, 640)])
@@ -43,4 +44,5 @@ def test_the_cost_of_a_race_is_counted_in_whole_trainings():
     assert race_cost(1) == 1
     assert race_cost(8) == pytest.approx(8 / 4 + 4 / 4 + 2 / 2)
     assert race_cost(8, never_dropped=4) == pytest.approx(8 / 4 + 5 / 4 + 5 / 2)
+    assert race_cost(8, joining=2) == race_cost(8) + 2 / 4
     assert race_cost(0) == 0
