@@ -24,7 +24,10 @@ from glora_search.vocabulary import PATHS
 
 MIN_AGREEMENT = 0.1
 """Below it, gene importance is not drawn."""
-BUDGET_COLUMNS = ("budget", "final", "adapter parameters", "validation", "test", "baseline validation", "baseline test")
+BUDGET_COLUMNS = (
+    *("budget", "final", "adapter parameters", "validation", "test", "baseline validation", "baseline test"),
+    "LoRA trainings",
+)
 FINALIST_COLUMNS = ("finalist", "adapter parameters", "steps", "best at", "validation", "validation loss")
 CONFIG = {"responsive": True, "displayModeBar": False}
 
@@ -135,7 +138,8 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
     """The trained adapters of a run with several budgets, one row a budget, see `BUDGET_COLUMNS`.
 
     Returns:
-        The rows of the budgets that are done; none where the recipe has one budget.
+        The rows of the budgets that are done; none where the recipe has one budget. The largest one's cost is that of
+        the supernet too, which all share.
     """
     smaller = run.smaller()
     rows = []
@@ -144,7 +148,9 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
         baseline: dict[str, Any] = next(iter(metrics["baselines"]), {})
         chosen = measures(metrics)[0]
         scores = [_score(entry, chosen, split) for entry in (final, baseline) for split in ("validation", "test")]
-        rows.append((_number(metrics["budget"]), str(final["source"]), _number(final["params"]), *scores))
+        cost = metrics.get("lora_trainings")
+        shown = "-" if cost is None else f"{cost:.1f}"
+        rows.append((_number(metrics["budget"]), str(final["source"]), _number(final["params"]), *scores, shown))
     return rows
 
 

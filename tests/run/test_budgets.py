@@ -102,4 +102,6 @@ def test_each_budget_ends_in_finals_of_its_own(tiny_recipe, tmp_path):
         assert name == "finals"
         assert figures["params"] <= budget
         assert all(row["params"] <= budget for row in view.result("finals")["finalists"])
-    assert smaller.done("test")["lora_trainings"] < run.view.done("test")["lora_trainings"]
+    costs = [view.done("test")["lora_trainings"] for view in (smaller, run.view)]
+    assert costs[0] < costs[1]
+    assert [row[-1] for row in budget_rows(run.view)] == [f"{cost:.1f}" for cost in costs]
