@@ -76,6 +76,7 @@ def race(
             left = [] if another is None else [another]
             named |= {one.name: one for one in left}
             alive += [one.name for one in left]
+        losses = {name: standings[name].loss for name in alive}
         places, finalists = math.ceil(places / 2), [named[name] for name in alive]
         going_on = best_first(losses) if share == shares[-1] else survivors(losses, places, kept(finalists, losses))
         for name in alive:

@@ -115,6 +115,14 @@ def test_a_training_whose_loss_has_not_come_down_in_its_second_half_ends_and_can
     )
 
 
+def test_where_all_have_ended_early_the_half_of_them_goes_on_all_the_same(study):
+    trained = Trainings(ENDS, lowest=dict.fromkeys(ENDS, 1))
+    result = race(FIELD, trained, STEPS, study=study)
+    assert set(trained.reached.values()) == {4}
+    assert result.last == ["subnet 1", "(IA)3"]
+    assert len(study.trials) == len(FIELD)
+
+
 def test_what_diverges_never_wins_and_is_not_trained_on():
     ends = {**ENDS, "subnet 1": math.nan}
     result = race(FIELD, Trainings(ends), STEPS)
