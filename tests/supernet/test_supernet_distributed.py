@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distributed_worker
 import pytest
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+WORKER = Path(distributed_worker.__file__)
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -22,14 +23,13 @@ LAUNCHERS = {
 
 
 def train(folder, launcher, batch, strategy, *settings):
-    """What each rank found; without a launcher there is one."""
-    launch = ["-m", *LAUNCHERS[launcher].split()] if launcher else []
-    command = [sys.executable, *launch, str(WORKER), str(folder), str(batch), strategy, *settings]
+    """What each of two ranks found."""
+    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), str(WORKER), str(folder), batch, strategy, *settings]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2 if launcher else 1)]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
 SEVERAL = ["gradient_accumulation_steps=2", "gradient_checkpointing=true"]
@@ -45,8 +45,9 @@ CASES = {
 def test_two_processes_train_as_one_with_the_summed_batch(launcher, strategy, settings, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    (one,) = train(tmp_path / "one", None, 8, strategy, *settings)
-    first, second = train(tmp_path / "two", launcher, 4, strategy, *settings)
+    distributed_worker.main(str(tmp_path / "one"), "8", strategy, *settings)
+    one = json.loads((tmp_path / "one" / "rank-0.json").read_text())
+    first, second = train(tmp_path / "two", launcher, "4", strategy, *settings)
     assert (one["processes"], first["processes"]) == (1, 2)
     assert first["drawn"] == second["drawn"] == one["drawn"]
     assert first["weights"] == second["weights"]
