@@ -333,14 +333,8 @@ def briefly(monkeypatch):
         return load(cls, path, [*given, *cuts, *ending])
 
     monkeypatch.setattr(Recipe, "load", classmethod(cut))
-    for module in (
-        "glora_search",
-        "glora_search.search",
-        "glora_search.search.study",
-        "glora_search.find",
-        "glora_search.run.search",
-    ):
-        monkeypatch.setattr(importlib.import_module(module), "search", short)
+    for module in ("", ".search", ".search.study", ".find", ".run.search"):
+        monkeypatch.setattr(importlib.import_module(f"glora_search{module}"), "search", short)
 
 
 def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,8 @@ class Outcome:
         return [
             {
                 "name": name,
+                "method": self.named(name).method,
+                "rate": self.named(name).rate,
                 "params": self.named(name).params,
                 "steps": reached.step,
                 "best_step": reached.best_step,

@@ -118,6 +118,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *short_search(run),
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}),
+        *rate_at_the_end(view.done("finals") or {}),
         *notes(view, task, references),
         *task.row_notes(FEW_ROWS),
         *further_figures(also),
@@ -170,6 +171,24 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
         f"the teacher's validation loss, {teacher['validation_loss']:.4f}, is far above that of the best finalist "
         f"without it, {min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
     ]
+
+
+def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:
+    """Whether a method's best learning rate is the highest or the lowest that was raced."""
+    raced: dict[str, list[Mapping[str, Any]]] = {}
+    for row in finals.get("finalists", ()):  # best first
+        if "rate" in row and not row["name"].endswith(TAUGHT):  # an earlier version did not note it
+            raced.setdefault(row["method"], []).append(row)
+    found = []
+    for method, rows in raced.items():
+        rates, best = sorted(row["rate"] for row in rows), rows[0]["rate"]
+        if len(rates) > 1 and best in (rates[0], rates[-1]):
+            end, further = ("highest", "higher") if best == rates[-1] else ("lowest", "lower")
+            found.append(
+                f"the best learning rate of {method} is the {end} that was raced, x{best:g}: {further} ones in "
+                "finals.rates may be better"
+            )
+    return found
 
 
 def notes(view: RunFolder, task: Task, references: Sequence[Mapping[str, Any]]) -> list[str]:

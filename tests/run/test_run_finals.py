@@ -27,7 +27,7 @@ from glora_search.errors import UserError
 from glora_search.files.text import write_json
 from glora_search.finals import lessons
 from glora_search.run import finals
-from glora_search.run.evaluate import no_baseline, poor_teacher
+from glora_search.run.evaluate import no_baseline
 from glora_search.run.formats import export_as
 from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
@@ -304,16 +304,6 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
     assert standing(tmp_path, scoring, 16, first=8).step == 8
     assert standing(tmp_path, scoring, 16, first=8).loss == 0.8
     assert standing(tmp_path, scoring, 16, first=12) is None  # it was killed before the first rung
-
-
-@pytest.mark.parametrize(("loss", "noted"), [(2.1, True), (1.0, False)])
-def test_a_teacher_that_is_far_worse_than_its_students_is_noted(loss, noted):
-    rows = [{"name": "LoRA r=1", "validation_loss": 0.9}, {"name": "LoRA r=1 + teacher", "validation_loss": 0.1}]
-    done = {"finalists": rows, "teacher": {"by": "supernet", "members": 8, "validation_loss": loss}}
-    notes = poor_teacher(done)
-    assert bool(notes) == noted
-    assert not noted or ("2.1000" in notes[0] and "0.9000" in notes[0] and "finals.teacher: 0" in notes[0])
-    assert poor_teacher({}) == []
 
 
 def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals_recipe, tmp_path, monkeypatch):

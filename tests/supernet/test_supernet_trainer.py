@@ -7,85 +7,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from trainers import STEPS, dataset, trained
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from glora_search.errors import UserError
 from glora_search.space.layers import Genome
 from glora_search.supernet import (
     Sampling,
-    SamplingCallback,
-    SandwichSampling,
     SizeSampling,
-    SupernetConfig,
     SupernetTrainer,
     UniformSampling,
 )
-
-STEPS = 4
-
-
-def dataset(size: int = 24, architecture: str = "bert") -> list[dict[str, Any]]:
-    """Rows with a class, or of Llama, with one to four tokens to learn in the middle."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 50, (size, 6), generator=generator)
-    if architecture == "bert":
-        return [{"input_ids": row, "labels": row.sum() % 3} for row in ids]
-    places = torch.arange(6)
-    learned = [(places >= 1) & (places < 2 + n % 4) for n in range(size)]
-    return [{"input_ids": row, "labels": row.where(own, -100)} for row, own in zip(ids, learned, strict=True)]
-
-
-@pytest.fixture
-def make_trainer(make_model, bind, tmp_path):
-    """``make_trainer(**arguments)``: a supernet of ``glora-paper`` on BERT with dropout, or Llama, and its trainer."""
-
-    def make(
-        *,
-        seed: int = 5,
-        sampling: Any = None,
-        folder: str = "out",
-        callbacks: Any = None,
-        lr_factors: Any = None,
-        dropout: bool = True,
-        architecture: str = "bert",
-        trainer_cls: Any = SupernetTrainer,
-        **arguments: Any,
-    ) -> Any:
-        torch.manual_seed(seed)
-        base = make_model(architecture)
-        for module in base.modules() if not dropout else ():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        task_type = {"bert": "SEQ_CLS", "llama": "CAUSAL_LM"}[architecture]
-        config = SupernetConfig(space=bind("glora-paper", architecture), task_type=task_type)
-        options = {
-            "output_dir": str(tmp_path / folder),
-            "max_steps": STEPS,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 0.01,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "report_to": [],
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "seed": 7,
-        }
-        own = {"sampling": sampling, "lr_factors": lr_factors} if trainer_cls is SupernetTrainer else {}
-        return trainer_cls(
-            model=get_peft_model(base, config),
-            args=TrainingArguments(**{**options, **arguments}),
-            train_dataset=dataset(architecture=architecture),
-            eval_dataset=dataset(8, architecture),
-            callbacks=callbacks,
-            **own,
-        )
-
-    return make
-
-
-def trained(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Subnets(TrainerCallback):
@@ -362,47 +294,3 @@ def test_training_runs_in_bfloat16(make_trainer):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert all(value.dtype == torch.float32 for value in trained(trainer.model).values())
     assert any(not torch.equal(value, before[name]) for name, value in trained(trainer.model).items())
-
-
-# -- in somebody else's trainer ----------------------------------------------------------------------------------------
-
-
-def test_the_callback_trains_as_the_trainer_does(make_trainer, bind):
-    options = {"architecture": "llama", "gradient_accumulation_steps": 2}
-    sampling = SizeSampling(bind("glora-paper", "llama"), seed=7)
-    ours = make_trainer(sampling=sampling, **options)
-    theirs = make_trainer(trainer_cls=Trainer, callbacks=[SamplingCallback(sampling)], **options)
-    ours.train()
-    theirs.train()
-    expected, found = trained(ours.model), trained(theirs.model)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name])
-
-
-def test_the_callback_leaves_the_largest_subnet_to_evaluations(make_trainer, bind):
-    space = bind("glora-paper")
-    evaluated = []
-
-    class Note(TrainerCallback):
-        def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-            evaluated.append(dict(trainer.model.active_genome))
-
-    callbacks = [SamplingCallback(UniformSampling(space)), Note()]
-    trainer = make_trainer(trainer_cls=Trainer, callbacks=callbacks, eval_strategy="steps", eval_steps=2)
-    trainer.train()
-    assert evaluated == [space.largest] * len(evaluated) != []
-
-
-@pytest.mark.parametrize(
-    ("sampling", "arguments", "named"),
-    [
-        (SandwichSampling, {}, "SandwichSampling"),
-        (SizeSampling, {"ddp_find_unused_parameters": False}, "ddp_find_unused_parameters"),
-    ],
-)
-def test_the_callback_refuses_what_it_cannot_train(make_trainer, bind, sampling, arguments, named):
-    callback = SamplingCallback(sampling(bind("glora-paper")))
-    trainer = make_trainer(trainer_cls=Trainer, callbacks=[callback], **arguments)
-    with pytest.raises(UserError, match=named):
-        trainer.train()
