@@ -41,6 +41,7 @@ from transformers import set_seed
 
 from glora_search import Recipe, Run, SearchSpace
 from glora_search.adapters.load import load_adapter
+from glora_search.errors import invalid
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import finalist_args
 from glora_search.metrics import Panel
@@ -126,7 +127,7 @@ class Study:
         if missing := sorted(set(RATES[method]) - set(done)):
             return missing[0]
         best = min(done, key=done.__getitem__)
-        if len(RATES[method]) == 1 or len(done) == len(RATES[method]) + EXTENSIONS:
+        if len(RATES[method]) == 1 or len(done) >= len(RATES[method]) + EXTENSIONS:
             return None
         return 2 * best if best == max(done) else best / 2 if best == min(done) else None
 
@@ -144,11 +145,18 @@ class Study:
             row["seconds"] = sum(run.view.seconds().values())  # also of the calls before a kill
 
     def test(self, method: str, seed: int) -> None:
-        """Score the chosen training of a method, or the base model, on validation and test."""
-        if self.rows("tests", method, seed):
-            return
+        """Score the chosen training of a method, or the base model, on validation and test.
+
+        Raises:
+            UserError: another training was tested before a better one was there.
+        """
         trained = self.rows("trainings", method, seed)
         best = min(trained, key=lambda row: float(row["validation_loss"]), default={})
+        if tested := self.rows("tests", method, seed):
+            if tested[0]["rate"] != best.get("rate", ""):
+                allowed = f"rate {best['rate']}, whose validation loss is lower: remove the row, and test again"
+                raise invalid(f"{self.results / 'tests.csv'}: {method}, seed {seed}", tested[0]["rate"], allowed)
+            return
         with self.finishing("tests", method, seed, best.get("rate", "")) as row:
             task = make_task(self.recipe(seed))
             model = load_adapter(task.model(), Path(best["adapter"])) if best else task.model()
@@ -178,7 +186,8 @@ def train_alone(task: Any, method: str, rate: float, folder: Path) -> dict[str, 
     kept = KeepBest(model)
     options = {"lr_factors": chosen.lr_factors, "callbacks": [kept]}
     train(model, task, task.train, task.validation, args, description=f"{method} x{rate:g}", **options)
-    assert kept.best is not None, "the training has diverged"
+    if kept.best is None:
+        return {"params": chosen.params, "validation_loss": math.inf}
     kept.restore()
     model.save_pretrained(folder)
     return {"params": chosen.params, "validation_loss": kept.best["eval_loss"], "adapter": str(folder)}

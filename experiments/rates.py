@@ -50,6 +50,7 @@ DATASETS = ("bbc-headlines", "mpqa", "trec-fine")
 METHODS = ("ia3", "hira", "lora+vectors", "bitfit", "supernet")
 RATE, EPOCHS = 2e-3, 10
 SCALES = ("one", "0.25", "0.5", "1", "2", "4")
+FIGURES = ["validation", "validation_loss"]
 KEY = ("encoder", "data", "seed", "method", "scale")
 
 
@@ -136,15 +137,16 @@ def verdicts(rows: pd.DataFrame) -> Iterator[str]:
     five = rows[(rows["scale"] != "one") & (rows["method"] != "supernet")]
     best = five.loc[five.groupby(["encoder", "method", "data"])["validation_loss"].idxmin()]
     for (encoder, method), own in best.groupby(["encoder", "method"], sort=False):
-        found = rows[(rows["encoder"] == encoder) & (rows["method"] == method)].set_index(["scale", "data"])
+        found = rows[(rows["encoder"] == encoder) & (rows["method"] == method)]
+        found = found.set_index(["scale", "data"])[FIGURES]
         told = []
         for scale, name in (("one", "factor 1"), ("1", "auto")):
-            gap = found.loc[scale].loc[own["data"]] if scale in found.index else None
-            if gap is not None:
-                points = 100 * (gap["validation"].to_numpy() - own["validation"].to_numpy()).mean()
-                loss = (gap["validation_loss"].to_numpy() - own["validation_loss"].to_numpy()).mean()
-                told.append(f"{name} {points:+.1f} points, loss {loss:+.3f}")
-        yield f"- {encoder}, {method}, {len(own)} sets, beside the best of the five: {'; '.join(told)}"
+            gap = (found.loc[scale] if scale in found.index else found.iloc[:0]) - own.set_index("data")[FIGURES]
+            gap = gap.dropna()
+            if len(gap):
+                points, loss = 100 * gap["validation"].mean(), gap["validation_loss"].mean()
+                told.append(f"{name} {points:+.1f} points, loss {loss:+.3f} ({len(gap)} sets)")
+        yield f"- {encoder}, {method}, beside the best of the five: {'; '.join(told)}"
 
 
 def main() -> None:

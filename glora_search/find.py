@@ -106,7 +106,8 @@ def find_adapter(
         model: the base model with its head, changed in place as ``get_peft_model`` does.
         train: tokenized rows with ``labels``.
         validation: the same, to search on. Keep a test split away from this function.
-        task_type: as in peft; ``SEQ_CLS`` makes the classifier a part of what is trained and saved.
+        task_type: as in peft, where it makes the head a part of what is trained and saved: the classifier of
+            ``SEQ_CLS`` and ``TOKEN_CLS``, and the outputs of ``QUESTION_ANS``.
         metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
             the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
         args: of the supernet's training; the seed is the search's too.
@@ -139,7 +140,7 @@ def find_adapter(
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
-    train_in_float32(model, [*HEADS.get(str(task_type), ()), *(modules_to_save or [])])
+    train_in_float32(model, [*HEADS.get(task_type or "", ()), *(modules_to_save or [])])
     inspect.signature(search).bind_partial(**search_options)
     lr_factors = check_lr_factors(lr_factors)
     early = {

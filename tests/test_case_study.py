@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tiny_models import FILLER, tiny  # noqa: F401
 
+from glora_search.errors import UserError
 from glora_search.metrics.base import CHANCE, CONSTANT
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -59,6 +60,7 @@ def study(monkeypatch, tmp_path, tiny):  # noqa: F811
         ({0.5: 3.0, 1.0: 2.0}, 2.0),
         ({0.5: 3.0, 1.0: 2.0, 2.0: 2.5}, None),
         ({0.5: 3.0, 1.0: 2.0, 2.0: 1.5}, 4.0),
+        ({0.5: 3.0, 1.0: 2.0, 2.0: 1.5, 4.0: float("inf")}, None),
         ({0.5: 1.0, 1.0: 2.0, 2.0: 2.5}, 0.25),
         ({0.5: 3.0, 1.0: 2.0, 2.0: 1.5, 4.0: 1.6}, None),
         ({0.5: 3.0, 1.0: 2.0, 2.0: 1.5, 4.0: 1.4, 8.0: 1.3}, None),
@@ -72,6 +74,17 @@ def test_loras_rate_is_tuned_until_the_best_one_lies_inside(monkeypatch, tmp_pat
     if rows:
         case_study.append_rows(tmp_path / "trainings.csv", rows)
     assert case_study.Study("smollm2-arc", tmp_path, tmp_path, []).next_rate("lora", 0) == rate
+
+
+def test_a_test_of_another_training_than_the_best_is_not_passed_over(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import case_study
+
+    rows = [{"method": "lora", "seed": 0, "rate": rate, "validation_loss": 1 / rate} for rate in (2.0, 4.0)]
+    case_study.append_rows(tmp_path / "trainings.csv", rows)
+    case_study.append_rows(tmp_path / "tests.csv", [{"method": "lora", "seed": 0, "rate": 2.0, "test": 0.5}])
+    with pytest.raises(UserError, match=r"lora, seed 0: got '2\.0'; allowed: rate 4\.0"):
+        case_study.Study("smollm2-arc", tmp_path, tmp_path, []).test("lora", 0)
 
 
 @pytest.mark.slow

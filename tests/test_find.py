@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import TaskType
 from transformers import BertForTokenClassification, TrainingArguments
 
 from glora_search import GLoraConfig, SearchSpace, SupernetTrainer, find_adapter
@@ -88,14 +89,15 @@ def test_it_is_saved_and_merged_as_any_adapter(find, make_model, logits, tmp_pat
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_that_only_peft_knows_is_trained_in_float32(tmp_path, make_model):
+@pytest.mark.parametrize("task_type", ["TOKEN_CLS", TaskType.TOKEN_CLS])
+def test_a_head_that_only_peft_knows_is_trained_in_float32(tmp_path, make_model, task_type):
     model = BertForTokenClassification(make_model("bert").config).bfloat16()
     tags = rows(16, 0).map(lambda row: {"labels": [row["labels"]] * len(row["input_ids"])})
     found = find_adapter(
         model,
         tags,
         tags,
-        task_type="TOKEN_CLS",
+        task_type=task_type,
         metric=lambda logits, labels: (logits.argmax(-1) == labels).float().mean(-1),
         args=TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"),
         space="glora-ranks",

@@ -212,7 +212,7 @@ WRONG = {
     ),
     "a recipe for a split of a saved data set": (
         saved_data("init", "own.yaml", "--train", "saved", "--test", "more"),
-        "nothing: the splits of", ["--test"],
+        "has its own splits", ["--test"],
     ),
     "a recipe for no data": (
         arguments("init", "own.yaml", "--train", "none"),

@@ -16,11 +16,11 @@ from glora_search.files.checked import validate
 from glora_search.files.samples import sample, shown
 from glora_search.files.shipped import find_shipped
 from glora_search.files.text import write_text
+from glora_search.progress import say
 from glora_search.recipe.guess import guess
 
-
-def _column(what: str) -> Any:
-    return typer.Option(metavar="COLUMN", help=what, show_default="by the data")
+HIDDEN = (None, "", -1)
+"""What a test split has in place of labels."""
 
 
 @app.command(rich_help_panel=START)
@@ -109,7 +109,7 @@ def _found(
     data = {**first.source, **found["data"]}
     for split, path in splits.items():
         if first.source["source"] in ("saved", "hub"):
-            raise invalid(f"--{split}", path, f"nothing: the splits of {train} are in it")
+            raise invalid(f"--{split}", path, f"leave it out: {train} has its own splits")
         other = sample(f"--{split}", path)
         if other.source["source"] != first.source["source"]:
             raise invalid(f"--{split}", path, f"{first.source['source']}, as --train is")
@@ -118,6 +118,13 @@ def _found(
                 allowed = f"a column of {path}: {shown(other.columns) or 'it is empty'}"
                 raise invalid(f"--{key.replace('_', '-')}", column, allowed)
         data[split] = path
+    for split, (name, rows) in first.splits.items():
+        texts = [column for column in found["data"].values() if column not in first.images]
+        hidden = [column for column in texts if all(row.get(column) in HIDDEN for row in rows)]
+        if hidden:
+            say(f"{split}: the split {name} of {train} is left out, since its {hidden[0]} is not known")
+        else:
+            data[split] = name
     return {**found, "data": data}
 
 

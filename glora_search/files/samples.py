@@ -22,9 +22,10 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".nd
 SHOWN = 20
 """Columns that a message shows."""
 LONGEST_LINE = 1 << 24
-ALLOWED = "a csv, tsv, json, jsonl or parquet file, a folder of images by class, or a folder of save_to_disk"
+ALLOWED = "a csv, tsv, json, jsonl or parquet file, a folder of such files, of images by class, or of save_to_disk"
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """The name of a data set on the hub, where no such file or folder exists."""
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_SPLITS = {"validation": ("validation", "valid", "dev"), "test": ("test",)}
 """Split of a recipe -> what data sets call it."""
 
@@ -38,12 +39,14 @@ class Sample:
         columns: names of the columns.
         rows: the first rows, column -> value; classes are names. Of images, there are none.
         images: the columns with images.
+        splits: validation and test -> their names in a data set whose splits have names, and their first rows.
     """
 
     source: dict[str, Any]
     columns: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
+    splits: dict[str, tuple[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
 
 def sample(option: str, path: str, config: str | None = None) -> Sample:
@@ -58,11 +61,12 @@ def sample(option: str, path: str, config: str | None = None) -> Sample:
         UserError: it is not there, or of no format that a recipe reads.
     """
     place = Path(path).expanduser()
-    named = _is_loaded(place) or (not place.exists() and HUB.fullmatch(path) and place.suffix.lower() not in FORMATS)
-    if config is not None and not named:
-        raise invalid("--config", config, f"nothing: {path} is no data set on the hub")
-    if named:
-        return _loaded(option, path, config)
+    path = str(place) if path.startswith("~") else path
+    hosted = not place.exists() and HUB.fullmatch(path) is not None and place.suffix.lower() not in FORMATS
+    if config is not None and not hosted:
+        raise invalid("--config", config, f"leave it out: {path} is no data set on the hub")
+    if hosted or _is_data_folder(place):
+        return _by_load_dataset(option, path, config)
     if not place.exists():
         raise invalid(option, path, f"{ALLOWED} that exists, or a data set on the hub, as owner/name")
     try:
@@ -132,40 +136,37 @@ def _saved(folder: Path) -> Sample:
     )
 
 
-def _is_loaded(folder: Path) -> bool:
+def _is_data_folder(folder: Path) -> bool:
     """Whether it is a folder of data files, which ``load_dataset`` reads as it reads a data set on the hub."""
     if not folder.is_dir() or _is_saved(folder):
         return False
-    inner = [file for file in folder.glob("*/*") if file.is_file()]
-    files = [*inner, *folder.iterdir()]
-    return all(map(_is_data, inner)) and any(map(_is_data, files))
+    endings = {file.suffix.lower() for pattern in ("*", "[!.]*/*") for file in folder.glob(pattern) if file.is_file()}
+    return bool(endings & FORMATS.keys()) and not endings & set(IMAGES)
 
 
-def _is_data(file: Path) -> bool:
-    return file.suffix.lower() in FORMATS
-
-
-def _loaded(option: str, name: str, config: str | None) -> Sample:
+def _by_load_dataset(option: str, name: str, config: str | None) -> Sample:
     from datasets import load_dataset
 
     source = {"source": "hub", "name": name} | ({} if config is None else {"config": config})
     try:
         return _of_splits(source, load_dataset(name, config, streaming=True))
     except Exception as error:  # of the hub, of its client, or of a reader
-        allowed = f"a data set that datasets.load_dataset can load ({' '.join(str(error).split())[:300]})"
+        kind = "a folder of data files" if Path(name).is_dir() else "a path that exists, or a data set on the hub,"
+        allowed = f"{kind} that datasets.load_dataset can load ({' '.join(str(error).split())[:300]})"
         raise invalid(option, name, allowed) from error
 
 
 def _of_splits(source: dict[str, Any], splits: Mapping[str, Any]) -> Sample:
-    """A data set whose splits have names; those of validation and test are found, unless their labels are hidden."""
+    """A data set whose splits have names."""
     train = "train" if "train" in splits else next(iter(splits))
     found = source | ({} if train == "train" else {"train": train})
     columns, rows, images = _first_rows(splits[train])
-    for split, names in OTHER_SPLITS.items():
-        name = next((name for name in names if name in splits and name != train), None)
-        if name is not None and _filled(rows) <= _filled(_first_rows(splits[name])[1]):
-            found[split] = name
-    return Sample(found, columns, rows, images)
+    named = {
+        split: next((name for name in names if name in splits and name != train), None)
+        for split, names in OTHER_SPLITS.items()
+    }
+    others = {split: (name, _first_rows(splits[name])[1]) for split, name in named.items() if name is not None}
+    return Sample(found, columns, rows, images, others)
 
 
 def _first_rows(split: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
@@ -177,11 +178,6 @@ def _first_rows(split: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]
     few = itertools.islice(split.remove_columns(images), SAMPLED)
     rows = [{name: _named(features.get(name), value) for name, value in row.items()} for row in few]
     return list(features) or list(dict.fromkeys(name for row in rows for name in row)), rows, images
-
-
-def _filled(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The columns that hold something."""
-    return {name for row in rows for name, value in row.items() if value is not None}
 
 
 def _named(feature: Any, value: Any) -> Any:

@@ -105,6 +105,8 @@ def uniform_finalists(methods: Sequence[Uniform], rates: Sequence[float]) -> lis
 def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
     """LoRA at a further learning rate, where its best one is the highest or the lowest of several; None where not.
 
+    It is as far from the best one as that is from its neighbour, as a ratio.
+
     Args:
         losses: finalist -> validation loss.
     """
@@ -113,7 +115,7 @@ def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Fina
         return None
     best = min(rated, key=lambda one: losses[one.name])
     beside = {rated[-1].name: rated[-2], rated[0].name: rated[1]}.get(best.name)
-    return None if beside is None else replace(best, rate=best.rate**2 / beside.rate)
+    return None if beside is None else replace(best, rate=float(f"{best.rate**2 / beside.rate:.3g}"))
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:

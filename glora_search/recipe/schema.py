@@ -239,7 +239,7 @@ class Finals(Section):
     defaults.
 
     Uniform methods race alone; then they, each at its best rate, and the subnets race with a teacher. Finalists train
-    to a quarter, half and all of the steps; half of them are dropped each time, by the lowest validation loss so far.
+    to a quarter, half and all of the steps; half as many train on each time, by the lowest validation loss so far.
     The winner's best checkpoint is the final adapter.
 
     Attributes:

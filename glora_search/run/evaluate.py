@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from glora_search.finals.finalists import TAUGHT
 from glora_search.finals.lessons import POOR
 from glora_search.progress import track
-from glora_search.ranking import rank_key
+from glora_search.ranking import is_finite, rank_key
 from glora_search.run.baselines import baseline_diverged
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
@@ -177,7 +177,8 @@ def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:
     """Whether a method's best learning rate is the highest or the lowest that was raced."""
     raced: dict[str, list[Mapping[str, Any]]] = {}
     for row in finals.get("finalists", ()):  # best first
-        if "rate" in row and not row["name"].endswith(TAUGHT):  # an earlier version did not note it
+        alone = not row["name"].endswith(TAUGHT) and is_finite(row["validation_loss"])
+        if alone and "rate" in row:  # an earlier version did not note it
             raced.setdefault(row["method"], []).append(row)
     found = []
     for method, rows in raced.items():

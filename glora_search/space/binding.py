@@ -92,7 +92,7 @@ def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
     A classifier is always among them.
     """
     task_type = "QUESTION_ANS" if "ForQuestionAnswering" in type(model).__name__ else _task_type(model)
-    saved = [*modules_to_save, *HEADS.get(str(task_type), ())]
+    saved = [*modules_to_save, *HEADS.get(task_type or "", ())]
     names = [name for name, _ in model.named_modules() if name]
     # Two ways of peft to read one name: the end of a module's name is trained, a part of it is never adapted.
     heads = tuple(f"{name}." for name in names if name.endswith(tuple(saved)))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import PeftModel
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from glora_search.errors import invalid
+from glora_search.supernet.probes import probe_subnets
 from glora_search.supernet.sampling import Sampling
 
 
@@ -15,11 +19,11 @@ class SamplingCallback(TrainerCallback):
     """Trains another subnet at each step, in any trainer that calls back as ``transformers.Trainer`` does.
 
     It is for trainers that bring a loss of their own, such as TRL's ``SFTTrainer``; `SupernetTrainer` does the same and
-    more: learning rates by kind of path, several subnets a step, and evaluations of several probes. Here, evaluations
-    and what is saved after them have the largest subnet active.
+    more: learning rates by kind of path, several subnets a step, and evaluations of several probes. Here, an evaluation
+    scores the largest of these probes.
 
     Args:
-        sampling: step -> the genome that it trains, such as `SizeSampling`.
+        sampling: step -> the subnet that it trains, such as `SizeSampling`.
 
     Raises:
         UserError: in training: a step has several subnets, as with `SandwichSampling`, or
@@ -28,13 +32,27 @@ class SamplingCallback(TrainerCallback):
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
+        self.evaluated = next(iter(probe_subnets(sampling.space, max_params=sampling.max_params).values()))
+        self._hook: RemovableHandle | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: PeftModel,
+        **kwargs: Any,
     ) -> None:
         """Check what a supernet needs."""
         if args.ddp_find_unused_parameters is False:
             raise invalid("ddp_find_unused_parameters", False, "True: a subnet leaves the other subnets' weights out")
+        self._hook = model.register_forward_hook(_with_gradient)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the model as it was."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def on_step_begin(
         self,
@@ -61,5 +79,13 @@ class SamplingCallback(TrainerCallback):
         model: PeftModel,
         **kwargs: Any,
     ) -> None:
-        """Activate the largest subnet, so that the evaluations of different steps compare."""
-        model.activate(self.sampling.space.largest)
+        """Activate what evaluations score, so that those of different steps compare."""
+        model.activate(self.evaluated)
+
+
+def _with_gradient(module: nn.Module, args: Any, output: Any) -> None:
+    """Let the step of a subnet that has nothing to learn, in a model without a head, pass without any gradient."""
+    for name in ("loss", "logits") if module.training and torch.is_grad_enabled() else ():
+        value = output.get(name) if isinstance(output, dict) else None
+        if isinstance(value, torch.Tensor) and not value.requires_grad:
+            output[name] = value + torch.zeros((), dtype=value.dtype, device=value.device, requires_grad=True)

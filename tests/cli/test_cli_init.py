@@ -171,8 +171,8 @@ def test_task_and_columns_are_told_by_the_data_in_every_format(call, format_, ro
 @pytest.fixture
 def hub(monkeypatch):
     """A hub with one data set, ``owner/rows``, which has the configuration ``de``; its test rows have no labels."""
-    labelled, hidden = [{"text": "a", "label": "x"}] * 3, [{"text": "a", "label": None}] * 3
-    write_splits("hub", train=labelled, valid=labelled, test=hidden)
+    labelled, hidden = [{"text": "a", "label": "x"}] * 3, [{"text": "a", "label": ""}] * 3
+    write_splits("hub", train=[{**row, "note": "b"} for row in labelled], valid=labelled, test=hidden)
     load = datasets.load_dataset
 
     def load_dataset(name: str, config: str | None = None, **options: Any) -> Any:
@@ -185,11 +185,12 @@ def hub(monkeypatch):
 
 @pytest.mark.usefixtures("hub")
 def test_a_data_set_on_the_hub_has_its_splits_but_for_one_without_labels(call):
-    code, _, err = call("init", "--train", "owner/rows", "--config", "de")
+    code, out, err = call("init", "--train", "owner/rows", "--config", "de")
     assert code == 0, err
     data = Recipe.load("recipe.yaml").data
     assert (data.source, data.name, data.config, data.label_column) == ("hub", "owner/rows", "de", "label")
     assert (data.train, data.validation, data.test) == ("train", "validation", None)
+    assert "test: the split test of owner/rows is left out, since its label is not known" in " ".join(out.split())
 
 
 @pytest.mark.usefixtures("hub")
@@ -197,7 +198,7 @@ def test_a_data_set_on_the_hub_has_its_splits_but_for_one_without_labels(call):
     ("options", "message"),
     [
         (("--train", "owner/rows"), "pick one among the available configs: ['de']"),
-        (("--train", "owner/rows", "--config", "de", "--test", "test"), "nothing: the splits of owner/rows are in it"),
+        (("--train", "owner/rows", "--config", "de", "--test", "test"), "owner/rows has its own splits"),
         (("--train", "hub/train.jsonl", "--config", "de"), "is no data set on the hub"),
         (("--config", "de"), "nothing without --train"),
     ],
@@ -206,6 +207,29 @@ def test_what_a_data_set_on_the_hub_does_not_have_is_refused(call, options, mess
     code, out, err = call("init", *options)
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize(("hidden", "kept"), [(-1, False), (-1.0, False), (0, True)])
+def test_a_split_whose_labels_are_all_minus_one_is_left_out(call, hidden, kept):
+    write_splits("rows", train=[{"text": "a", "label": 1}], test=[{"text": "b", "label": hidden}])
+    assert call("init", "--train", "rows")[0] == 0
+    assert (Recipe.load("recipe.yaml").data.test == "test") is kept
+
+
+def test_a_cloned_data_set_is_no_folder_of_images(call):
+    write_splits("rows", train=[{"text": "a", "label": "x"}])
+    for name in ("rows/.git/HEAD", "rows/README.md", "rows/data/LICENSE"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x")
+    assert call("init", "--train", "rows")[0] == 0
+    assert Recipe.load("recipe.yaml").data.source == "hub"
+
+
+def test_a_home_folder_is_read(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_splits("rows", train=[{"text": "a", "label": "x"}])
+    assert call("init", "--train", "~/rows")[0] == 0
+    assert Recipe.load("recipe.yaml").data.name == str(tmp_path / "rows")
 
 
 def test_a_recipe_for_a_folder_of_splits_runs(call, tmp_path, tiny_csv, tiny_model):

@@ -91,6 +91,8 @@ def test_who_joins_at_the_first_rung_races_for_the_places_of_the_others(study):
         ({0.5: 1, 1: 2, 2: 3}, 0.25),
         ({0.5: 3, 1: 1, 2: 2}, None),
         ({1: 1, 3: 0.5}, 9),
+        ({0.01: 2, 0.1: 1}, 1),
+        ({0.3: 2, 1: 1}, 3.33),
         ({0.5: 1, 1: math.inf, 2: math.inf}, 0.25),
         ({1: 1}, None),
     ],

@@ -8,8 +8,11 @@ import json
 import pytest
 
 from glora_search import Recipe, Run
+from glora_search.finals.contest import planned_trainings
+from glora_search.finals.finalists import uniform_finalists
 from glora_search.run import runner
 from glora_search.run.cost import SUPERNET_STEP, count, estimate, spent
+from glora_search.training.uniform import uniform_methods
 
 STEP, ROW = 1.0, 0.01
 
@@ -72,6 +75,15 @@ def test_finals_are_counted_with_their_teacher(made, tiny_recipe):
     assert "retrain" not in plain.seconds
     assert plain.seconds["finals"] > plain.unit
     assert plain.seconds["finals"] < 10 * plain.unit
+
+
+@pytest.mark.parametrize(
+    ("rates", "subnets", "teacher", "trainings"),
+    [([0.5, 1, 2], 2, True, 5.5), ([1], 2, True, 3.75), ([0.5, 1, 2], 2, False, 3.75), ([0.5, 1, 2], 0, False, 3.0)],
+)
+def test_finals_are_counted_with_the_learning_rates_that_may_join(bind, rates, subnets, teacher, trainings):
+    methods = uniform_methods(bind("glora-paper"), None, ["lora", "ia3"])
+    assert planned_trainings(uniform_finalists(methods, rates), subnets, teacher=teacher) == trainings
 
 
 def test_the_estimate_is_said_before_the_first_stage_and_the_sum_is_in_the_metrics(made, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from glora_search.run.evaluate import poor_teacher, rate_at_the_end
@@ -24,14 +26,16 @@ def test_a_teacher_that_is_far_worse_than_its_students_is_noted(loss, noted):
         ({0.5: 0.6, 1: 0.8, 2: 0.7}, "LoRA r=1 is the lowest that was raced, x0.5: lower ones"),
         ({0.5: 0.9, 1: 0.6, 2: 0.7}, None),
         ({1: 0.6}, None),
+        ({1: 0.6, 2: math.inf}, None),
     ],
 )
 def test_a_best_learning_rate_at_the_end_of_those_raced_is_noted(losses, said):
-    rows = [{"name": "LoRA r=1 x8 + teacher", "method": "LoRA r=1", "rate": 8}]
-    rows += [
-        {"name": f"LoRA r=1 x{rate}", "method": "LoRA r=1", "rate": rate} for rate in sorted(losses, key=losses.get)
-    ]
-    noted = rate_at_the_end({"finalists": [*rows, {"name": "(IA)3", "method": "(IA)3", "rate": 1}]})
+    def row(method, rate, loss, taught=""):
+        return {"name": f"{method} x{rate}{taught}", "method": method, "rate": rate, "validation_loss": loss}
+
+    rows = [row("LoRA r=1", 8, 0.1, " + teacher"), row("(IA)3", 1, 0.2)]
+    rows += [row("LoRA r=1", rate, losses[rate]) for rate in sorted(losses, key=losses.get)]
+    noted = rate_at_the_end({"finalists": [*rows, row("HiRA", 1, math.inf), row("HiRA", 2, math.inf)]})
     assert len(noted) == (said is not None)
     assert said is None or said in noted[0]
     assert rate_at_the_end({}) == []

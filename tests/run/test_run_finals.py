@@ -146,12 +146,20 @@ def test_no_checkpoints_are_left(raced):
 
 
 @pytest.mark.parametrize(
-    ("step", "where"), [(0, ""), (1, ""), (3, ""), (6, ""), (13, ""), (0, "teacher"), (6, "teacher"), (13, "teacher")]
+    ("step", "where"),
+    [
+        *((0, ""), (1, ""), (3, ""), (6, ""), (13, "")),
+        *((0, "joined"), (3, "joined")),
+        *((0, "teacher"), (6, "teacher"), (13, "teacher")),
+    ],
 )
 def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(
     raced, finals_recipe, tmp_path, monkeypatch, step, where
 ):
     folder = tmp_path / "run"
+    rows = raced[0].view.result("finals")["finalists"]
+    (joined,) = {row["rate"] for row in rows} - {0.5, 1} - {row["rate"] for row in rows if "teacher" in row["name"]}
+    where = f"-x{joined:g}/" if where == "joined" else where
     child = os.fork()
     if child == 0:
         original = DistillationTrainer.training_step
