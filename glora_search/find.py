@@ -81,7 +81,7 @@ def find_adapter(
     args: TrainingArguments,
     retrain_args: TrainingArguments | None = None,
     finals: Mapping[str, Any] | None = None,
-    space: str | SearchSpace | BoundSpace = "glora",
+    space: str | SearchSpace | BoundSpace = "glora-ranks",
     max_params: int | None = None,
     sampling: str = "sizes",
     sampling_options: Mapping[str, Any] | None = None,

@@ -55,7 +55,7 @@ def init(
     ] = None,
     space: Annotated[
         str, typer.Option(help="A search space: a name or a file.", autocompletion=complete.spaces)
-    ] = "glora",
+    ] = "glora-ranks",
     budget: Annotated[
         int | None, typer.Option(help="Most trainable parameters of the adapter.", show_default="by the task")
     ] = None,

@@ -100,7 +100,7 @@ DEFAULTS: dict[str, Any] = {
     "model": "minilm",
     "max_length": 128,
     "batch_size": 32,
-    "space": "glora",
+    "space": "glora-ranks",
     "budget": 60_000,
     "trials": 500,
 }
