@@ -92,7 +92,8 @@ def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call,
             ("lora", peft.LoraConfig, "--pad"),
         ):
             for _ in range(2):  # an earlier export is replaced
-                assert call("export", folder, "--format", form, *pad)[0] == 0
+                code, out, _ = call("export", folder, "--format", form, *pad)
+                assert code == 0
             where = folder / "exports" / form
             config, card = PeftConfig.from_pretrained(where), (where / "README.md").read_text()
             assert type(config) is kind
@@ -100,6 +101,7 @@ def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call,
             if form == "lora":
                 ranks = set(config.rank_pattern.values())
                 assert not (pad and ranks)
+                assert ("need one rank for all: --pad" in " ".join(out.split())) == (len(ranks) > 1)
                 assert ("every reader of LoRA scales alike" if len(ranks) < 2 else "export with `--pad`") in card
             found = PeftModel.from_pretrained(run.context.task.model(), where).eval()(**batch).logits
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
