@@ -1,0 +1,45 @@
+"""The tables of the experiments with learning rates and with spaces, from rows that are made up."""
+
+from __future__ import annotations
+
+from csv_rows import append_rows
+
+
+def test_a_methods_rates_are_compared_on_the_sets_that_have_both(tmp_path):
+    import rates
+
+    rows = [
+        ("a", "one", 0.80, 0.50), ("a", "0.25", 0.81, 0.45), ("a", "1", 0.82, 0.46),
+        ("b", "0.25", 0.81, 0.45), ("b", "1", 0.83, 0.44),
+    ]  # fmt: skip
+    names = ("data", "scale", "validation", "validation_loss")
+    key = {"encoder": "minilm", "seed": 0, "method": "ia3"}
+    append_rows(tmp_path / "rates.csv", [{**key, **dict(zip(names, row, strict=True))} for row in rows])
+    lines = rates.report(tmp_path / "rates.csv").splitlines()
+    assert "| minilm | ia3 | b | - | 81.0 (0.450) | 83.0 (0.440) |" in lines
+    assert lines[-1] == (
+        "- minilm, ia3, beside the best of the five: factor 1 -1.0 points, loss +0.050 (1 sets); "
+        "auto +0.5 points, loss +0.005 (2 sets)"
+    )
+
+
+def test_spaces_have_the_mean_of_their_seeds_and_of_their_sets(tmp_path):
+    import spaces
+
+    rows = [
+        {
+            "space": "glora",
+            "data": data,
+            "seed": seed,
+            "teacher": teacher,
+            "teacher_loss": 1.0,
+            "best": 0.5,
+            "best_loss": 2.0,
+        }
+        for data, seed, teacher in (("a", 0, 0.4), ("a", 1, 0.6), ("b", 0, 0.7))
+    ]
+    append_rows(tmp_path / "spaces.csv", rows)
+    lines = spaces.report(tmp_path / "spaces.csv").splitlines()
+    assert lines[0] == "| teacher | a | b | mean |"
+    assert lines[2] == "| glora | 50.0 (1.000) | 70.0 (1.000) | 60.0 (1.000) |"
+    assert lines[-1] == "| glora | 50.0 (2.000) | 50.0 (2.000) | 50.0 (2.000) |"
