@@ -109,7 +109,7 @@ def _found(
     data = {**first.source, **found["data"]}
     for split, path in splits.items():
         if first.source["source"] in ("saved", "hub"):
-            raise invalid(f"--{split}", path, f"leave it out: {train} has its own splits")
+            raise invalid(f"--{split}", path, f"nothing, since {train} has its own splits")
         other = sample(f"--{split}", path)
         if other.source["source"] != first.source["source"]:
             raise invalid(f"--{split}", path, f"{first.source['source']}, as --train is")

@@ -64,7 +64,7 @@ def sample(option: str, path: str, config: str | None = None) -> Sample:
     path = str(place) if path.startswith("~") else path
     hosted = not place.exists() and HUB.fullmatch(path) is not None and place.suffix.lower() not in FORMATS
     if config is not None and not hosted:
-        raise invalid("--config", config, f"leave it out: {path} is no data set on the hub")
+        raise invalid("--config", config, f"nothing, since {path} is no data set on the hub")
     if hosted or _is_data_folder(place):
         return _by_load_dataset(option, path, config)
     if not place.exists():
