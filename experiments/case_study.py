@@ -36,6 +36,7 @@ import torch
 import transformers
 from csv_rows import append_rows, read_rows
 from peft import get_peft_model
+from study_cells import next_rate
 from study_training import KeepBest
 from transformers import set_seed
 
@@ -124,12 +125,7 @@ class Study:
     def next_rate(self, method: str, seed: int) -> float | None:
         """The learning rate that a method is to be trained at next; None where it is tuned."""
         done = {float(row["rate"]): float(row["validation_loss"]) for row in self.rows("trainings", method, seed)}
-        if missing := sorted(set(RATES[method]) - set(done)):
-            return missing[0]
-        best = min(done, key=done.__getitem__)
-        if len(RATES[method]) == 1 or len(done) >= len(RATES[method]) + EXTENSIONS:
-            return None
-        return 2 * best if best == max(done) else best / 2 if best == min(done) else None
+        return next_rate(done, RATES[method], EXTENSIONS)
 
     def run(self, seed: int) -> None:
         """A run of the recipe, up to its finals."""

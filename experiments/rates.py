@@ -13,11 +13,11 @@ each training; one that is there is not done again.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import append_rows, read_rows
-from filelock import FileLock
+from csv_rows import fill, read_rows
 from peft import get_peft_model
 from study_data import recipe_of
 from study_plan import Cell, Study
@@ -36,7 +35,6 @@ from study_training import KeepBest, settings_of
 from transformers import set_seed
 
 from glora_search import Recipe, SearchSpace
-from glora_search.files.claims import claimed
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks import make_task
@@ -79,7 +77,7 @@ def train_cell(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> d
     budget = study.primary_budget[encoder]
     cell = Cell(encoder, name, 500, int(seed), budget, method)
     task = make_task(Recipe.model_validate({**recipe_of(cell, study, data, cache), "space": "glora-ranks"}))
-    started, settings = time.perf_counter(), settings_of(RATE, EPOCHS, study.batch)
+    settings = settings_of(RATE, EPOCHS, study.batch)
     set_seed(cell.seed)
     base = task.model()
     space = SearchSpace.load("glora-ranks").bind(base, task.modules_to_save)
@@ -101,23 +99,7 @@ def train_cell(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> d
             train(model, task, task.train, task.validation, args, description="train", **options)
             best = kept.best or {}
             found = {"validation": best.get(f"eval_{task.metric}"), "validation_loss": best.get("eval_loss")}
-    return {**dict(zip(KEY, key, strict=True)), **found, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def work(keys: list[tuple[str, ...]], study: Study, data: Path, cache: Path, table: Path, minutes: float) -> None:
-    """Do what is missing, beside other processes."""
-    started = time.monotonic()
-    for key in keys:
-        if time.monotonic() - started > 60 * minutes:
-            return
-        with claimed(cache / "claims" / "-".join(key).replace("+", "-")) as mine:
-            done = {tuple(row[name] for name in KEY) for row in read_rows(table)}
-            if not mine or key in done:
-                continue
-            row = train_cell(key, study, data, cache / "splits")
-            with FileLock(cache / "table.lock"):
-                append_rows(table, [row])
-            print(*row.values(), flush=True)
+    return found
 
 
 def report(table: Path) -> str:
@@ -167,7 +149,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    work(list(cells(args.encoders)), study, args.data, args.cache, table, args.minutes)
+    measured = functools.partial(train_cell, study=study, data=args.data, cache=args.cache / "splits")
+    fill(table, KEY, cells(args.encoders), measured, args.cache, args.minutes)
 
 
 if __name__ == "__main__":

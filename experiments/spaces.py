@@ -12,10 +12,10 @@ again.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import append_rows, read_rows
-from filelock import FileLock
+from csv_rows import fill, read_rows
 from study_plan import Cell, Study
 from study_runs import run_recipe
 
 from glora_search import Recipe, Run
-from glora_search.files.claims import claimed
 from glora_search.supernet.teacher import Teacher, draw_members
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +41,6 @@ LOSSES = {"teacher_loss": "teacher", "best_loss": "best subnet"}
 def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one supernet."""
     space, name, seed = key
-    started = time.perf_counter()
     cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
     recipe = Recipe.model_validate({**run_recipe(cell, study, data, cache), "space": space, "finals": None})
     run = Run.create(recipe, folder := cache / "runs" / "-".join(key))
@@ -56,22 +53,7 @@ def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -
     found = {"teacher": worth.metric, "teacher_loss": worth.loss, "params": best["params"]}
     found |= {"best": best["validation"], "best_loss": best["validation_loss"]}
     shutil.rmtree(folder)
-    return {**dict(zip(KEY, key, strict=True)), **found, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def work(keys: list[tuple[str, str, str]], study: Study, data: Path, cache: Path, table: Path, minutes: float) -> None:
-    """Do what is missing, beside other processes."""
-    started = time.monotonic()
-    for key in keys:
-        if time.monotonic() - started > 60 * minutes:
-            return
-        with claimed(cache / "claims" / "-".join(key)) as mine:
-            if not mine or key in {tuple(row[name] for name in KEY) for row in read_rows(table)}:
-                continue
-            row = measured(key, study, data, cache)
-            with FileLock(cache / "table.lock"):
-                append_rows(table, [row])
-            print(*row.values(), flush=True)
+    return found
 
 
 def report(table: Path) -> str:
@@ -106,7 +88,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     study = Study.load(HERE / "study" / "plan.yaml")
     keys = [(space, data, seed) for seed, data, space in itertools.product(args.seeds, DATASETS, SPACES)]
-    work(keys, study, args.data, args.cache, table, args.minutes)
+    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
+    fill(table, KEY, keys, figures, args.cache, args.minutes)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from glora_search.adapters.card import write_card
+from glora_search.progress import say
 from glora_search.tuners.glora import GLoraConfig, save_adapter, to_lora, to_stock
 
 
@@ -48,11 +49,15 @@ def _note_model_class(config: PeftConfig, model: PeftModel) -> None:
         config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
 
 
-def _ranks(config: PeftConfig) -> dict[str, str]:
+def _ranks(config: PeftConfig) -> set[int]:
+    """The ranks of a LoRA's layers; none of another adapter."""
+    return (set(config.rank_pattern.values()) or {config.r}) if isinstance(config, LoraConfig) else set()
+
+
+def _rank_facts(ranks: set[int]) -> dict[str, str]:
     """What the card of a LoRA says about its ranks, and who cannot read them."""
-    if not isinstance(config, LoraConfig):
+    if not ranks:
         return {}
-    ranks = set(config.rank_pattern.values()) or {config.r}
     if len(ranks) == 1:
         return {"rank": f"{min(ranks)} in all layers, which every reader of LoRA scales alike"}
     which = f"{min(ranks)} to {max(ranks)}, by layer (`rank_pattern`, `alpha_pattern`)"
@@ -97,7 +102,10 @@ def export_stock(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part, config, weights)
-    write_card(part, base_model, {**facts, **_ranks(config)}, folder)
+    ranks = _ranks(config)
+    write_card(part, base_model, {**facts, **_rank_facts(ranks)}, folder)
     processor.save_pretrained(str(part))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+    if len(ranks) > 1:
+        say("its layers have different ranks, which peft reads; vLLM and llama.cpp need one rank for all: --pad")

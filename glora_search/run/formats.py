@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from glora_search.adapters.export import export_stock
-from glora_search.files.text import read_json
-from glora_search.progress import say
 from glora_search.run.origin import check_origin
 from glora_search.run.runner import Run
 
@@ -32,7 +30,4 @@ def export_as(run: Run, form: str, *, pad: bool = False) -> Path:
         folder.parent.mkdir(exist_ok=True)
         options = {"base_model": context.task.model_path, "processor": context.task.processor, "pad": pad}
         export_stock(context.load(source), form, folder, facts=facts, **options)
-    ranks = set((read_json(folder / "adapter_config.json").get("rank_pattern") or {}).values())
-    if form == "lora" and len(ranks) > 1:
-        say("its layers have different ranks, which peft reads; vLLM and llama.cpp need one rank for all: --pad")
     return folder

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from glora_search.errors import invalid
 from glora_search.supernet.probes import probe_subnets
 from glora_search.supernet.sampling import Sampling
+from glora_search.supernet.trainer import check_unused_allowed
 
 
 class SamplingCallback(TrainerCallback):
@@ -35,18 +35,9 @@ class SamplingCallback(TrainerCallback):
         self.evaluated = next(iter(probe_subnets(sampling.space, max_params=sampling.max_params).values()))
         self._hook: RemovableHandle | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PeftModel,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         """Check what a supernet needs."""
-        if args.ddp_find_unused_parameters is False:
-            raise invalid("ddp_find_unused_parameters", False, "True: a subnet leaves the other subnets' weights out")
+        check_unused_allowed(args)
         self._hook = model.register_forward_hook(_with_gradient)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
@@ -54,15 +45,7 @@ class SamplingCallback(TrainerCallback):
         if self._hook is not None:
             self._hook.remove()
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PeftModel,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         """Activate the step's subnet."""
         genomes = self.sampling(state.global_step)
         if len(genomes) != 1:
@@ -70,15 +53,7 @@ class SamplingCallback(TrainerCallback):
             raise invalid("sampling", name, "a strategy of one subnet a step; SupernetTrainer trains several")
         model.activate(genomes[0])
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PeftModel,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         """Activate what evaluations score, so that those of different steps compare."""
         model.activate(self.evaluated)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from glora_search.errors import invalid
@@ -46,8 +47,7 @@ class SupernetTrainer(PathTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.ddp_find_unused_parameters is False:
-            raise invalid("ddp_find_unused_parameters", False, "True: a subnet leaves the other subnets' weights out")
+        check_unused_allowed(self.args)
         self._supernet = self.accelerator.unwrap_model(self.model)
         self.sampling = sampling or SizeSampling(self._supernet.space, seed=self.args.seed)
         self.probes = dict(probes or probe_subnets(self._supernet.space))
@@ -112,3 +112,9 @@ class SupernetTrainer(PathTrainer):
             if measured != "model_preparation_time":
                 metrics |= {f"{metric_key_prefix}_{name}_{measured}": value for name, value in values.items()}
         return first._replace(metrics=metrics)
+
+
+def check_unused_allowed(args: TrainingArguments) -> None:
+    """Refuse a distributed training in which every parameter must have a gradient in every step."""
+    if args.ddp_find_unused_parameters is False:
+        raise invalid("ddp_find_unused_parameters", False, "True: a subnet leaves the other subnets' weights out")

@@ -1,8 +1,8 @@
-"""The tables of the experiments with learning rates and with spaces, from rows that are made up."""
+"""Experiments of one row a key: what is missing is done once, and the tables of learning rates and of spaces."""
 
 from __future__ import annotations
 
-from csv_rows import append_rows
+from csv_rows import append_rows, fill, read_rows
 
 
 def test_a_methods_rates_are_compared_on_the_sets_that_have_both(tmp_path):
@@ -43,3 +43,21 @@ def test_spaces_have_the_mean_of_their_seeds_and_of_their_sets(tmp_path):
     assert lines[0] == "| teacher | a | b | mean |"
     assert lines[2] == "| glora | 50.0 (1.000) | 70.0 (1.000) | 60.0 (1.000) |"
     assert lines[-1] == "| glora | 50.0 (2.000) | 50.0 (2.000) | 50.0 (2.000) |"
+
+
+def test_what_is_missing_is_measured_once(tmp_path):
+    measured = []
+
+    def figures(key):
+        measured.append(key)
+        return {"worth": len(measured)}
+
+    keys = [("lora+vectors", "0"), ("hira", "0")]
+    for _ in range(2):
+        fill(tmp_path / "t.csv", ("method", "seed"), keys, figures, tmp_path / "cache", minutes=1)
+    assert measured == keys
+    rows = read_rows(tmp_path / "t.csv")
+    assert [(row["method"], row["seed"], row["worth"]) for row in rows] == [(*keys[0], "1"), (*keys[1], "2")]
+    assert all(float(row["seconds"]) >= 0 for row in rows)
+    fill(tmp_path / "t.csv", ("method", "seed"), [("ia3", "0")], figures, tmp_path / "cache", minutes=-1)
+    assert measured == keys
