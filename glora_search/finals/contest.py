@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from glora_search.finals.finalists import (
     Finalist,
     Subnet,
     further_rate,
+    rate_of_subnets,
     subnet_finalists,
     taught_twins,
     uniform_finalists,
@@ -95,7 +96,8 @@ class Contest:
     They have two races. In the first one uniform methods train alone; where LoRA's best learning rate at the first rung
     is the highest or the lowest, a further one joins. In the second one these methods, each at its best
     learning rate, and the search's best subnets have a teacher: the supernet, or, where it is poor, those that were
-    trained alone. Without a teacher there is one race of all.
+    trained alone. Of tokens these do not teach, and the subnets race by themselves. Without a teacher in the recipe
+    there is one race of all.
 
     Attributes:
         space: the bound space.
@@ -150,8 +152,8 @@ class Contest:
 
     @property
     def searched(self) -> list[Finalist]:
-        """The finalists that inherit."""
-        return subnet_finalists(self.subnets, taught=self.lesson is not None)
+        """The finalists that inherit, before it is known at which rate, and whether they have a teacher."""
+        return subnet_finalists(self.subnets, taught=False)
 
     @property
     def uniform(self) -> list[Finalist]:
@@ -173,19 +175,27 @@ class Contest:
                 return self._outcome([heat([*searched, *uniform], kept=_best_uniform, joining=self._further)])
             alone = heat(uniform, joining=self._further)
             self._choose_teacher(alone)
-            twins = taught_twins(alone.field, alone.losses)
-            taught = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
+            taught = self.lesson.rows is not None
+            searched = subnet_finalists(self.subnets, rate=rate_of_subnets(alone.field, alone.losses), taught=taught)
+            twins = taught_twins(alone.field, alone.losses) if taught else []
+            last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
-        return self._outcome([alone, taught])
+        return self._outcome([alone, last])
 
     def _further(self, field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
         rated = sum(one.rated for one in field)
         return None if rated >= len(self.settings.rates) + FURTHER else further_rate(field, losses)
 
     def _choose_teacher(self, alone: Result) -> None:
-        """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them."""
+        """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them.
+
+        Of tokens nobody teaches then.
+        """
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
-        if self.lesson is None or self.lesson.by_token or not self.lesson.poor(best):
+        if self.lesson is None or not self.lesson.poor(best):
+            return
+        if self.lesson.by_token:
+            self.lesson = replace(self.lesson, rows=None)
             return
         members = [self.best(one, alone) for one in alone.field if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
@@ -260,7 +270,7 @@ class Contest:
             step,
             lambda: self._fresh(one),
             self.scoring,
-            self.lesson.rows if one.taught and self.lesson is not None else self.train,
+            self.lesson.rows if one.taught and self.lesson is not None and self.lesson.rows is not None else self.train,
             self.validation,
             args,
             first=self.first,

@@ -51,6 +51,11 @@ class Finalist:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
 
     @property
+    def start(self) -> str:
+        """The name of what it begins with; it is the same at each rate, and with a teacher."""
+        return replace(self, rate=1.0, taught=False).slug
+
+    @property
     def uniform(self) -> bool:
         """Whether it is a method that needs no search."""
         return isinstance(self.origin, Uniform)
@@ -85,11 +90,10 @@ def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[S
     return found
 
 
-def subnet_finalists(subnets: Sequence[Subnet], *, taught: bool) -> list[Finalist]:
+def subnet_finalists(subnets: Sequence[Subnet], *, rate: float = 1.0, taught: bool) -> list[Finalist]:
     """The search's best subnets, best first."""
     return [
-        Finalist(f"subnet {number}", genome, params, taught=taught)
-        for number, (genome, params) in enumerate(subnets, 1)
+        Finalist(f"subnet {number}", genome, params, rate, taught) for number, (genome, params) in enumerate(subnets, 1)
     ]
 
 
@@ -116,6 +120,16 @@ def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Fina
     best = min(rated, key=lambda one: losses[one.name])
     beside = {rated[-1].name: rated[-2], rated[0].name: rated[1]}.get(best.name)
     return None if beside is None else replace(best, rate=float(f"{best.rate**2 / beside.rate:.3g}"))
+
+
+def rate_of_subnets(found: Sequence[Finalist], losses: Mapping[str, float]) -> float:
+    """The rate that was best for LoRA, where that is higher than the training's; subnets bear a higher one too.
+
+    Args:
+        losses: finalist -> validation loss.
+    """
+    rated = [one for one in found if one.rated]
+    return max(1.0, min(rated, key=lambda one: losses[one.name]).rate) if rated else 1.0
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:

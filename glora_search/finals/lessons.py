@@ -1,7 +1,7 @@
 """What taught finalists learn from: the train rows with what a teacher says of them, and what the teacher is worth.
 
 The supernet's subnets are the first choice. Where the supernet was trained too little for that, the finalists that were
-trained alone teach, by their mean prediction.
+trained alone teach, by their mean prediction; of tokens nobody does.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Lesson:
     """What a teacher has said.
 
     Attributes:
-        rows: to learn from, see `with_soft_labels`.
+        rows: to learn from, see `with_soft_labels`; None where the teacher is too poor for that.
         by: who teaches, ``supernet`` or ``finalists``.
         members: whose mean prediction it is, so many.
         validation, validation_loss: what the teacher itself is worth.
         unlabelled: of the rows, those without labels.
     """
 
-    rows: Dataset
+    rows: Dataset | None
     by: str
     members: int
     validation: float
@@ -70,7 +70,7 @@ class Lesson:
     @property
     def by_token(self) -> bool:
         """Whether rows have many items."""
-        return SOFT_CLASSES in self.rows.column_names
+        return self.rows is not None and SOFT_CLASSES in self.rows.column_names
 
     def poor(self, loss: float) -> bool:
         """Whether the teacher is far worse than a finalist with this validation loss, or has no loss at all."""
@@ -81,6 +81,7 @@ class Lesson:
         making = folder.with_name(f".{folder.name}")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
+        assert self.rows is not None
         self.rows.save_to_disk(str(making / "rows"))
         write_json(making / "teacher.json", self.facts())
         making.rename(folder)

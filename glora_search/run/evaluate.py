@@ -27,6 +27,7 @@ from glora_search.tasks import Task
 
 FEW_ROWS = 0.01
 """A larger share of rows that are cut or left out is noted."""
+BETTER = "The supernet may need a higher learning rate, four times LoRA's say, or more epochs"
 
 
 def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
@@ -160,16 +161,13 @@ def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
     if teacher.get("by") == "finalists":  # an earlier version did not note it
         count = teacher["members"]
         who = f"the mean of {count} finalists" if count > 1 else "the best finalist"
-        return [
-            f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. The supernet may "
-            "need more epochs"
-        ]
+        return [f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. {BETTER}"]
     alone = [row["validation_loss"] for row in finals["finalists"] if not row["name"].endswith(TAUGHT)]
     if not alone or teacher["validation_loss"] <= POOR * min(alone):
         return []
     return [
-        f"the teacher's validation loss, {teacher['validation_loss']:.4f}, is far above that of the best finalist "
-        f"without it, {min(alone):.4f}: train the supernet longer, or save its part of the race with finals.teacher: 0"
+        f"the supernet predicts too badly to teach: its validation loss is {teacher['validation_loss']:.4f}, and that "
+        f"of the best finalist without a teacher {min(alone):.4f}. {BETTER}"
     ]
 
 

@@ -33,6 +33,8 @@ from glora_search.tuners.glora import save_adapter
 
 TAUGHT = "taught"
 """The folder of what the supernet teaches."""
+STARTS = "starts"
+"""The folder of what subnets inherit."""
 READY = "ready"
 """The file that says that the trainings can begin: what they share is written."""
 
@@ -99,7 +101,7 @@ def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
         max_params=recipe.search.max_params,
         base=task.model,
         load=lambda folder: run.placed(load_adapter(task.model(), folder)),
-        inherit=lambda one, base: load_adapter(base, trainings / one.slug / "start", trainable=True),
+        inherit=lambda one, base: load_adapter(base, folder / STARTS / one.start, trainable=True),
         lr_factors=recipe.lr_factors(settings),
         task_type=task.task_type,
         modules_to_save=task.modules_to_save,
@@ -140,13 +142,13 @@ def _best_subnets(run: Context, count: int) -> list[Subnet]:
 
 
 def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
-    """The weights that subnets inherit, each as an adapter folder; what is there is whole."""
-    missing = [one for one in contest.searched if not (contest.home(one) / "start" / "done").is_file()]
+    """The weights that subnets inherit, each as an adapter folder; one with ``done`` is whole."""
+    missing = [one for one in contest.searched if not (folder / STARTS / one.start / "done").is_file()]
     if not missing:
         return
     evaluator = evaluator_of(run, folder)
     for one in missing:
-        start, found = contest.home(one) / "start", evaluator.inherit(one.genome or {})
+        start, found = folder / STARTS / one.start, evaluator.inherit(one.genome or {})
         save_adapter(start, found.config, found.weights)
         (start / "done").write_text("")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import math
 
 import pytest
 from datasets import Dataset
@@ -10,8 +10,10 @@ from transformers import TrainingArguments
 
 from glora_search.finals.contest import Contest, own_factors
 from glora_search.finals.finalists import Finalist
+from glora_search.finals.lessons import Lesson
 from glora_search.finals.rungs import Standing
 from glora_search.recipe.schema import Finals
+from glora_search.training.distillation import SOFT_CLASSES
 from glora_search.training.uniform import uniform_methods
 from glora_search.vocabulary import LR_FACTORS
 
@@ -50,10 +52,12 @@ class MadeUp(Contest):
 def contest(bind, tmp_path):
     """``contest(ends, taught)``: three subnets against six trainings of uniform methods."""
 
-    def make(ends, *, taught):
+    def make(ends, *, taught, poor=False):
         space = bind("glora-paper")
         genome = {gene.name: gene.choices[0] for gene in space.genes}
-        lesson = SimpleNamespace(by_token=True, facts=lambda: {"by": "supernet"}) if taught else None
+        lesson = None
+        if taught:
+            lesson = Lesson(Dataset.from_dict({SOFT_CLASSES: [[0]] * 16}), "supernet", 2, 0.5, math.inf if poor else 0.0)
         found = MadeUp(
             space=space,
             subnets=[(genome, 10)] * 3,
@@ -115,3 +119,25 @@ def test_without_a_teacher_the_best_uniform_method_is_never_dropped(contest, bes
     assert outcome.result.standings[best].step == 16
     last = [row["name"] for row in outcome.table() if row["steps"] == 16]
     assert [name for name in last if outcome.named(name).uniform] == [best]
+
+
+@pytest.mark.parametrize("poor", [True, False])
+@pytest.mark.parametrize(
+    ("ends", "rate"), [({"LoRA r=8 x4": 0.1, "LoRA r=8 x2": 0.2}, 4), ({"LoRA r=8 x0.5": 0.2}, 1), ({"(IA)3": 0.1}, 1)]
+)
+def test_subnets_race_at_loras_best_learning_rate_where_it_is_higher_and_without_a_teacher_that_is_poor(
+    contest, ends, rate, poor
+):
+    outcome = contest({"subnet": 0.05, **ends}, taught=True, poor=poor).run()
+    last = [one for one in outcome.result.field if not one.uniform or one.taught]
+    assert {one.rate for one in last if not one.uniform} == {rate}
+    assert {one.taught for one in last} == {not poor}
+    assert any(one.uniform for one in last) != poor
+    assert outcome.winner.startswith("subnet")
+    assert outcome.teacher["by"] == "supernet"
+
+
+def test_what_a_subnet_begins_with_has_one_name():
+    found = [Finalist("subnet 1", {}, 10, rate, taught) for rate in (1, 4) for taught in (True, False)]
+    assert {one.start for one in found} == {"subnet-1"}
+    assert len({one.slug for one in found}) == 4

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from glora_search import Recipe, Run, SearchSpace, SupernetConfig
 from glora_search.errors import UserError
+from glora_search.finals import lessons
 from glora_search.scoring import IGNORED
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.training.answers import TOP
@@ -198,8 +199,14 @@ def test_soft_labels_of_other_tokens_than_those_of_the_batch_are_refused(taught,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["next tokens", "tokens", "numbers", "decisions"])
-def test_a_run_of_every_kind_ends_in_finals_with_a_teacher(tiny, recipe, make, tmp_path, case):
+@pytest.mark.parametrize(
+    ("case", "poor"),
+    [*((case, False) for case in ("next tokens", "tokens", "numbers", "decisions")), ("next tokens", True)],
+)
+def test_a_run_of_every_kind_ends_in_finals_with_a_teacher_and_where_it_is_poor_nobody_teaches_tokens(
+    tiny, recipe, make, tmp_path, monkeypatch, case, poor
+):
+    monkeypatch.setattr(lessons.Lesson, "poor", lambda self, loss: poor)
     architecture, kind, rows, data = CASES[case]
     source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows(make)), **data}
     made = recipe(tiny(architecture), source, type=kind)
@@ -209,5 +216,7 @@ def test_a_run_of_every_kind_ends_in_finals_with_a_teacher(tiny, recipe, make, t
     metrics = run.all_stages()
     done = run.view.result("finals")
     assert {"by", "members", "validation", "validation_loss"} == set(done["teacher"])
-    assert any(row["name"].endswith("+ teacher") for row in done["finalists"])
+    subnets = [row["name"] for row in done["finalists"] if row["name"].startswith("subnet")]
+    assert subnets
+    assert all(name.endswith("+ teacher") != poor for name in subnets)
     assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
