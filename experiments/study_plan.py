@@ -104,6 +104,7 @@ class Study(Section):
         supernet_epochs: train rows -> epochs of a supernet.
         batch, max_length: of every training.
         validation_rows, test_rows: at most so many.
+        rate: the learning rate of the trainings of runs, where a section does not say another one.
         head: what the learning rate of the new head is multiplied by.
         rates: method, or ``default`` -> learning rates in equal ratios. A best one on the border extends them.
         extensions: of the rates, at most.
@@ -122,6 +123,7 @@ class Study(Section):
     max_length: int = 64
     validation_rows: int = 500
     test_rows: int = 2500
+    rate: float = 2e-3
     head: float = 3.0
     rates: dict[str, list[float]]
     extensions: int = 3

@@ -32,8 +32,7 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def run_recipe(cell: Cell, study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The recipe of a run: the study's, with what the method has in place of it, and what all methods share."""
     recipe = merged(study.recipe, study.runs[cell.method])  # type: ignore[index]
-    rate = study.recipe["supernet"]["training"]["learning_rate"]
-    shared = settings_of(rate, study.epochs[cell.rows], study.batch)
+    shared = settings_of(study.rate, study.epochs[cell.rows], study.batch)
     supernet = {"num_train_epochs": study.supernet_epochs[cell.rows], "save_strategy": "no"}
     own = study.runs[cell.method].get("supernet", {})  # type: ignore[index]
     largest = {} if "max_params" in own else {"max_params": study.teacher_size * cell.budget}

@@ -61,3 +61,17 @@ def test_what_is_missing_is_measured_once(tmp_path):
     assert all(float(row["seconds"]) >= 0 for row in rows)
     fill(tmp_path / "t.csv", ("method", "seed"), [("ia3", "0")], figures, tmp_path / "cache", minutes=-1)
     assert measured == keys
+
+
+def test_supernets_of_several_learning_rates_are_beside_the_tuned_lora(tmp_path):
+    import supernet_rates
+
+    losses = {("mpqa", "0.002"): 0.5, ("mpqa", "0.008"): 0.4, ("trec", "0.008"): 0.3}
+    rows = [{"data": data, "rate": rate, "seed": 0, "teacher_loss": loss} for (data, rate), loss in losses.items()]
+    append_rows(tmp_path / "rates.csv", [{**row, "teacher": 0.5} for row in rows])
+    same = {"encoder": "minilm", "data": "mpqa", "rows": 500, "budget": 41472, "method": "lora"}
+    tuned = [{**same, "rate": rate, "validation_loss": loss} for rate, loss in ((0.001, 0.45), (0.002, 0.6))]
+    append_rows(tmp_path / "study.csv", [*tuned, {**tuned[0], "rows": 2000, "validation_loss": 0.1}])
+    lines = supernet_rates.report(tmp_path / "rates.csv", tmp_path / "study.csv").splitlines()
+    assert lines[0] == "| data | 0.002 | 0.008 | LoRA alone, tuned |"
+    assert lines[2:] == ["| mpqa | 0.500 | 0.400 | 0.450 (at 0.001) |", "| trec |  | 0.300 |  |"]

@@ -57,7 +57,9 @@ def contest(bind, tmp_path):
         genome = {gene.name: gene.choices[0] for gene in space.genes}
         lesson = None
         if taught:
-            lesson = Lesson(Dataset.from_dict({SOFT_CLASSES: [[0]] * 16}), "supernet", 2, 0.5, math.inf if poor else 0.0)
+            lesson = Lesson(
+                Dataset.from_dict({SOFT_CLASSES: [[0]] * 16}), "supernet", 2, 0.5, math.inf if poor else 0.0
+            )
         found = MadeUp(
             space=space,
             subnets=[(genome, 10)] * 3,

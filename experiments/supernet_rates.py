@@ -1,0 +1,92 @@
+"""At which learning rate a supernet teaches best: the validation loss of its subnets' mean prediction.
+
+    python experiments/supernet_rates.py --part cells --data FOLDER [--minutes 60]
+    python experiments/supernet_rates.py --part report
+
+Supernets are those of the study's runs (500 train rows, 41,472 adapter parameters, 12 epochs; see study/plan.yaml) but for
+the learning rate, which is the head's too, times three. LoRA's best loss and rate are those of the study's table, where
+that has them. No test row is read. The csv grows by a row for each supernet; one that is there is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pandas as pd
+import transformers
+from csv_rows import fill, read_rows
+from study_plan import Cell, Study
+from study_runs import run_recipe
+
+from glora_search import Recipe, Run
+from glora_search.supernet.teacher import Teacher, draw_members
+
+HERE = Path(__file__).resolve().parent
+DATASETS = ("bbc-headlines", "mpqa", "sst2", "snips", "trec", "trec-fine", "clinc150")
+RATES = ("0.002", "0.004", "0.008", "0.016")
+KEY = ("data", "rate", "seed")
+
+
+def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -> dict[str, Any]:
+    """The figures of one supernet."""
+    name, rate, seed = key
+    cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+    settings = copy.deepcopy(run_recipe(cell, study, data, cache))
+    settings["supernet"]["training"]["learning_rate"] = float(rate)
+    run = Run.create(Recipe.model_validate(settings), folder := cache / "runs" / "-".join(key))
+    run.do("supernet")
+    largest = run.context.recipe.supernet_max_params
+    members = draw_members(run.context.space, count=study.members, max_params=largest, seed=cell.seed)
+    worth = Teacher(run.context.load("supernet"), members, run.context.task).evaluate(run.context.task.validation)
+    shutil.rmtree(folder)
+    return {"teacher": round(worth.metric, 4), "teacher_loss": round(worth.loss, 4)}
+
+
+def report(table: Path, study: Path) -> str:
+    """The losses, a row for each data set, beside the tuned LoRA's of the study."""
+    rows = pd.DataFrame(read_rows(table)).astype({"teacher_loss": float, "rate": float})
+    wide = rows.pivot_table(index="data", columns="rate", values="teacher_loss")
+    lines = [f"| data | {' | '.join(f'{rate:g}' for rate in wide)} | LoRA alone, tuned |"]
+    lines += ["| --- " * (len(wide.columns) + 2) + "|"]
+    lora = pd.read_csv(study).query("method == 'lora' and rows == 500 and budget == 41472 and encoder == 'minilm'")
+    for name in [name for name in DATASETS if name in wide.index]:
+        values = ["" if pd.isna(loss) else f"{loss:.3f}" for loss in wide.loc[name]]
+        tuned = lora[lora["data"] == name].sort_values("validation_loss")
+        best = f"{tuned.iloc[0]['validation_loss']:.3f} (at {tuned.iloc[0]['rate']:g})" if len(tuned) else ""
+        lines.append(f"| {name} | {' | '.join(values)} | {best} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Do one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["cells", "report"], required=True)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
+    parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--minutes", type=float, default=600, help="start no supernet after so many minutes")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "supernet_rates")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "supernet_rates")
+    args = parser.parse_args()
+    table = args.results / "supernet_rates.csv"
+    if args.part == "report":
+        print(report(table, HERE / "results" / "study" / "study.csv"))
+        return
+    transformers.logging.set_verbosity_error()
+    study = Study.load(HERE / "study" / "plan.yaml")
+    keys = [(data, rate, seed) for seed, data, rate in itertools.product(args.seeds, DATASETS, RATES)]
+    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
+    fill(table, KEY, keys, figures, args.cache, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
