@@ -3,8 +3,8 @@
     python experiments/supernet_rates.py --part cells --data FOLDER [--minutes 60]
     python experiments/supernet_rates.py --part report
 
-Supernets are those of the study's runs (500 train rows, 41,472 adapter parameters, 12 epochs; see study/plan.yaml) but for
-the learning rate, which is the head's too, times three. LoRA's best loss and rate are those of the study's table, where
+Supernets are those of the study's runs (500 train rows, 41,472 adapter parameters, 12 epochs; see study/plan.yaml), but
+for the learning rate, which is the head's too, times three. LoRA's best loss and rate are those of the study's table, where
 that has them. No test row is read. The csv grows by a row for each supernet; one that is there is not trained again.
 """
 
