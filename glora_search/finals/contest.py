@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from glora_search.files.claims import claimed
 from glora_search.finals.finalists import (
     Finalist,
     Subnet,
+    best_rates,
     further_rate,
-    rate_of_subnets,
     subnet_finalists,
     taught_twins,
     uniform_finalists,
@@ -51,7 +51,7 @@ class Outcome:
     Attributes:
         result: of all races, as if they were one.
         baseline: the best uniform method without a teacher; None where none fits the budget.
-        teacher: who taught, see `Lesson.facts`; None is no teacher.
+        teacher: who taught, see `Lesson.facts`; with ``taught: False`` nobody learned from it. None is no teacher.
     """
 
     result: Result
@@ -152,7 +152,7 @@ class Contest:
 
     @property
     def searched(self) -> list[Finalist]:
-        """The finalists that inherit, before it is known at which rate, and whether they have a teacher."""
+        """The finalists that inherit, before it is known whether they have a teacher."""
         return subnet_finalists(self.subnets, taught=False)
 
     @property
@@ -172,31 +172,31 @@ class Contest:
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             if self.lesson is None:
-                return self._outcome([heat([*searched, *uniform], kept=_best_uniform, joining=self._further)])
-            alone = heat(uniform, joining=self._further)
-            self._choose_teacher(alone)
-            taught = self.lesson.rows is not None
-            searched = subnet_finalists(self.subnets, rate=rate_of_subnets(alone.field, alone.losses), taught=taught)
+                return self._outcome([heat([*searched, *uniform], kept=_never_dropped, joining=self._further)])
+            alone = heat(uniform, kept=_never_dropped, joining=self._further)
+            taught = self._choose_teacher(alone)
+            searched = subnet_finalists(self.subnets, taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
             last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
-        return self._outcome([alone, last])
+        return self._outcome([alone, last], taught=taught)
 
     def _further(self, field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
         rated = sum(one.rated for one in field)
         return None if rated >= len(self.settings.rates) + FURTHER else further_rate(field, losses)
 
-    def _choose_teacher(self, alone: Result) -> None:
+    def _choose_teacher(self, alone: Result) -> bool:
         """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them.
 
-        Of tokens nobody teaches then.
+        Returns:
+            Whether anybody teaches: of tokens, only a supernet does.
         """
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
-        if self.lesson is None or not self.lesson.poor(best):
-            return
+        assert self.lesson is not None
+        if not self.lesson.poor(best):
+            return True
         if self.lesson.by_token:
-            self.lesson = replace(self.lesson, rows=None)
-            return
+            return False
         members = [self.best(one, alone) for one in alone.field if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
         taught = self.folder / "peers"
@@ -208,17 +208,18 @@ class Contest:
                     rows = (self.train, self.validation, self.unlabelled())
                     Lesson.of(peers, "finalists", len(members), *rows).save(taught)
         self.lesson = Lesson.load(taught)
+        return True
 
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
 
-    def _outcome(self, races: Sequence[Result]) -> Outcome:
+    def _outcome(self, races: Sequence[Result], *, taught: bool = False) -> Outcome:
         competing = [finalist for one in races for finalist in one.field]
         standings = {name: standing for one in races for name, standing in one.standings.items()}
         last = best_first({name: standings[name].loss for one in races for name in one.last})
         alone = {one.name for one in competing if one.uniform and not one.taught}
         baseline = next((name for name in last if name in alone), None)
-        teacher = None if self.lesson is None else self.lesson.facts()
+        teacher = None if self.lesson is None else {**self.lesson.facts(), **({} if taught else {"taught": False})}
         return Outcome(Result(standings, last, competing), baseline, teacher)
 
     def home(self, one: Finalist) -> Path:
@@ -270,7 +271,7 @@ class Contest:
             step,
             lambda: self._fresh(one),
             self.scoring,
-            self.lesson.rows if one.taught and self.lesson is not None and self.lesson.rows is not None else self.train,
+            self.lesson.rows if one.taught and self.lesson is not None else self.train,
             self.validation,
             args,
             first=self.first,
@@ -297,15 +298,18 @@ def own_factors(one: Finalist, given: Mapping[str, float]) -> dict[str, float]:
     return {**{key: factor for key, factor in own.items() if key.partition(".")[2] not in given}, **given}
 
 
-def _best_uniform(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[str]:
-    return best_first({one.name: losses[one.name] for one in field if one.uniform})[:1]
+def _never_dropped(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[str]:
+    best = best_first({one.name: losses[one.name] for one in field if one.uniform})[:1]
+    return [*best, *best_rates(field, losses)]
 
 
 def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: bool) -> float:
     """What finals cost at most, in whole trainings."""
-    joining = FURTHER if sum(one.rated for one in uniform) > 1 else 0
+    rates = sum(one.rated for one in uniform)
+    joining = FURTHER if rates > 1 else 0
+    ends = min(rates, 2) + any(not one.rated for one in uniform)
     if not teacher:
-        return race_cost(len(uniform) + subnets, 1, joining=joining)
+        return race_cost(len(uniform) + subnets, ends, joining=joining)
     twins = Counter(one.method for one in uniform)
     taught = sum(min(rates, 2) for rates in twins.values()) + subnets
-    return race_cost(len(uniform), joining=joining) + race_cost(taught, 1)
+    return race_cost(len(uniform), max(ends - 1, 0), joining=joining) + race_cost(taught, 1)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from glora_search.finals.rungs import best_first
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import Genome
 from glora_search.training.uniform import Uniform
@@ -17,6 +18,8 @@ TUNED = ", tuned"
 """How the name of the baseline ends, which is otherwise that of a finalist."""
 Subnet = tuple[Genome, int]
 """A genome, and its parameters."""
+CLOSE = 1.05
+"""Of two learning rates whose losses are so near, as a ratio, each can be the better one at the end."""
 APART = 0.25
 """The share of the layers in which subnets have to differ. A search's best ones are often one gene apart, and train
 alike: two of them are one finalist at twice the cost."""
@@ -52,8 +55,8 @@ class Finalist:
 
     @property
     def start(self) -> str:
-        """The name of what it begins with; it is the same at each rate, and with a teacher."""
-        return replace(self, rate=1.0, taught=False).slug
+        """The name of what it begins with; it is the same with and without a teacher."""
+        return replace(self, taught=False).slug
 
     @property
     def uniform(self) -> bool:
@@ -90,10 +93,11 @@ def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[S
     return found
 
 
-def subnet_finalists(subnets: Sequence[Subnet], *, rate: float = 1.0, taught: bool) -> list[Finalist]:
+def subnet_finalists(subnets: Sequence[Subnet], *, taught: bool) -> list[Finalist]:
     """The search's best subnets, best first."""
     return [
-        Finalist(f"subnet {number}", genome, params, rate, taught) for number, (genome, params) in enumerate(subnets, 1)
+        Finalist(f"subnet {number}", genome, params, taught=taught)
+        for number, (genome, params) in enumerate(subnets, 1)
     ]
 
 
@@ -104,6 +108,16 @@ def uniform_finalists(methods: Sequence[Uniform], rates: Sequence[float]) -> lis
         for method in methods
         for rate in (rates if method.rated else (1.0,))
     ]
+
+
+def best_rates(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[str]:
+    """LoRA at its best learning rate, and at the next best one where it is `CLOSE`.
+
+    Args:
+        losses: finalist -> validation loss.
+    """
+    found = best_first({one.name: losses[one.name] for one in field if one.rated})[:2]
+    return [name for name in found if losses[name] <= CLOSE * losses[found[0]]]
 
 
 def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:
@@ -120,16 +134,6 @@ def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Fina
     best = min(rated, key=lambda one: losses[one.name])
     beside = {rated[-1].name: rated[-2], rated[0].name: rated[1]}.get(best.name)
     return None if beside is None else replace(best, rate=float(f"{best.rate**2 / beside.rate:.3g}"))
-
-
-def rate_of_subnets(found: Sequence[Finalist], losses: Mapping[str, float]) -> float:
-    """The rate that was best for LoRA, where that is higher than the training's; subnets bear a higher one too.
-
-    Args:
-        losses: finalist -> validation loss.
-    """
-    rated = [one for one in found if one.rated]
-    return max(1.0, min(rated, key=lambda one: losses[one.name]).rate) if rated else 1.0
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:

@@ -32,14 +32,14 @@ class Lesson:
     """What a teacher has said.
 
     Attributes:
-        rows: to learn from, see `with_soft_labels`; None where the teacher is too poor for that.
+        rows: to learn from, see `with_soft_labels`.
         by: who teaches, ``supernet`` or ``finalists``.
         members: whose mean prediction it is, so many.
         validation, validation_loss: what the teacher itself is worth.
         unlabelled: of the rows, those without labels.
     """
 
-    rows: Dataset | None
+    rows: Dataset
     by: str
     members: int
     validation: float
@@ -70,7 +70,7 @@ class Lesson:
     @property
     def by_token(self) -> bool:
         """Whether rows have many items."""
-        return self.rows is not None and SOFT_CLASSES in self.rows.column_names
+        return SOFT_CLASSES in self.rows.column_names
 
     def poor(self, loss: float) -> bool:
         """Whether the teacher is far worse than a finalist with this validation loss, or has no loss at all."""
@@ -81,7 +81,6 @@ class Lesson:
         making = folder.with_name(f".{folder.name}")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        assert self.rows is not None
         self.rows.save_to_disk(str(making / "rows"))
         write_json(making / "teacher.json", self.facts())
         making.rename(folder)

@@ -221,8 +221,9 @@ class BaselineTraining(Section):
 
     Attributes:
         lr_factors: as in `supernet`; None uses the supernet's.
-        training: fields of TrainingArguments. Fields that are not set follow the supernet, and the baseline trains
-            for as many epochs as supernet and retraining together (as many steps, if either sets ``max_steps``).
+        training: fields of TrainingArguments. Fields that are not set follow the supernet, but for the learning rate,
+            which follows retraining where that sets one; and the baseline trains for as many epochs as supernet and
+            retraining together (as many steps, if either sets ``max_steps``).
     """
 
     lr_factors: LrFactors | None = None

@@ -175,7 +175,8 @@ def finalist_rows(data: RunData) -> list[tuple[str, ...]]:
     teacher = data.finals.get("teacher")
     if teacher is not None:
         who = {"supernet": "subnets of the supernet", "finalists": "finalists that were trained alone"}
-        name = f"the teacher: {teacher['members']} {who[teacher.get('by', 'supernet')]}"
+        role = "the teacher" if teacher.get("taught", True) else "a teacher too poor for the race"
+        name = f"{role}: {teacher['members']} {who[teacher.get('by', 'supernet')]}"
         worth = (_number(teacher[key]) for key in ("validation", "validation_loss"))
         rows.append((name, "-", "-", "-", *worth, *("-" for _ in chosen)))
     return rows

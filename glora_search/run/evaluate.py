@@ -13,6 +13,8 @@ from glora_search.finals.finalists import TAUGHT
 from glora_search.finals.lessons import POOR
 from glora_search.progress import track
 from glora_search.ranking import is_finite, rank_key
+from glora_search.recipe.arguments import TRAINING_DEFAULTS
+from glora_search.recipe.schema import Recipe
 from glora_search.run.baselines import baseline_diverged
 from glora_search.run.context import Context
 from glora_search.run.cost import spent
@@ -27,7 +29,8 @@ from glora_search.tasks import Task
 
 FEW_ROWS = 0.01
 """A larger share of rows that are cut or left out is noted."""
-BETTER = "The supernet may need a higher learning rate, four times LoRA's say, or more epochs"
+HIGH = 4
+"""A supernet may need so many times the learning rate of the finals: docs/race.md."""
 
 
 def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *measured.notes,
         *short_search(run),
         *larger_subnets(run),
-        *poor_teacher(view.done("finals") or {}),
+        *poor_teacher(view.done("finals") or {}, recipe),
         *rate_at_the_end(view.done("finals") or {}),
         *notes(view, task, references),
         *task.row_notes(FEW_ROWS),
@@ -153,22 +156,27 @@ def larger_subnets(run: Context) -> list[str]:
     return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
 
 
-def poor_teacher(finals: Mapping[str, Any]) -> list[str]:
+def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Whether the supernet was trained too little to teach."""
     teacher = finals.get("teacher")
-    if teacher is None:
+    if teacher is None or recipe.finals is None:
         return []
+    rate, lora = (
+        float({**TRAINING_DEFAULTS, **section.training}["learning_rate"])
+        for section in (recipe.supernet, recipe.finals)
+    )
+    higher = f"a higher supernet.training.learning_rate than {rate:g}, or " if rate < HIGH * lora else ""
+    remedy = f"It may need {higher}more epochs"
     if teacher.get("by") == "finalists":  # an earlier version did not note it
         count = teacher["members"]
         who = f"the mean of {count} finalists" if count > 1 else "the best finalist"
-        return [f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. {BETTER}"]
+        return [f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. {remedy}"]
     alone = [row["validation_loss"] for row in finals["finalists"] if not row["name"].endswith(TAUGHT)]
     if not alone or teacher["validation_loss"] <= POOR * min(alone):
         return []
-    return [
-        f"the supernet predicts too badly to teach: its validation loss is {teacher['validation_loss']:.4f}, and that "
-        f"of the best finalist without a teacher {min(alone):.4f}. {BETTER}"
-    ]
+    losses = f"{teacher['validation_loss']:.4f}, and that of the best finalist without a teacher {min(alone):.4f}"
+    raced = "" if teacher.get("taught", True) else "; the subnets have raced without it"
+    return [f"the supernet predicts badly for a teacher: its validation loss is {losses}{raced}. {remedy}"]
 
 
 def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:

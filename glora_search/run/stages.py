@@ -68,11 +68,17 @@ class Stage:
 
 
 _HERE = "glora_search.run"
-_LENGTH = tuple(
+_FOLLOWED = tuple(
     f"retrain.training.{name}"
-    for name in ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+    for name in (
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    )
 )
-"""Baselines are trained for as long as supernet and retraining together."""
+"""Baselines are trained for as long as supernet and retraining together, and at the rate of retraining."""
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -110,7 +116,7 @@ STAGES: dict[str, Stage] = {
             "Continue to train the best subnet.",
             needs=("best",),
             unless="finals",
-            keys=("retrain", *_LENGTH),
+            keys=("retrain", *_FOLLOWED),
             beside=("exports",),
             together=True,
         ),
@@ -139,7 +145,7 @@ STAGES: dict[str, Stage] = {
             f"{_HERE}.baselines:train_baselines",
             "Train the recipe's baselines.",
             asked="baselines",
-            keys=("baselines", "baseline", "search.max_params", *_LENGTH),
+            keys=("baselines", "baseline", "search.max_params", *_FOLLOWED),
             together=True,
         ),
         Stage(

@@ -71,4 +71,5 @@ def baseline_settings(recipe: Recipe, rows: int, processes: int = 1) -> dict[str
             length = {"max_steps": -1}
     else:
         length = {"num_train_epochs": sum(part["num_train_epochs"] for part in parts)}
-    return {**recipe.supernet.training, **length, **own}
+    rate = {key: value for key, value in recipe.retrain.training.items() if key == "learning_rate"}
+    return {**recipe.supernet.training, **rate, **length, **own}

@@ -120,26 +120,32 @@ def test_without_a_teacher_the_best_uniform_method_is_never_dropped(contest, bes
     assert outcome.baseline == best
     assert outcome.result.standings[best].step == 16
     last = [row["name"] for row in outcome.table() if row["steps"] == 16]
-    assert [name for name in last if outcome.named(name).uniform] == [best]
+    uniform = [outcome.named(name) for name in last if outcome.named(name).uniform]
+    assert best in {one.name for one in uniform}
+    assert all(one.rated for one in uniform if one.name != best)
 
 
 @pytest.mark.parametrize("poor", [True, False])
-@pytest.mark.parametrize(
-    ("ends", "rate"), [({"LoRA r=8 x4": 0.1, "LoRA r=8 x2": 0.2}, 4), ({"LoRA r=8 x0.5": 0.2}, 1), ({"(IA)3": 0.1}, 1)]
-)
-def test_subnets_race_at_loras_best_learning_rate_where_it_is_higher_and_without_a_teacher_that_is_poor(
-    contest, ends, rate, poor
-):
-    outcome = contest({"subnet": 0.05, **ends}, taught=True, poor=poor).run()
+def test_of_tokens_subnets_race_without_a_teacher_that_is_poor(contest, poor):
+    outcome = contest({"subnet": 0.05, "(IA)3": 0.1}, taught=True, poor=poor).run()
     last = [one for one in outcome.result.field if not one.uniform or one.taught]
-    assert {one.rate for one in last if not one.uniform} == {rate}
     assert {one.taught for one in last} == {not poor}
     assert any(one.uniform for one in last) != poor
     assert outcome.winner.startswith("subnet")
-    assert outcome.teacher["by"] == "supernet"
+    assert outcome.teacher.get("taught", True) != poor
+
+
+@pytest.mark.parametrize("taught", [True, False])
+@pytest.mark.parametrize(("second", "rates"), [(0.207, {2, 4}), (0.22, {2})])
+def test_lora_is_trained_to_the_end_at_its_two_best_learning_rates_where_they_are_close(contest, second, rates, taught):
+    ends = {"LoRA r=8 x4": second, "LoRA r=8 x2": 0.2, "LoRA r=8 x0.5": 0.9, "(IA)3": 0.05, "subnet": 0.01}
+    outcome = contest(ends, taught=taught).run()
+    whole = [row for row in outcome.table() if row["steps"] == 16 and "teacher" not in row["name"]]
+    assert {row["rate"] for row in whole if row["method"] == "LoRA r=8"} == rates
+    assert "(IA)3" in {row["name"] for row in whole}
 
 
 def test_what_a_subnet_begins_with_has_one_name():
-    found = [Finalist("subnet 1", {}, 10, rate, taught) for rate in (1, 4) for taught in (True, False)]
+    found = [Finalist("subnet 1", {}, 10, taught=taught) for taught in (True, False)]
     assert {one.start for one in found} == {"subnet-1"}
-    assert len({one.slug for one in found}) == 4
+    assert len({one.slug for one in found}) == 2

@@ -215,7 +215,8 @@ def test_a_run_of_every_kind_ends_in_finals_with_a_teacher_and_where_it_is_poor_
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()
     done = run.view.result("finals")
-    assert {"by", "members", "validation", "validation_loss"} == set(done["teacher"])
+    assert {"by", "members", "validation", "validation_loss", *(["taught"] if poor else [])} == set(done["teacher"])
+    assert poor != any(row["name"].endswith("+ teacher") for row in done["finalists"])
     subnets = [row["name"] for row in done["finalists"] if row["name"].startswith("subnet")]
     assert subnets
     assert all(name.endswith("+ teacher") != poor for name in subnets)

@@ -31,6 +31,13 @@ def test_it_trains_for_the_epochs_of_supernet_and_retraining_together():
     assert found == {"per_device_train_batch_size": 10, "num_train_epochs": 6, "learning_rate": 0.5}
 
 
+def test_its_learning_rate_is_that_of_retraining_where_it_has_none_of_its_own():
+    both = {"learning_rate": 0.4}, {"learning_rate": 0.1}
+    assert settings(*both)["learning_rate"] == 0.1
+    assert settings(*both, {"learning_rate": 0.2})["learning_rate"] == 0.2
+    assert settings(both[0], {})["learning_rate"] == 0.4
+
+
 @pytest.mark.parametrize(
     ("supernet", "retrain", "steps"),
     [
