@@ -102,6 +102,7 @@ class Study(Section):
         encoders: the base models.
         epochs: train rows -> epochs of every training; the best checkpoint on validation is its result.
         supernet_epochs: train rows -> epochs of a supernet.
+        supernet_rates: train rows -> learning rate of a supernet, where it is not ``rate``.
         batch, max_length: of every training.
         validation_rows, test_rows: at most so many.
         rate: the learning rate of the trainings of runs, where a section does not say another one.
@@ -119,6 +120,7 @@ class Study(Section):
     encoders: dict[str, Encoder]
     epochs: dict[int, float]
     supernet_epochs: dict[int, float]
+    supernet_rates: dict[int, float] = Field(default_factory=dict)
     batch: int = 16
     max_length: int = 64
     validation_rows: int = 500

@@ -34,10 +34,11 @@ def run_recipe(cell: Cell, study: Study, data: Path, cache: Path) -> dict[str, A
     recipe = merged(study.recipe, study.runs[cell.method])  # type: ignore[index]
     shared = settings_of(study.rate, study.epochs[cell.rows], study.batch)
     supernet = {"num_train_epochs": study.supernet_epochs[cell.rows], "save_strategy": "no"}
+    supernet["learning_rate"] = study.supernet_rates.get(cell.rows, study.rate)
     own = study.runs[cell.method].get("supernet", {})  # type: ignore[index]
     largest = {} if "max_params" in own else {"max_params": study.teacher_size * cell.budget}
     recipe["supernet"] = {**largest, **recipe["supernet"]}
-    recipe["supernet"]["training"] = {**shared, **supernet, **recipe["supernet"]["training"]}
+    recipe["supernet"]["training"] = {**shared, **supernet, **recipe["supernet"].get("training", {})}
     recipe["search"] = {**recipe["search"], "max_params": cell.budget}
     for section in ("finals", "retrain"):
         if section in recipe:

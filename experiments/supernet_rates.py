@@ -1,20 +1,20 @@
-"""At which learning rate a supernet teaches best: the validation loss of its subnets' mean prediction.
+"""At which learning rate a supernet predicts best: the validation loss of its subnets' mean prediction.
 
     python experiments/supernet_rates.py --part cells --data FOLDER [--minutes 60]
     python experiments/supernet_rates.py --part report
 
-Supernets are those of the study's runs (500 train rows, 41,472 adapter parameters, 12 epochs; see study/plan.yaml), but
-for the learning rate. LoRA's best loss and rate are those of the study's table, where that has the set and the seed. No
-test row is read. The csv grows by a row for each supernet; one that is there is not trained again.
+Supernets are those of the study's runs (500 train rows, 41,472 adapter parameters, 12 epochs; see study/plan.yaml), and
+that of the quickstart, but for the learning rate. LoRA's best loss and rate are those of the study's table, where it
+has the set and the seed. No test row is read. The csv grows by a row for each supernet, and what is there is not
+trained again.
 
-Rows of seed 0 up to 16e-3 are from the exploration that the script was made from; those of 2e-3 on BBC headlines, MPQA
-and TREC are of the same supernets as in spaces.csv.
+The first rows, of seed 0, are from the exploration that the script was made from. Those of 2e-3 on BBC headlines, MPQA
+and TREC are of the same supernets as in spaces.csv, and that of the quickstart is its committed result.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import itertools
 import os
@@ -33,40 +33,47 @@ from study_runs import run_recipe
 
 from glora_search import Recipe, Run
 from glora_search.supernet.teacher import Teacher, draw_members
+from glora_search.training.loop import steps_for
 
 HERE = Path(__file__).resolve().parent
-DATASETS = ("bbc-headlines", "mpqa", "sst2", "snips", "trec", "trec-fine", "clinc150")
-RATES = ("0.002", "0.004", "0.008", "0.016")
+QUICKSTART = "quickstart"
+DATASETS = ("bbc-headlines", "mpqa", "sst2", "snips", "trec", "trec-fine", "clinc150", QUICKSTART)
+RATES = ("0.0005", "0.002", "0.004", "0.008", "0.016")
 KEY = ("data", "rate", "seed")
 
 
 def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one supernet."""
     name, rate, seed = key
-    cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
-    settings = copy.deepcopy(run_recipe(cell, study, data, cache))
-    settings["supernet"]["training"]["learning_rate"] = float(rate)
-    run = Run.create(Recipe.model_validate(settings), folder := cache / "runs" / "-".join(key))
+    if name == QUICKSTART:
+        recipe = Recipe.load(QUICKSTART, [f"seed={seed}"])
+    else:
+        cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+        recipe = Recipe.model_validate(run_recipe(cell, study, data, cache))
+    recipe.supernet.training["learning_rate"] = float(rate)
+    run = Run.create(recipe, folder := cache / "runs" / "-".join(key))
     run.do("supernet")
     largest = run.context.recipe.supernet_max_params
-    members = draw_members(run.context.space, count=study.members, max_params=largest, seed=cell.seed)
+    members = draw_members(run.context.space, count=study.members, max_params=largest, seed=int(seed))
     worth = Teacher(run.context.load("supernet"), members, run.context.task).evaluate(run.context.task.validation)
+    steps = steps_for(run.context.arguments(recipe.supernet.training, folder), len(run.context.task.train))
     shutil.rmtree(folder)
-    return {"teacher": round(worth.metric, 4), "teacher_loss": round(worth.loss, 4)}
+    return {"steps": steps, "teacher": round(worth.metric, 4), "teacher_loss": round(worth.loss, 4)}
 
 
 def report(table: Path, study: Path) -> str:
     """The losses, a row for each data set, beside the tuned LoRA's of the study."""
-    rows = pd.DataFrame(read_rows(table)).astype({"teacher_loss": float, "rate": float})
-    wide = rows.pivot_table(index="data", columns="rate", values="teacher_loss")
-    lines = [f"| data | {' | '.join(f'{rate:g}' for rate in wide)} | LoRA alone, tuned |"]
-    lines += ["| --- " * (len(wide.columns) + 2) + "|"]
+    rows = pd.DataFrame(read_rows(table)).astype({"teacher_loss": float, "rate": float, "seed": int, "steps": int})
+    wide = rows.pivot(index=["data", "seed"], columns="rate", values="teacher_loss")
+    lines = [f"| data | seed | steps | {' | '.join(f'{rate:g}' for rate in wide)} | LoRA alone, tuned |"]
+    lines += ["| --- " * (len(wide.columns) + 4) + "|"]
     lora = pd.read_csv(study).query("method == 'lora' and rows == 500 and budget == 41472 and encoder == 'minilm'")
-    for name in [name for name in DATASETS if name in wide.index]:
-        values = ["" if pd.isna(loss) else f"{loss:.3f}" for loss in wide.loc[name]]
-        tuned = lora[lora["data"] == name].sort_values("validation_loss")
+    for name, seed in sorted(wide.index, key=lambda key: (key[1], DATASETS.index(key[0]))):
+        values = ["" if pd.isna(loss) else f"{loss:.3f}" for loss in wide.loc[name, seed]]
+        steps = rows.loc[(rows["data"] == name) & (rows["seed"] == seed), "steps"].iloc[0]
+        tuned = lora[(lora["data"] == name) & (lora["seed"] == seed)].sort_values("validation_loss")
         best = f"{tuned.iloc[0]['validation_loss']:.3f} (at {tuned.iloc[0]['rate']:g})" if len(tuned) else ""
-        lines.append(f"| {name} | {' | '.join(values)} | {best} |")
+        lines.append(f"| {name} | {seed} | {steps} | {' | '.join(values)} | {best} |")
     return "\n".join(lines)
 
 

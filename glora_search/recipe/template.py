@@ -35,8 +35,8 @@ space: {space}                  # a search space; glora-search spaces list shows
 
 supernet:                       # holds all choices of every layer, with shared weights
   training:                     # any field of transformers.TrainingArguments
-    num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter,
-    learning_rate: {supernet_rate} # and about four times its learning rate
+    num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter
+    learning_rate: 2.0e-3
     per_device_train_batch_size: {batch_size}
   #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
@@ -61,7 +61,7 @@ search:                         # finds the best subnet on the validation split
 finals:                         # the best subnets race against LoRA and other uniform methods; the winner is exported
   training:                     # of each finalist; its best checkpoint counts, so epochs too many only take time
     num_train_epochs: 10
-    learning_rate: {rate}
+    learning_rate: 2.0e-3
     per_device_train_batch_size: {batch_size}
   #subnets: 2                   # the search's best subnets that compete
   #methods: [lora, ia3]         # uniform methods that compete; also bitfit, hira and lora+vectors
@@ -72,7 +72,7 @@ finals:                         # the best subnets race against LoRA and other u
 
 #retrain:                       # in place of finals: trains the best subnet alone; used where it is better then
 #  from: inherited              # start from the supernet's weights, or from scratch
-#  training: {{num_train_epochs: 3, learning_rate: {rate}, per_device_train_batch_size: {batch_size}}}
+#  training: {{num_train_epochs: 3, learning_rate: 2.0e-3, per_device_train_batch_size: {batch_size}}}
 #  lr_factors: null             # null uses the supernet's
 
 #baselines: [lora]              # without finals, which have a tuned baseline: peft's LoRA at the largest rank
@@ -100,23 +100,13 @@ DEFAULTS: dict[str, Any] = {
     "model": "minilm",
     "max_length": 128,
     "batch_size": 32,
-    "rate": 2e-3,
-    "supernet_rate": 8e-3,
     "space": "glora-ranks",
     "budget": 60_000,
     "trials": 500,
 }
-SMALLER = {"rate": 1e-3, "supernet_rate": 4e-3}
-"""Learning rates of language models."""
 OTHERS: dict[str, dict[str, Any]] = {
-    "causal-lm": {
-        "model": "HuggingFaceTB/SmolLM2-135M",
-        "max_length": 512,
-        "batch_size": 8,
-        "budget": 500_000,
-        **SMALLER,
-    },
-    "seq2seq-lm": {"model": "google/flan-t5-small", "max_length": 256, "batch_size": 8, "budget": 300_000, **SMALLER},
+    "causal-lm": {"model": "HuggingFaceTB/SmolLM2-135M", "max_length": 512, "batch_size": 8, "budget": 500_000},
+    "seq2seq-lm": {"model": "google/flan-t5-small", "max_length": 256, "batch_size": 8, "budget": 300_000},
     "image-classification": {"model": "google/vit-base-patch16-224-in21k", "budget": 200_000},
 }
 """Other defaults of a task; the budgets are one to two times LoRA of rank 1 on these models."""

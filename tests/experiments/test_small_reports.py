@@ -68,10 +68,15 @@ def test_supernets_of_several_learning_rates_are_beside_the_tuned_lora(tmp_path)
 
     losses = {("mpqa", "0.002"): 0.5, ("mpqa", "0.008"): 0.4, ("trec", "0.008"): 0.3}
     rows = [{"data": data, "rate": rate, "seed": 0, "teacher_loss": loss} for (data, rate), loss in losses.items()]
-    append_rows(tmp_path / "rates.csv", [{**row, "teacher": 0.5} for row in rows])
-    same = {"encoder": "minilm", "data": "mpqa", "rows": 500, "budget": 41472, "method": "lora"}
+    rows.append({**rows[0], "seed": 1, "teacher_loss": 0.6})
+    append_rows(tmp_path / "rates.csv", [{**row, "teacher": 0.5, "steps": 384} for row in rows])
+    same = {"encoder": "minilm", "data": "mpqa", "rows": 500, "seed": 0, "budget": 41472, "method": "lora"}
     tuned = [{**same, "rate": rate, "validation_loss": loss} for rate, loss in ((0.001, 0.45), (0.002, 0.6))]
     append_rows(tmp_path / "study.csv", [*tuned, {**tuned[0], "rows": 2000, "validation_loss": 0.1}])
     lines = supernet_rates.report(tmp_path / "rates.csv", tmp_path / "study.csv").splitlines()
-    assert lines[0] == "| data | 0.002 | 0.008 | LoRA alone, tuned |"
-    assert lines[2:] == ["| mpqa | 0.500 | 0.400 | 0.450 (at 0.001) |", "| trec |  | 0.300 |  |"]
+    assert lines[0] == "| data | seed | steps | 0.002 | 0.008 | LoRA alone, tuned |"
+    assert lines[2:] == [
+        "| mpqa | 0 | 384 | 0.500 | 0.400 | 0.450 (at 0.001) |",
+        "| trec | 0 | 384 |  | 0.300 |  |",
+        "| mpqa | 1 | 384 | 0.600 |  |  |",
+    ]
