@@ -35,8 +35,8 @@ space: {space}                  # a search space; glora-search spaces list shows
 
 supernet:                       # holds all choices of every layer, with shared weights
   training:                     # any field of transformers.TrainingArguments
-    num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter
-    learning_rate: 2.0e-3
+    num_train_epochs: 10        # each step trains one subnet, so a supernet needs more epochs than one adapter,
+    learning_rate: 4.0e-3       # and twice its learning rate, or four times where its steps are few
     per_device_train_batch_size: {batch_size}
   #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
