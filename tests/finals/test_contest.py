@@ -52,7 +52,7 @@ class MadeUp(Contest):
 def contest(bind, tmp_path):
     """``contest(ends, taught)``: three subnets against six trainings of uniform methods."""
 
-    def make(ends, *, taught, poor=False):
+    def make(ends, *, taught, poor=False, subnets=3):
         space = bind("glora-paper")
         genome = {gene.name: gene.choices[0] for gene in space.genes}
         lesson = None
@@ -62,7 +62,7 @@ def contest(bind, tmp_path):
             )
         found = MadeUp(
             space=space,
-            subnets=[(genome, 10)] * 3,
+            subnets=[(genome, 10)] * subnets,
             scoring=None,
             train=Dataset.from_dict({"labels": [0] * 16}),
             validation=None,
@@ -133,6 +133,12 @@ def test_of_tokens_subnets_race_without_a_teacher_that_is_poor(contest, poor):
     assert any(one.uniform for one in last) != poor
     assert outcome.winner.startswith("subnet")
     assert outcome.teacher.get("taught", True) != poor
+
+
+def test_where_nobody_teaches_and_no_subnet_races_the_methods_alone_decide(contest):
+    outcome = contest({"(IA)3": 0.1}, taught=True, poor=True, subnets=0).run()
+    assert outcome.winner == outcome.baseline == "(IA)3"
+    assert not any(one.taught for one in outcome.result.field)
 
 
 @pytest.mark.parametrize("taught", [True, False])

@@ -69,7 +69,8 @@ def test_the_table_has_every_finalist_and_the_winner_has_the_lowest_loss_of_thos
     done = run.view.result("finals")
     names = [row["name"] for row in done["finalists"]]
     assert len(set(names)) == len(names)
-    assert {"subnet 1 + teacher", "LoRA r=1 x0.5 on query+value"} & set(names)
+    assert "subnet 1 + teacher" in names
+    assert any(name.startswith("LoRA") and " x0.5" in name for name in names)
     last = [row for row in done["finalists"] if row["steps"] == 16]
     assert min(last, key=lambda row: row["validation_loss"])["name"] == done["winner"]
     assert all(row["params"] <= 1000 for row in done["finalists"])
