@@ -37,7 +37,8 @@ def left(run):
     [
         ({"search__max_params": 800}, ["supernet"]),
         ({"search__sampler": "random", "search__options": {}}, ["supernet", "baselines"]),
-        ({"retrain__training__learning_rate": 1e-4}, ["supernet", "search", "best", "baselines"]),
+        ({"retrain__training__weight_decay": 1e-4}, ["supernet", "search", "best", "baselines"]),
+        ({"retrain__training__learning_rate": 1e-4}, ["supernet", "search", "best"]),
         ({"retrain__training__num_train_epochs": 2}, ["supernet", "search", "best"]),
         ({"baselines": []}, ["supernet", "search", "best", "retrained", "merged"]),
         ({"baseline__training__seed": 5}, ["supernet", "search", "best", "retrained", "merged"]),
