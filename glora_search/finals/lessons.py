@@ -25,8 +25,8 @@ from glora_search.training.teaching import MeanPrediction
 POOR = 1.25
 """A supernet whose mean prediction has so many times the validation loss of the best finalist does not teach.
 
-Of classes, good ones were at 1.1 at most, and one that made its students worse at 2.4 (docs/race.md). Of tokens, 1.16 to
-1.23 made students worse too (docs/language-models.md): there this saves a part of the race's cost, and no more.
+Of classes, good ones were at 1.1 at most, and one that made its students worse at 2.4 (docs/race.md). Of tokens, 1.16
+to 1.23 made students worse too (docs/language-models.md): there this saves a part of the race's cost, and no more.
 """
 
 
