@@ -4,14 +4,13 @@
     python experiments/spaces.py --part report
 
 For each shipped space, a supernet and a search as in the study's runs (500 train rows, 41,472 adapter parameters; see
-study/plan.yaml). A teacher is the mean prediction of eight subnets; the best subnet has its inherited weights. Both are
-scored on validation; no test row is read. The csv grows by a row for each supernet; one that is there is not trained
-again.
+study/plan.yaml), but for the supernet's learning rate, which is that of their finals. A teacher is the mean prediction
+of eight subnets; the best subnet has its inherited weights. Both are scored on validation; no test row is read. The csv
+grows by a row for each supernet; one that is there is not trained again.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import os
@@ -24,12 +23,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import fill, read_rows
+from csv_rows import fill, parser_of, read_rows
 from study_plan import Cell, Study
-from study_runs import run_recipe
+from study_runs import run_recipe, teacher_of
 
 from glora_search import Recipe, Run
-from glora_search.supernet.teacher import Teacher, draw_members
 
 HERE = Path(__file__).resolve().parent
 SPACES = ("glora", "glora-ranks", "lora-ranks", "glora-paper")
@@ -43,12 +41,11 @@ def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -
     space, name, seed = key
     cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
     recipe = Recipe.model_validate({**run_recipe(cell, study, data, cache), "space": space, "finals": None})
+    recipe.supernet.training["learning_rate"] = study.rate
     run = Run.create(recipe, folder := cache / "runs" / "-".join(key))
     run.do("supernet")
     run.do("search")
-    largest = run.context.recipe.supernet_max_params
-    members = draw_members(run.context.space, count=study.members, max_params=largest, seed=cell.seed)
-    worth = Teacher(run.context.load("supernet"), members, run.context.task).evaluate(run.context.task.validation)
+    worth = teacher_of(run, study).evaluate(run.context.task.validation)
     best = run.view.result("search")["best"]
     found = {"teacher": worth.metric, "teacher_loss": worth.loss, "params": best["params"]}
     found |= {"best": best["validation"], "best_loss": best["validation_loss"]}
@@ -73,13 +70,8 @@ def report(table: Path) -> str:
 
 def main() -> None:
     """Do one part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["cells", "report"], required=True)
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
+    parser = parser_of(__doc__, "spaces")
     parser.add_argument("--seeds", nargs="+", default=["0"])
-    parser.add_argument("--minutes", type=float, default=600, help="start no supernet after so many minutes")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "spaces")
-    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "spaces")
     args = parser.parse_args()
     table = args.results / "spaces.csv"
     if args.part == "report":

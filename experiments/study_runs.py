@@ -33,8 +33,11 @@ def run_recipe(cell: Cell, study: Study, data: Path, cache: Path) -> dict[str, A
     """The recipe of a run: the study's, with what the method has in place of it, and what all methods share."""
     recipe = merged(study.recipe, study.runs[cell.method])  # type: ignore[index]
     shared = settings_of(study.rate, study.epochs[cell.rows], study.batch)
-    supernet = {"num_train_epochs": study.supernet_epochs[cell.rows], "save_strategy": "no"}
-    supernet["learning_rate"] = study.supernet_rates.get(cell.rows, study.rate)
+    supernet = {
+        "num_train_epochs": study.supernet_epochs[cell.rows],
+        "learning_rate": study.supernet_rates.get(cell.rows, study.rate),
+        "save_strategy": "no",
+    }
     own = study.runs[cell.method].get("supernet", {})  # type: ignore[index]
     largest = {} if "max_params" in own else {"max_params": study.teacher_size * cell.budget}
     recipe["supernet"] = {**largest, **recipe["supernet"]}
@@ -131,8 +134,14 @@ def teach(cell: Cell, study: Study, task: Any, data: Path, cache: Path) -> tuple
     """The train rows with what the supernet of `ours` says of them, and what that is worth on validation."""
     run = open_run(cell.of("ours"), study, data, cache)
     run.do("supernet")
-    members = draw_members(
-        run.context.space, count=study.members, max_params=run.context.recipe.supernet_max_params, seed=cell.seed
-    )
-    teacher = Teacher(run.context.load("supernet"), members, run.context.task)
+    teacher = teacher_of(run, study)
     return teacher.teach(task.train), {"teacher_validation_loss": teacher.evaluate(task.validation).loss}
+
+
+def teacher_of(run: Run, study: Study) -> Teacher:
+    """The mean prediction of some subnets of a run's supernet."""
+    recipe = run.context.recipe
+    members = draw_members(
+        run.context.space, count=study.members, max_params=recipe.supernet_max_params, seed=recipe.seed
+    )
+    return Teacher(run.context.load("supernet"), members, run.context.task)

@@ -14,7 +14,6 @@ and TREC are of the same supernets as in spaces.csv, and that of the quickstart 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import os
@@ -27,12 +26,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import fill, read_rows
+from csv_rows import fill, parser_of, read_rows
 from study_plan import Cell, Study
-from study_runs import run_recipe
+from study_runs import run_recipe, teacher_of
 
 from glora_search import Recipe, Run
-from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.training.loop import steps_for
 
 HERE = Path(__file__).resolve().parent
@@ -53,9 +51,7 @@ def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -
     recipe.supernet.training["learning_rate"] = float(rate)
     run = Run.create(recipe, folder := cache / "runs" / "-".join(key))
     run.do("supernet")
-    largest = run.context.recipe.supernet_max_params
-    members = draw_members(run.context.space, count=study.members, max_params=largest, seed=int(seed))
-    worth = Teacher(run.context.load("supernet"), members, run.context.task).evaluate(run.context.task.validation)
+    worth = teacher_of(run, study).evaluate(run.context.task.validation)
     steps = steps_for(run.context.arguments(recipe.supernet.training, folder), len(run.context.task.train))
     shutil.rmtree(folder)
     return {"steps": steps, "teacher": round(worth.metric, 4), "teacher_loss": round(worth.loss, 4)}
@@ -79,13 +75,8 @@ def report(table: Path, study: Path) -> str:
 
 def main() -> None:
     """Do one part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["cells", "report"], required=True)
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
+    parser = parser_of(__doc__, "supernet_rates")
     parser.add_argument("--seeds", nargs="+", default=["0"])
-    parser.add_argument("--minutes", type=float, default=600, help="start no supernet after so many minutes")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "supernet_rates")
-    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "supernet_rates")
     args = parser.parse_args()
     table = args.results / "supernet_rates.csv"
     if args.part == "report":

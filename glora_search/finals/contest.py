@@ -311,5 +311,5 @@ def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: boo
     if not teacher:
         return race_cost(len(uniform) + subnets, ends, joining=joining)
     twins = Counter(one.method for one in uniform)
-    taught = sum(min(rates, 2) for rates in twins.values()) + subnets
+    taught = sum(min(count, 2) for count in twins.values()) + subnets
     return race_cost(len(uniform), max(ends - 1, 0), joining=joining) + race_cost(taught, 1)
