@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -65,19 +64,3 @@ def fill(
             with FileLock(cache / "table.lock"):
                 append_rows(table, [row])
             print(*row.values(), flush=True)
-
-
-def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
-    """The options of an experiment that fills one csv: what to do, the data, and where csv and locks are.
-
-    Args:
-        name: of the folders with its results and its cache.
-    """
-    here = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["cells", "report"], required=True)
-    parser.add_argument("--data", type=Path, default=here.parent.parent / "shared" / "data", help="as in study.py")
-    parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
-    parser.add_argument("--results", type=Path, default=here / "results" / name)
-    parser.add_argument("--cache", type=Path, default=here.parent / "runs" / name)
-    return parser

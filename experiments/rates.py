@@ -12,6 +12,7 @@ each training; one that is there is not done again.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import logging
@@ -26,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import fill, parser_of, read_rows
+from csv_rows import fill, read_rows
 from peft import get_peft_model
 from study_data import recipe_of
 from study_plan import Cell, Study
@@ -133,8 +134,13 @@ def verdicts(rows: pd.DataFrame) -> Iterator[str]:
 def main() -> None:
     """Do one part."""
     study = Study.load(HERE / "study" / "plan.yaml")
-    parser = parser_of(__doc__, "rates")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["cells", "report"], required=True)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
     parser.add_argument("--encoders", nargs="+", choices=list(study.primary_budget), default=["minilm"])
+    parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "rates")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "rates")
     args = parser.parse_args()
     table = args.results / "rates.csv"
     if args.part == "report":

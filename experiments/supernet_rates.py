@@ -14,6 +14,7 @@ and TREC are of the same supernets as in spaces.csv, and that of the quickstart 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import os
@@ -26,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 import transformers
-from csv_rows import fill, parser_of, read_rows
+from csv_rows import fill, read_rows
 from study_plan import Cell, Study
 from study_runs import run_recipe, teacher_of
 
@@ -75,8 +76,13 @@ def report(table: Path, study: Path) -> str:
 
 def main() -> None:
     """Do one part."""
-    parser = parser_of(__doc__, "supernet_rates")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["cells", "report"], required=True)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
     parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--minutes", type=float, default=600, help="start no supernet after so many minutes")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "supernet_rates")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "supernet_rates")
     args = parser.parse_args()
     table = args.results / "supernet_rates.csv"
     if args.part == "report":
