@@ -37,7 +37,7 @@ def launched(tmp_path):
 
     def start(recipe, launcher="torchrun"):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        launch = ["-m", *LAUNCHERS[launcher].split()] if launcher else []
+        launch = ["-m", *LAUNCHERS[launcher].split()]
         command = [sys.executable, *launch, "-m", "glora_search", "run", "recipe.yaml", "--run-dir", "run"]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -103,10 +103,6 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
     kill(killed)
     view = RunFolder(run)
     assert view.done("supernet") is None
-    alone = launched(recipe, None)
-    _, err = alone.communicate(timeout=600)
-    assert alone.returncode == 2
-    assert "error: processes: got 1; allowed: 2" in err
 
     killed = launched(recipe)
     wait_for(lambda: view.study() is not None and len(view.study().trials) > 5 and len(places(view)) == 2, killed)

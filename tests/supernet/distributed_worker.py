@@ -1,7 +1,8 @@
-"""One process of a distributed training: ``distributed_worker.py FOLDER BATCH STRATEGY [ARGUMENT=VALUE ...]``.
+"""One process of distributed trainings: ``distributed_worker.py FOLDER BATCH STRATEGY [ARGUMENT=VALUE ...] [+ ...]``.
 
-Launched by test_supernet_distributed.py; each rank's draws, losses and norms of weights go to FOLDER. The strategy
-``adapter`` trains a fixed GLoRA adapter.
+Launched by test_supernet_distributed.py. A launch is slow to start, so one does several trainings, with a ``+`` between
+them. Each rank's draws, losses and norms of weights go to FOLDER. The strategy ``adapter`` trains a fixed GLoRA
+adapter.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Log(Sampling):
         return genomes
 
 
-def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
+def train(folder: str, batch: str, strategy: str, *settings: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -78,13 +79,14 @@ def main(folder: str, batch: str, strategy: str, *settings: str) -> None:
         "eval_loss": trainer.evaluate()["eval_loss"],
     }
     rank = os.environ.get("RANK", "0")
-    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(found, default=np.ndarray.tolist))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    (Path(folder) / f"{strategy}-{rank}.json").write_text(json.dumps(found, default=np.ndarray.tolist))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    where, size, *rest = sys.argv[1:]
+    for case in " ".join(rest).split(" + "):
+        train(where, size, *case.split())
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # all is written; a thread of gloo's or autograd's now and then never lets the interpreter end
