@@ -162,9 +162,9 @@ those of `TrainingArguments`, except for these:
 
 ## `lr_factors` in any section
 
-Multipliers of the learning rate. A key is a kind of path, a kind of one path, or `head`, which covers everything else
-that is trained. The kind of one path takes precedence: with `{{vector: 2, B.vector: 0.2}}`, a vector B gets 0.2 times
-the learning rate. The accepted keys are {names(LR_GROUPS)}.
+Multipliers of the learning rate. A key is a kind (in all paths), a kind in one path, or `head`, which covers everything
+else that is trained. A kind in one path takes precedence: with `{{vector: 2, B.vector: 0.2}}`, a vector B gets 0.2
+times the learning rate. The accepted keys are {names(LR_GROUPS)}.
 
 `auto`, the supernet's default, is `{{{auto}}}` ([Fidelity](fidelity.md#learning-rates-by-kind-of-path)). `{{}}` is one
 learning rate for all, as in the paper."""

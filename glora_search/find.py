@@ -40,7 +40,7 @@ from glora_search.supernet import make_sampling
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.training.loop import train as train_on
-from glora_search.tuners.heads import HEADS, bare, train_in_float32
+from glora_search.tuners.heads import HEADS, bare, loss_in_float32, train_in_float32
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -140,6 +140,8 @@ def find_adapter(
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
+    if task_type == "SEQ_2_SEQ_LM":
+        loss_in_float32(model)
     train_in_float32(model, [*HEADS.get(task_type or "", ()), *(modules_to_save or [])])
     inspect.signature(search).bind_partial(**search_options)
     lr_factors = check_lr_factors(lr_factors)

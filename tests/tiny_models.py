@@ -180,10 +180,11 @@ def recipe():
 
 @pytest.fixture
 def task(tiny, recipe, make, tmp_path):
-    """``task(architecture, type, rows, data={}, **options)``: a task over rows of json."""
+    """``task(architecture or folder, type, rows, data={}, **options)``: a task over rows of json."""
 
-    def build(architecture, type_, rows, data=None, **options):
+    def build(model, type_, rows, data=None, **options):
         source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows), **(data or {})}
-        return make_task(Recipe.model_validate(recipe(tiny(architecture), source, type=type_, **options)))
+        folder = model if isinstance(model, Path) else tiny(model)
+        return make_task(Recipe.model_validate(recipe(folder, source, type=type_, **options)))
 
     return build

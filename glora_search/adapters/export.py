@@ -108,4 +108,4 @@ def export_stock(
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     if len(ranks) > 1:
-        say("its layers have different ranks, which peft reads; vLLM and llama.cpp need one rank for all: --pad")
+        say("the layers differ in rank, which peft reads; vLLM and llama.cpp need one rank for all: use --pad")

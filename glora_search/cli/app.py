@@ -23,19 +23,20 @@ from glora_search.run.stages import STAGES
 
 START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by stage, in this order"
 
-STORY = """Search per-layer GLoRA adapters for a Hugging Face model under a budget of parameters, beside a tuned LoRA.
+STORY = """\
+Find a per-layer GLoRA adapter for a Hugging Face model under a parameter budget, and compare it with a tuned LoRA.
 
 \b
 [bold]From start to finish[/bold]
 glora-search init reviews.yaml --train reviews.csv   write a recipe
-glora-search run reviews.yaml                        all stages, runs/reviews
-glora-search status runs/reviews                     show its progress
+glora-search run reviews.yaml                        run all stages
+glora-search status runs/reviews                     show the run's progress
 glora-search report runs/reviews                     write an HTML report
 glora-search compare runs/reviews runs/other         compare runs
 glora-search predict runs/reviews "A fine book"      use the merged model
-glora-search export runs/reviews --format peft       load it with peft alone
+glora-search export runs/reviews --format peft       export for peft alone
 
-Finished stages are not repeated. To resume an interrupted run, give the same command again."""
+Finished stages are not repeated. To resume an interrupted run, run the same command again."""
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """What the parser raises; typer itself names only this one of its subclasses."""

@@ -19,11 +19,11 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     timed: Annotated[
-        bool, typer.Option("--time/--no-time", help="Load the model and time a few steps; else memory alone.")
+        bool, typer.Option("--time/--no-time", help="Load the model and time a few steps, to estimate minutes.")
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show parameters, steps, memory and minutes of each stage, before anything is trained.
+    """Show parameter counts, and the steps, minutes, and memory of each stage; nothing is trained.
 
     Example: glora-search plan reviews.yaml --set search.max_params=100000
     """
@@ -37,7 +37,7 @@ def plan(
     if as_json:
         emit({**asdict(found), "stages": {name: _stage(stage) for name, stage in found.stages.items()}})
         return
-    table("parameters", ("of", "number"), [(name, f"{count:,}") for name, count in found.parameters.items()])
+    table("parameters", ("part", "number"), [(name, f"{count:,}") for name, count in found.parameters.items()])
     kinds = list(asdict(next(iter(found.stages.values())).memory))
     rows = [
         (
@@ -49,8 +49,8 @@ def plan(
         )
         for name, stage in found.stages.items()
     ]
-    table("memory in MB, at least", ("stage", "steps", "minutes", *kinds, "in all"), rows)
-    result("steps: of a training, in finals of each; in the search, the subnets that it scores. minutes: of the stage")
+    table("stages, with memory in MB (at least)", ("stage", "steps", "minutes", *kinds, "in all"), rows)
+    result("steps: of one full training; for the search, the number of subnets to score. minutes: of the whole stage")
 
 
 def _stage(stage: Any) -> dict[str, Any]:

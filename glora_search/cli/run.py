@@ -24,7 +24,7 @@ RecipeFile = Annotated[
     typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.", autocompletion=complete.recipes),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. search.trials=50.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. search.trials=50.")
 ]
 RunDir = Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<the recipe's name>")]
 
@@ -121,7 +121,7 @@ def search_(
     again: Again = False,
     workers: Annotated[int, typer.Option(help="Worker processes on this machine.")] = 1,
     storage: SharedStorage = None,
-    trials: Annotated[int | None, typer.Option(help="Go on to so many trials; changes the run's recipe.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Continue to this many trials; changes the run's recipe.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +154,7 @@ def finals(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Race the best subnets against the uniform methods; run it again, here or elsewhere, to add workers.
+    """Race the best subnets against LoRA and other uniform methods; run it again, here or elsewhere, to add workers.
 
     Example: glora-search finals runs/reviews --workers 4
     """
@@ -181,7 +181,7 @@ def export(
     ] = "glora",
     pad: Annotated[
         bool,
-        typer.Option("--pad", help="With --format lora: one rank for all layers, which any reader takes."),
+        typer.Option("--pad", help="With --format lora: give all layers one rank, as vLLM and llama.cpp need."),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -209,7 +209,7 @@ def export(
     if as_json:
         emit({"folder": str(folder), "format": form})
     else:
-        result(f"{folder}: the final subnet as an adapter for peft alone")
+        result(f"{folder}: the final subnet as an adapter that needs only peft")
 
 
 WITH_OPTIONS: dict[str, Callable[..., None]] = {"search": search_, "best": export, "finals": finals}

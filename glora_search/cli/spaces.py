@@ -13,7 +13,7 @@ from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
 from glora_search.files.shipped import find_shipped, shipped_folder
 
-spaces = typer.Typer(help="List and show search spaces: the paths that each layer may take.")
+spaces = typer.Typer(help="List and show search spaces: which paths each layer may have.")
 app.add_typer(spaces, name="spaces", rich_help_panel=START)
 
 
@@ -39,7 +39,7 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         emit(rows)
         return
-    columns = ("name", "description", "genes of a layer", "choices a layer")
+    columns = ("name", "description", "genes per layer", "choices per layer")
     cells = [
         (row["name"], row["description"], ", ".join(row["genes"]), f"{row['choices_per_layer']:,}") for row in rows
     ]
@@ -87,7 +87,7 @@ def show(
     result(f"adapter parameters: from {smallest:,} to {largest:,}")
     if bound["uniform_methods"]:
         rows = [(method, f"{params:,}") for method, params in bound["uniform_methods"].items()]
-        table("uniform methods that it holds", ("method", "adapter parameters"), rows)
+        table("uniform methods in this space", ("method", "adapter parameters"), rows)
 
 
 def _describe(space: Any, model: str) -> dict[str, Any]:

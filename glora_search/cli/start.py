@@ -27,10 +27,10 @@ HIDDEN = (None, "", -1)
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[
-        str | None, typer.Option(help="A hub name, a folder, or minilm.", show_default="by the task")
+        str | None, typer.Option(help="A hub name, a folder, or minilm.", show_default="depends on the task")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="What is learned, e.g. causal-lm.", show_default="by the data")
+        str | None, typer.Option(metavar="TYPE", help="The task, e.g. causal-lm.", show_default="from the data")
     ] = None,
     train: Annotated[
         str | None,
@@ -48,7 +48,7 @@ def init(
     ] = None,
     label_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the labels.")] = None,
     response_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column that a language model answers with.")
+        str | None, typer.Option(metavar="COLUMN", help="The column with the responses to learn.")
     ] = None,
     messages_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The column with conversations.")
@@ -57,12 +57,12 @@ def init(
         str, typer.Option(help="A search space: a name or a file.", autocompletion=complete.spaces)
     ] = "glora-ranks",
     budget: Annotated[
-        int | None, typer.Option(help="Most trainable parameters of the adapter.", show_default="by the task")
+        int | None, typer.Option(help="Maximum trainable adapter parameters.", show_default="depends on the task")
     ] = None,
-    trials: Annotated[int, typer.Option(help="Subnets to evaluate.")] = 500,
+    trials: Annotated[int, typer.Option(help="Number of subnets to evaluate.")] = 500,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented recipe to edit and run; task and columns are told by the data where it makes them plain.
+    """Write a commented recipe to edit and run; task and columns are guessed from the data where they are clear.
 
     Example: glora-search init reviews.yaml --train reviews.csv --label-column stars --budget 300000, or
     glora-search init chats.yaml --train chats.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
@@ -137,9 +137,9 @@ def _write_recipe(file: Path, name: str, values: dict[str, Any], found: dict[str
     text = recipe_template(name, values, data=found["data"], prompt=found["task"].get("prompt"))
     recipe = validate(Recipe, yaml.safe_load(text), source="init")
     write_text(file, text)
-    change = "" if found["data"] else f" (its data first: {getattr(recipe.data, 'train', '')} is an example)"
+    change = "" if found["data"] else f" and set its data ({getattr(recipe.data, 'train', '')} is an example)"
     what = f"{recipe.task.type} with {recipe.task.model}"
-    result(f"{file}: written, {what}. Review it{change}, then run: glora-search run {file}")
+    result(f"{file}: written for {what}. Review it{change}, then run: glora-search run {file}")
 
 
 def _check_model(model: str) -> None:

@@ -76,18 +76,18 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Inputs to predict.")] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="COLUMN=TEXT", help="A column of one more input, e.g. instruction=Translate."),
+        typer.Option("--set", metavar="COLUMN=TEXT", help="A column of one further input, e.g. instruction=Translate."),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             "--file",
             metavar="FILE",
-            help="JSON lines, or texts: one per line, for a language model one in all; - is stdin.",
+            help="JSON lines, or plain text: one input per line, or one in all for a language model; - is stdin.",
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The longest answer of a language model.")
+        int | None, typer.Option(min=1, metavar="N", help="Maximum answer length of a language model, in tokens.")
     ] = None,
     as_json: Json = False,
 ) -> None:

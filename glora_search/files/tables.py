@@ -6,6 +6,7 @@ import csv
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 MARKS = {
     **{b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"},
@@ -14,15 +15,21 @@ MARKS = {
 """What files in other encodings begin with, and files of another kind."""
 SEPARATORS = (",", ";", "\t", "|")
 
+Quoting = Literal[0, 3]
+"""``csv.QUOTE_MINIMAL``, or ``csv.QUOTE_NONE``."""
+
 csv.field_size_limit(2**31 - 1)  # pandas has none
 
 
-def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str]]:
+def read_header(
+    path: Path, separator: str | None = None, quoting: Quoting = csv.QUOTE_MINIMAL
+) -> tuple[str, list[str]]:
     """The separator of a csv file, and the columns that its first line names.
 
     Args:
         separator: between two fields; None is a comma, and where the first line then has one column, whichever of
             semicolon, tab and bar gives the most.
+        quoting: whether a quote at the start of a field encloses it, as in `csv`.
 
     Raises:
         ValueError: the file is not text in UTF-8, or its first line none of a csv file.
@@ -31,7 +38,7 @@ def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str
     if wrong:
         raise ValueError(wrong)
     try:
-        found = {mark: _first_row(path, mark) for mark in ((separator,) if separator else SEPARATORS)}
+        found = {mark: _first_row(path, mark, quoting) for mark in ((separator,) if separator else SEPARATORS)}
     except csv.Error as error:
         raise ValueError(f"line 1: {error}") from None
     best = max(found, key=lambda mark: len(found[mark]))
@@ -39,9 +46,9 @@ def read_header(path: Path, separator: str | None = None) -> tuple[str, list[str
     return (",", comma) if len(comma) > 1 else (best, found[best])
 
 
-def _first_row(path: Path, separator: str) -> list[str]:
+def _first_row(path: Path, separator: str, quoting: Quoting) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return next((row for row in csv.reader(file, delimiter=separator) if row), [])
+        return next((row for row in csv.reader(file, delimiter=separator, quoting=quoting) if row), [])
 
 
 def not_text(path: Path) -> str:
@@ -61,7 +68,7 @@ def not_text(path: Path) -> str:
     return f"line {line}: byte 0x{content[at]:02x} {what}"
 
 
-def line_of(path: Path, separator: str, number: int) -> int | None:
+def line_of(path: Path, separator: str, number: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
     """The line in which a row begins; None where it cannot be told.
 
     Args:
@@ -69,7 +76,7 @@ def line_of(path: Path, separator: str, number: int) -> int | None:
     """
     begins, seen = 1, -1
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)
+        reader = csv.reader(file, delimiter=separator, quoting=quoting)
         with suppress(csv.Error):
             for row in reader:
                 seen += any(cell.strip(" \t") for cell in row) or len(row) > 1  # pandas leaves out the others
@@ -79,11 +86,12 @@ def line_of(path: Path, separator: str, number: int) -> int | None:
     return None
 
 
-def wrong_line(path: Path, separator: str) -> int | None:
-    """The line of the first row with more fields than the first one, or a quote that nothing ends; 1 without rows."""
+def wrong_line(path: Path, separator: str, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
+    """The line of the first row with more fields than the first one, or a quote that ends within a field or nowhere; 1
+    without rows."""
     first, begins = 0, 1
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
         try:
             for row in reader:
                 first = first or len(row)

@@ -168,7 +168,7 @@ class Contest:
         total = round(planned * self.steps)
         asked = steps_for(self.args, len(self.train))
         rounded = f" ({asked}, rounded up)" if asked != self.steps else ""
-        say(f"finals: about {planned:.1f} whole trainings of {self.steps} steps{rounded} at most", "dim")
+        say(f"finals: at most about {planned:.1f} full trainings of {self.steps} steps{rounded}", "dim")
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             if self.lesson is None:

@@ -6,6 +6,7 @@ trained alone teach, by their mean prediction; of tokens nobody does.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -91,7 +92,9 @@ class Lesson:
     @classmethod
     def load(cls, folder: Path) -> Lesson:
         """What `save` has written."""
-        return cls(load_from_disk(str(folder / "rows")), **read_json(folder / "teacher.json"))
+        facts = read_json(folder / "teacher.json")
+        worth = {name: math.nan for name in ("validation", "validation_loss") if facts[name] is None}
+        return cls(load_from_disk(str(folder / "rows")), **{**facts, **worth})
 
 
 @dataclass

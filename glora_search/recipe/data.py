@@ -47,8 +47,8 @@ class Columns(Cut):
         label_column: column of labels; for token classification, of lists with one tag per word; for multi-label, of
             lists or of text with ``|`` between the labels; for text regression, of numbers.
         response_column: column of responses that a language model learns.
-        messages_column: ``causal-lm`` only: column of conversations, lists of messages with ``role`` and ``content``,
-            of which the assistant's turns are learned; in place of a text column.
+        messages_column: ``causal-lm`` only: column of conversations: lists of messages with ``role`` and ``content``.
+            The assistant's turns are learned. Use it instead of a text column.
         image_column: column of images; None is ``image``.
     """
 
@@ -66,10 +66,12 @@ class Files(Columns):
     Attributes:
         train: path of the train split.
         validation, test: path of this split; None cuts it from the train split.
-        unlabelled: path of further rows, whose labels are not needed and not read: the teacher of the finals labels
+        unlabelled: path of further rows, whose labels are neither needed nor read: the teacher of the finals labels
             them, and the finalists that it teaches learn from them too.
-        separator: csv only: the character between two fields; None is a comma, or where the header then has one
-            column, the semicolon, tab, or bar that it contains.
+        separator: csv only: the character between two fields. None is a comma or, if that leaves the header with one
+            column, the semicolon, tab, or vertical bar in it.
+        quoting: csv only: ``minimal`` if a quote at the start of a field encloses it, or ``none`` if quotes are part of
+            the texts.
     """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
@@ -78,6 +80,7 @@ class Files(Columns):
     test: str | None = None
     unlabelled: str | None = None
     separator: str | None = None
+    quoting: Literal["minimal", "none"] = "minimal"
 
     @model_validator(mode="after")
     def _check_separator(self) -> Self:
@@ -88,6 +91,14 @@ class Files(Columns):
         self.separator = self.separator.replace("\\t", "\t")  # as a shell and plain YAML write it
         if len(self.separator) != 1 or not self.separator.isascii() or self.separator in '"\r\n\0':
             raise invalid("separator", self.separator, "one ASCII character that is no quote or line end, such as ';'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_quoting(self) -> Self:
+        if self.quoting != "minimal" and self.source != "csv":
+            raise invalid(
+                "quoting", self.quoting, f"minimal with source {self.source}; only csv has quotes around fields"
+            )
         return self
 
     @model_validator(mode="after")
@@ -103,7 +114,7 @@ class Named(Columns):
     Attributes:
         train: name of the train split.
         validation, test: name of this split; None cuts it from the train split.
-        unlabelled: name of a split of further rows, whose labels are not needed and not read: the teacher of the
+        unlabelled: name of a split of further rows, whose labels are neither needed nor read: the teacher of the
             finals labels them, and the finalists that it teaches learn from them too.
     """
 

@@ -13,7 +13,10 @@ SHORT_ALPACA = ["### Instruction:\n{instruction}\n\n### Response:\n"]
 RESPONSES = ("response", "completion", "output", "answer")
 PROMPTS = ("prompt", "question", "instruction", "query", "input", "text")
 TEXTS = ("text", "sentence", "review", "content", "headline", "title", "document")
-LABELS = ("label", "labels", "class", "category", "target", "stars", "score", "rating")
+LABELS = (
+    *("label", "labels", "class", "category", "target", "sentiment", "emotion", "intent", "topic"),
+    *("stars", "score", "rating"),
+)
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
@@ -72,6 +75,11 @@ class _Columns:
     def holding(self, test: Callable[[Any], bool]) -> list[str]:
         """Those whose every value passes."""
         return [name for name in self.names if self._values[name] and all(map(test, self._values[name]))]
+
+    def has_classes(self, name: str) -> bool:
+        """Whether a column holds a few values again and again."""
+        values = [value for value in self._values[name] if isinstance(value, (str, int))]
+        return 2 <= len(set(values)) <= len(values) / 2
 
     def values(self, name: str) -> list[Any]:
         """What a column holds in the rows that have it."""
@@ -140,8 +148,9 @@ def _label(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
 def _plain(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     texts = columns.holding(lambda value: isinstance(value, str))
     text = told.get("text_column") or (texts[0] if len(columns.names) == 1 and texts else None)
-    if text is None and told.get("type") in ("causal-lm", None) and "text" in texts and "label_column" not in told:
-        text = "text"
+    if text is None and "text" in texts and "label_column" not in told:
+        plain = told.get("type") == "causal-lm" or not any(map(columns.has_classes, set(columns.names) - {"text"}))
+        text = "text" if plain else None
     return None if text is None or "label_column" in told else _made("causal-lm", text_column=text)
 
 

@@ -21,14 +21,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Quantization(Section):
     """A base model with quantised weights.
 
-    Exactly one of the first three keys is true. A task's head stays as it is, whatever is quantised.
+    Exactly one of the first three keys must be true. A task's head is never quantised.
 
     Attributes:
         load_in_4bit, load_in_8bit: as in transformers' BitsAndBytesConfig.
         int8_weight_only: as torchao's Int8WeightOnlyConfig.
-        bnb_4bit_quant_type, bnb_4bit_use_double_quant: as in transformers' BitsAndBytesConfig; with ``load_in_4bit``.
-        bnb_4bit_compute_dtype: what the products are computed in. None is ``task.dtype``, else float32.
-        skip_modules: names of modules that stay as they are, besides the head.
+        bnb_4bit_quant_type, bnb_4bit_use_double_quant: as in transformers' BitsAndBytesConfig; only with
+            ``load_in_4bit``.
+        bnb_4bit_compute_dtype: dtype of the matrix products. None uses ``task.dtype`` if it is set, else float32.
+        skip_modules: names of modules that are not quantised, besides the head.
     """
 
     load_in_4bit: bool = False
@@ -95,9 +96,9 @@ class Loading(Section):
 
     Attributes:
         quantization: quantise the base model's weights; None leaves them as they are.
-        dtype: of the model's weights; None is the checkpoint's. Adapters and supernets are float32.
-        device_map: as in transformers, such as ``auto``, or a mapping of modules to devices. None is one device.
-        attn_implementation: as in transformers; None is the model's own choice.
+        dtype: dtype of the model's weights; None is the checkpoint's. Adapters and supernets are float32.
+        device_map: as in transformers, such as ``auto``, or a mapping of modules to devices. None uses one device.
+        attn_implementation: as in transformers; None is the model's default.
     """
 
     quantization: Quantization | None = None

@@ -15,8 +15,8 @@ class AnyMetric(Section):
     """What all metrics have.
 
     Attributes:
-        name: what tables call it; None is its type's name.
-        max_rows: score so many rows of each split, drawn with the recipe's seed; None scores all.
+        name: its name in tables; None is its type's name.
+        max_rows: score at most this many rows of each split, drawn with the recipe's seed; None scores all.
     """
 
     name: str | None = Field(default=None, min_length=1)
@@ -24,13 +24,13 @@ class AnyMetric(Section):
 
 
 class ExactMatch(AnyMetric):
-    """The share of rows whose generated text is the response, outer white space aside.
+    """The share of rows whose generated text equals the response, except for white space at either end.
 
     Attributes:
-        pattern: a regular expression that finds the answer in both texts: its first group, or all that it matches.
-            None compares whole texts. A text in which it finds nothing has no answer.
-        ignore_case: whether letter case does not count.
-        max_new_tokens: the longest generated text, in tokens.
+        pattern: a regular expression that finds the answer in both texts: its first group, or the whole match if it
+            has no group. None compares whole texts. A text without a match has no answer, and its row counts as wrong.
+        ignore_case: ignore letter case.
+        max_new_tokens: maximum length of the generated text, in tokens.
     """
 
     type: Literal["exact-match"]
@@ -49,14 +49,14 @@ class ExactMatch(AnyMetric):
 
 
 class MultipleChoice(AnyMetric):
-    """The share of rows whose response is the likeliest of several choices, as the model sees them after the prompt.
+    """The share of rows whose response is, to the model, the likeliest of several choices after the prompt.
 
-    The token that ends an answer counts, as it is learned; lm-evaluation-harness leaves it out.
+    The likelihood includes the token that ends an answer, since it is learned; lm-evaluation-harness leaves it out.
 
     Attributes:
         choices: the choices of every row, one of which is the row's response.
-        choices_column: column with the choices of each row, a list, or text with the separator between them.
-        separator: what stands between two choices of a text.
+        choices_column: column with the choices of each row: a list, or text with the separator between them.
+        separator: the text between two choices of such a column.
         per_character: compare likelihoods per character, so that short choices have no advantage.
     """
 
@@ -95,8 +95,8 @@ class LmEval(AnyMetric):
     """Tasks of EleutherAI's lm-evaluation-harness, with their own rows; needs the extra ``lm-eval``.
 
     Attributes:
-        tasks: names of the harness, such as ``arc_easy``; each is a metric of its own.
-        num_fewshot: examples in the prompt; None is the task's own number.
+        tasks: names of tasks in the harness, such as ``arc_easy``; each is a metric of its own.
+        num_fewshot: examples in the prompt; None is the task's default.
         include_path: a folder with tasks of your own, as the harness's ``--include_path``.
     """
 

@@ -45,13 +45,13 @@ class Task(Loading):
         prompt: language models only: a template with column names in braces, such as
             ``"Question: {question}\\nAnswer: "``, or a list of templates. A row uses the first template whose columns
             all contain text, else the last one. None uses the text column as the prompt.
-        chat: ``causal-lm`` only: the tokenizer's chat template writes prompt and response, as the turns of a user and
-            of the assistant.
-        packing: ``causal-lm`` only: train rows share sequences of up to ``max_length`` tokens, without seeing each
-            other.
-        metrics: language models only: metrics that look at the answers, in addition to perplexity. The first one is
-            the one that tables show first and that notes compare. The search goes by ``search.score`` all the same.
-        options: options of your own task.
+        chat: ``causal-lm`` only: format prompt and response with the tokenizer's chat template, as a user's and the
+            assistant's turn.
+        packing: ``causal-lm`` only: pack train rows into sequences of up to ``max_length`` tokens; rows in a sequence
+            do not see each other.
+        metrics: language models only: metrics of the answers, in addition to perplexity. Tables show the first one
+            first, and notes compare it. The search still goes by ``search.score``.
+        options: options for your own task.
         trust_remote_code: run code from the model's hub repository. Enable it only for models that you trust.
     """
 
@@ -102,12 +102,12 @@ class Supernet(Section):
         sampling_options: keyword arguments of the strategy, such as ``{anchor_share: 0.5}``.
         sharing: ``separate`` gives each kind of a path its own tensors; ``nested`` takes all kinds of a path from the
             tensors of its largest kind, as in the paper's code.
-        max_params: parameters of the largest subnet that it trains. None is the search's budget, or four times that
-            where finals have a teacher: larger subnets teach better.
-        lr_factors: multipliers of the learning rate by kind of path and for the ``head``. ``auto`` are measured ones;
-            ``{}`` is one rate for all.
-        patience: stop after this many evaluations in a row without a better mean metric of the probe subnets, and
-            keep the best supernet; None trains to the end.
+        max_params: parameters of the largest subnet to train. None is the search's budget, or four times the budget
+            if finals have a teacher, since larger subnets teach better.
+        lr_factors: multipliers of the learning rate by kind of path and for the ``head``. ``auto`` uses measured ones;
+            ``{}`` uses one rate for all.
+        patience: stop after this many evaluations in a row without a better mean metric of the probes (a few fixed
+            subnets), and keep the best supernet; None trains to the end.
         training: fields of TrainingArguments.
     """
 
@@ -139,9 +139,9 @@ class Search(Section):
             import path of an Optuna sampler.
         trials: number of subnets to evaluate.
         max_params: the budget: maximum number of trainable adapter parameters, without the head; None sets no budget.
-            A list is several budgets, the largest of which is kept here.
-        budgets: the smaller ones of several budgets. Each has a search, and all that follows, of its own, on the same
-            supernet, in ``RUN/budgets/``.
+            A list gives several budgets: the largest is kept here, and the others become ``budgets``.
+        budgets: smaller budgets. Each gets its own search and all later stages, on the same supernet, in
+            ``RUN/budgets/``.
         objective: ``best`` searches for the best score under the budget, ``front`` for the Pareto front of score and
             parameters, of which the subnet with the best score is exported.
         score: what to optimise on the validation split: the ``loss``, or the ``metric`` with the loss as tie-breaker.
@@ -149,9 +149,9 @@ class Search(Section):
         batch_size: rows per evaluation batch.
         racing: stop evaluating a subnet once it can no longer become one of the best.
         calibration_steps: train each subnet for this many steps before scoring it, with the supernet's settings and
-            half its learning rate. Scores rank subnets better, and an evaluation takes several times as long.
-        fold: score subnets folded into the base weights, which is faster and keeps a second copy of the adapted
-            weights; ``false`` takes no more memory than training. None folds where the device has the memory.
+            half its learning rate. Scores rank subnets better, but an evaluation takes several times as long.
+        fold: score subnets folded into the base weights, which is faster but needs a second copy of the adapted
+            weights; ``false`` needs no more memory than training. None folds if the device has enough memory.
     """
 
     sampler: str = "evolution"
@@ -221,9 +221,9 @@ class BaselineTraining(Section):
 
     Attributes:
         lr_factors: as in `supernet`; None uses the supernet's.
-        training: fields of TrainingArguments. Fields that are not set follow the supernet, but for the learning rate,
-            which follows retraining where that sets one; and the baseline trains for as many epochs as supernet and
-            retraining together (as many steps, if either sets ``max_steps``).
+        training: fields of TrainingArguments. Fields that are not set are the supernet's, with two exceptions: the
+            learning rate is that of retraining if it sets one, and the baseline trains for as many epochs as supernet
+            and retraining together (as many steps, if either sets ``max_steps``).
     """
 
     lr_factors: LrFactors | None = None
@@ -234,28 +234,27 @@ UniformMethod = Literal["lora", "ia3", "bitfit", "hira", "lora+vectors"]
 
 
 class Finals(Section):
-    """How the search ends: the best subnets and the uniform methods race as real trainings.
+    """How the search ends: the best subnets race in real trainings against uniform methods (the same in every layer).
 
-    Without this section, the best subnet is retrained alone. With it there is no retraining; ``finals: {}`` takes all
+    Without this section, the best subnet is retrained alone. With it there is no retraining; ``finals: {}`` uses all
     defaults.
 
-    Uniform methods race alone; then they, each at its best rate, and the subnets race with a teacher. Finalists train
-    to a quarter, half and all of the steps; half as many train on each time, by the lowest validation loss so far.
-    The winner's best checkpoint is the final adapter.
+    The uniform methods race first, without a teacher. Then they, each at its best rate and LoRA also at the next higher
+    one, and the subnets race with a teacher. In each race, all train for a quarter of the steps, half of them go on to half of the steps, and half of
+    those to the end, chosen by the lowest validation loss so far. The winner's best checkpoint is the final adapter.
 
     Attributes:
-        subnets: the search's best subnets that compete, with the weights that they inherit.
-        methods: the uniform methods that compete, where the budget allows: ``lora``, ``ia3`` (vectors that scale the
+        subnets: how many of the search's best subnets compete, starting from their inherited weights.
+        methods: the uniform methods that compete, if they fit the budget: ``lora``, ``ia3`` (vectors that scale the
             outputs), ``bitfit`` (biases), ``hira`` (low-rank A), ``lora+vectors`` (LoRA with vectors A and E).
-        rates: learning rates of LoRA, as factors of the training's. Where the best one of several is the highest or the
-            lowest after a quarter of the steps, a further one beyond it joins, up to twice.
-        teacher: the subnets of the supernet whose mean prediction teaches; 0 is no teacher. Subnets that compete are
-            taught, uniform methods compete with and without it.
+        rates: learning rates of LoRA, as multiples of the one in ``training``. If, after a quarter of the steps, the
+            best of several is the highest or the lowest, one beyond it joins the race, up to twice.
+        teacher: how many subnets of the supernet teach, by their mean prediction; 0 is no teacher. Competing subnets
+            have the teacher; uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.
-        lr_factors: as in the supernet's section, whose factors are used where none are given. Methods have factors of
-            their own for kinds of paths that are not among them, such as 15 for the low-rank A of ``hira``; with ``{}``
-            they have none.
-        training: fields of TrainingArguments, but for those that the race sets: what is evaluated and saved.
+        lr_factors: as in `supernet`; None uses the supernet's. For kinds of paths without a factor here, a method may
+            have its own, such as 15 for the low-rank A of ``hira``; ``{}`` turns these off as well.
+        training: fields of TrainingArguments, except those for evaluation and saving, which the race sets.
     """
 
     subnets: int = Field(default=2, ge=0)
@@ -286,7 +285,7 @@ class Recipe(Section):
         name: name of the experiment; the run folder is ``runs/<name>``.
         seed: seed of the splits, of all training, and of the search.
         space: the search space: a YAML file, or the name of a shipped space.
-        finals: where it is given, the search ends in a race, in place of retraining; ``{}`` takes its defaults.
+        finals: if given, the search ends in a race instead of retraining; ``{}`` uses all defaults.
         baselines: methods to compare with. ``lora`` is peft's ``LoraConfig`` at the largest rank within the budget.
     """
 

@@ -41,7 +41,7 @@ supernet:                       # holds all choices of every layer, with shared 
   #sampling: sizes              # picks the subnets of each step: sizes, uniform (the paper's), fair, sandwich, budget
   #sampling_options: {{}}
   #sharing: separate            # or nested: the kinds of a path share tensors, as in the paper's code
-  #max_params: null             # of the largest subnet that trains; null is the budget, or 4 times it with a teacher
+  #max_params: null             # size of the largest subnet to train; null is the budget, or 4 times it with a teacher
   #lr_factors: auto             # multipliers of the learning rate by kind of path: {{vector: 2, head: 5}}
   #patience: null               # stop after this many evaluations without improvement
 
@@ -56,26 +56,26 @@ search:                         # finds the best subnet on the validation split
   {search_batch}                # rows per evaluation batch
   #racing: false                # stop evaluating a subnet once it can no longer become one of the best
   #calibration_steps: 0         # train each subnet before scoring it: 40 steps rank better, at 3 to 6 times the cost
-  #fold: null                   # fold subnets to score them, in more memory; null does so where memory allows
+  #fold: null                   # fold subnets into the base weights to score them; null does so where memory allows
 
 finals:                         # the best subnets race against LoRA and other uniform methods; the winner is exported
-  training:                     # of each finalist; its best checkpoint counts, so epochs too many only take time
+  training:                     # of each finalist; its best checkpoint counts, so extra epochs only cost time
     num_train_epochs: 10
     learning_rate: 2.0e-3
     per_device_train_batch_size: {batch_size}
-  #subnets: 2                   # the search's best subnets that compete
+  #subnets: 2                   # how many of the search's best subnets compete
   #methods: [lora, ia3]         # uniform methods that compete; also bitfit, hira and lora+vectors
-  #rates: [0.5, 1, 2]           # LoRA's learning rates, as factors of the training's
-  #teacher: 8                   # subnets whose mean prediction teaches; 0 is no teacher
+  #rates: [0.5, 1, 2]           # LoRA's learning rates, as multiples of the one above
+  #teacher: 8                   # how many subnets teach, by their mean prediction; 0 is no teacher
   #teacher_share: 0.5           # the teacher's share of the loss
   #lr_factors: null             # null uses the supernet's
 
-#retrain:                       # in place of finals: trains the best subnet alone; used where it is better then
+#retrain:                       # in place of finals: trains the best subnet alone; the result is used if it is better
 #  from: inherited              # start from the supernet's weights, or from scratch
 #  training: {{num_train_epochs: 3, learning_rate: 2.0e-3, per_device_train_batch_size: {batch_size}}}
 #  lr_factors: null             # null uses the supernet's
 
-#baselines: [lora]              # without finals, which have a tuned baseline: peft's LoRA at the largest rank
+#baselines: [lora]              # for runs without finals, which have a tuned baseline: peft's LoRA at the largest rank
 #baseline:
 #  training: {{}}               # as the supernet's, with the epochs of supernet and retraining together
 #  lr_factors: null             # null uses the supernet's
@@ -92,8 +92,8 @@ COMMENTS = {
     "train": "a csv file with a header line",
     "validation": "used by the search; null cuts it from train",
     "test": "read once, at the end; null cuts it from train",
-    "response_column": "what is learned, as the answer to the prompt",
-    "messages_column": "conversations, of which the assistant's turns are learned",
+    "response_column": "the response to the prompt, which is learned",
+    "messages_column": "conversations; the assistant's turns are learned",
 }
 DEFAULTS: dict[str, Any] = {
     "type": "text-classification",
@@ -162,9 +162,7 @@ def _task_lines(type_: str, prompt: Any) -> list[str]:
             *(f"    - {_escaped(text)}" for text in quoted),
         ]
     if type_ in ("causal-lm", "seq2seq-lm"):
-        lines += [
-            "  #metrics: [] # of the answers, such as {{type: exact-match}}; without, perplexity is all that is known"
-        ]
+        lines += ["  #metrics: [] # of the answers, such as {{type: exact-match}}; perplexity is always measured"]
     return lines
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from glora_search.finals.finalists import TAUGHT
-from glora_search.report.data import RunData, is_lower_better
+from glora_search.report.data import RunData, by_peft, is_lower_better
 from glora_search.vocabulary import PATHS, TIED
 
 # Of Okabe and Ito's palette, which stays apart for colour-blind readers, what is seen on white and on black.
@@ -50,7 +50,7 @@ def metric_against_parameters(data: RunData) -> go.Figure:
             line={"color": PURPLE, "width": 2, "shape": "hv"},
             hoverinfo="skip",
         )
-    models = [(f"{entry['name']} (peft)", entry, VERMILLION, "square") for entry in metrics["baselines"]]
+    models = [(f"{entry['name']}{by_peft(entry)}", entry, VERMILLION, "square") for entry in metrics["baselines"]]
     if "search" in metrics:
         models.append(("best subnet", metrics["search"]["best"], SKY, "diamond"))
     if "final" in metrics:

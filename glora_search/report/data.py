@@ -78,6 +78,11 @@ def is_lower_better(metrics: dict[str, Any]) -> bool:
     return bool(metrics.get("direction") == "minimize")
 
 
+def by_peft(entry: dict[str, Any]) -> str:
+    """What is said beside a baseline's name: LoRA is peft's own, the other uniform methods are subnets."""
+    return " (peft)" if str(entry.get("method", "lora")).lower().startswith("lora") else ""
+
+
 def _trials(run: RunFolder) -> pd.DataFrame:
     if run.done("search") is not None and run.trials().is_file():
         return pd.read_csv(run.trials())

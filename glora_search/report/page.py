@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from glora_search.files.text import write_text
 from glora_search.finals.finalists import TUNED
 from glora_search.report import charts
-from glora_search.report.data import RunData, is_lower_better, read_run
+from glora_search.report.data import RunData, by_peft, is_lower_better, read_run
 from glora_search.report.importance import MIN_TRIALS, gene_importance
 from glora_search.run.folder import RunFolder
 from glora_search.run.measures import Measure, measures
@@ -28,7 +28,7 @@ BUDGET_COLUMNS = (
     *("budget", "final", "adapter parameters", "validation", "test", "baseline validation", "baseline test"),
     "LoRA trainings",
 )
-FINALIST_COLUMNS = ("finalist", "adapter parameters", "steps", "best at", "validation", "validation loss")
+FINALIST_COLUMNS = ("finalist", "adapter parameters", "steps", "best step", "validation", "validation loss")
 CONFIG = {"responsive": True, "displayModeBar": False}
 
 
@@ -117,7 +117,7 @@ def result_columns(metrics: dict[str, Any]) -> tuple[str, ...]:
 def result_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     """The final table, see `result_columns`; of an unfinished run, what there is."""
     models = [(entry["name"], entry) for entry in metrics.get("references", ())]
-    models += [(f"baseline: {entry['name']}{_by_peft(entry)}", entry) for entry in metrics["baselines"]]
+    models += [(f"baseline: {entry['name']}{by_peft(entry)}", entry) for entry in metrics["baselines"]]
     if "search" in metrics:
         steps = metrics["search"].get("calibration_steps")
         trained = f" and {steps} steps" if steps else ""
@@ -192,8 +192,9 @@ def _race(data: RunData) -> Section | None:
     if not curves:
         return None
     text = (
-        "The validation loss of each training. Half of them end at a quarter of the steps, half of the rest at a half. "
-        "The winner is the adapter with the lowest loss at any time; its line is thick. Dashed lines have a teacher."
+        "The validation loss of each finalist. Half of them stop after a quarter of the steps, and half of the rest "
+        "after a half. The winner is the finalist with the lowest loss at any step; its line is thick. Finalists with "
+        "dashed lines have a teacher."
     )
     figure = charts.race_curves(data.finals["finalists"], curves)
     return Section("The race", text, (Chart("race", "Validation loss of each finalist", figure),))
@@ -201,11 +202,6 @@ def _race(data: RunData) -> Section | None:
 
 def _score(entry: dict[str, Any], measure: Measure, split: str) -> str:
     return "diverged" if entry.get("diverged") else _number(measure.of(entry, split))
-
-
-def _by_peft(entry: dict[str, Any]) -> str:
-    """LoRA is peft's own; the other uniform methods are subnets."""
-    return " (peft)" if str(entry.get("method", "lora")).lower().startswith("lora") else ""
 
 
 def _number(value: Any) -> str:
@@ -222,7 +218,7 @@ def _result_notes(data: RunData) -> list[str]:
     budget = "no budget" if metrics["budget"] is None else f"at most {metrics['budget']:,} adapter parameters"
     notes = [f"Metric: {metrics['metric']}, {better} is better. Budget: {budget}."]
     for one in metrics.get("metrics", ()):
-        rows = ", ".join(f"{count:,} {split}" for split, count in one["rows"].items()) or "of its own"
+        rows = ", ".join(f"{count:,} {split}" for split, count in one["rows"].items()) or "its own"
         better = "lower" if one["direction"] == "minimize" else "higher"
         notes.append(f"Metric of answers: {one['name']}, {better} is better. Rows: {rows}.")
     if "rows" in metrics:
@@ -233,7 +229,8 @@ def _result_notes(data: RunData) -> list[str]:
         notes.append(f"Done: {', '.join(times)}.")
     if "lora_trainings" in metrics:
         notes.append(f"Cost: as long as {metrics['lora_trainings']:.1f} LoRA trainings.")
-    missing = [stage.command for stage in STAGES.values() if stage.command not in data.seconds]
+    run = RunFolder(data.folder)
+    missing = [one.command for one in STAGES.values() if run.asks_for(one) and one.command not in data.seconds]
     if "rows" not in metrics:
         notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")
     noted = metrics.get("notes", [])
@@ -256,9 +253,9 @@ def _front(data: RunData) -> Section:
     up = "down" if is_lower_better(data.metrics) else "up"
     text = (
         f"Further left is smaller, further {up} is better. Each dot is a subnet that the search scored with the "
-        "weights inherited from the supernet; the front joins those that no other beats in both. Squares are "
-        "baselines, trained on their own. The diamond is the best subnet with its inherited weights, the star the "
-        "final one. Validation scores are optimistic: they selected the model."
+        "weights inherited from the supernet; the front joins the subnets that no other beats in both size and score. "
+        "Squares are baselines, trained on their own. The diamond is the best subnet with its inherited weights, the "
+        "star the final adapter. Validation scores are optimistic, because the model was selected on them."
     )
     return Section(title, text, (Chart("front", title, charts.metric_against_parameters(data)),))
 
@@ -269,13 +266,13 @@ def _progress(data: RunData) -> Section:
         return Section(title, "No subnet has been evaluated yet.", command=_next_command(data, "search"))
     metric = str(data.metrics["metric"])
     drawn = [Chart("best-metric", f"Validation {metric} of each trial", charts.best_so_far(data, "value", metric))]
-    text = f"The search optimizes the validation {metric}. If the line still moves at the end, run more trials."
+    text = f"The search optimises the validation {metric}. If the line still moves at the end, run more trials."
     if data.score == "loss":
         figure = charts.best_so_far(data, "user_attrs_loss", "loss")
         drawn.insert(0, Chart("best-loss", "Validation loss of each trial", figure))
         text = (
-            "The search minimizes the validation loss. If the line still falls at the end, run more trials. "
-            f"Below is the {metric} of the same subnets; there, the best one can be below an earlier one."
+            "The search minimises the validation loss. If the line still falls at the end, run more trials. "
+            f"Below is the {metric} of the same subnets; the one with the lowest loss need not have the best {metric}."
         )
     return Section(title, f"Each dot is a trial; the line is the best trial so far. {text}", tuple(drawn))
 
@@ -283,21 +280,21 @@ def _progress(data: RunData) -> Section:
 def _importance(data: RunData) -> Section:
     title = "What mattered"
     if len(data.trials) < MIN_TRIALS or data.genes.empty:
-        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets: set search.trials in the recipe."
+        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets: raise search.trials in the recipe."
         return Section(title, text)
     shares, agreement = gene_importance(data.genes, data.trials["score"])
     if agreement < MIN_AGREEMENT:
-        text = f"These {len(data.trials)} trials do not tell which genes matter: two halves of them disagree."
+        text = f"These {len(data.trials)} trials do not show which genes matter: fits to two halves of them disagree."
         return Section(title, text)
     count = shares["layer"].nunique()
     top = charts.TOP_LAYERS
-    shown = "each layer" if count <= top else f"the {top} layers, of {count}, where it is most"
+    shown = "each layer" if count <= top else f"the {top} of {count} layers that explain most"
     score = data.score if data.score == "loss" else str(data.metrics["metric"])
     text = (
-        f"How much of the variation in validation {score} the choices of each path explain, and below, those in "
-        f"{shown}. All shares add up to 100%. The fit is a sum of one effect per choice over the subnets that the "
-        f"search evaluated; two halves of them agree with a correlation of {agreement:.2f}. This is a hint, not a "
-        "proof: the search is no random sample, and genes that spread together share the credit."
+        f"How much of the variation in validation {score} is explained by the choices of each path and, below, by "
+        f"those in {shown}. All shares add up to 100%. The score of each evaluated subnet is fitted as a sum of one "
+        f"effect per choice; fits to two halves of the subnets correlate at {agreement:.2f}. This is a hint, not a "
+        "proof: the search does not sample at random, and choices that spread together share the credit."
     )
     drawn = (
         Chart("importance-paths", "Share of each path", charts.path_importance(shares)),
@@ -310,11 +307,11 @@ def _supernet(data: RunData) -> Section:
     title = "Training of the supernet"
     if "loss" not in data.history:
         return Section(title, "No training has been logged yet.", command=_next_command(data, "supernet"))
-    text = "Training loss per optimizer step. Each step trains other subnets, so the thin line jumps. "
+    text = "Training loss per optimizer step. Each step trains different subnets, so the thin line jumps. "
     if charts.probe_columns(data.history):
         text += (
-            "The lines with marks are the validation loss of the probes: a few fixed subnets of different sizes and "
-            "methods. If they still fall at the end, train for more epochs; if they rise, for fewer."
+            "The lines with markers are the validation losses of the probes: a few fixed subnets of different sizes "
+            "and methods. If they still fall at the end, train for more epochs; if they rise, for fewer."
         )
     else:
         text += "Evaluation was off, so there are no probes: set supernet.training.eval_strategy=epoch in the recipe."

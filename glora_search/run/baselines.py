@@ -27,9 +27,10 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
         if config is None:
             result["skipped"].append(f"{name}: not even rank 1 on query and value fits the budget")
             continue
-        set_seed(recipe.seed)
-        model, where = get_peft_model(task.model(), config), folder / name
+        where = folder / name
         args = run.arguments(baseline_settings(recipe, len(task.train), processes()), where)
+        set_seed(args.seed)
+        model = get_peft_model(run.base(args), config)
         factors = recipe.lr_factors(recipe.baseline)
         train(model, task, task.train, task.validation, args, description=name, resume=True, lr_factors=factors)
         if follows():

@@ -25,7 +25,7 @@ def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]
     notes += _differences("data", {str(run.path): _rows_of(run.recipe) for run in runs})
     found = {row["run"]: row["metric"] for row in rows if row["metric"] is not None}
     differing = _differences("metric", found)
-    notes += [f"{note}: their figures do not compare" for note in differing]
+    notes += [f"{note}: their scores cannot be compared" for note in differing]
     settings = {str(run.path): (run.recipe["task"].get("metrics") or [{}])[0] for run in runs if str(run.path) in found}
     notes += [] if differing else _differences("task.metrics.0", settings)
     return rows, notes

@@ -78,6 +78,11 @@ class Context:
         """
         return self.placed(load_adapter(self.task.model(), self.folder / adapter, trainable=trainable))
 
+    def base(self, args: TrainingArguments) -> Any:
+        """A fresh base model for a training; what is drawn at random is drawn with the training's seed."""
+        # A user's own task may know of no other seed than the recipe's.
+        return self.task.model() if args.seed == self.recipe.seed else self.task.model(args.seed)
+
     def placed(self, model: Any) -> Any:
         """A model on the device where models are scored; one that the recipe has a device map for stays in place."""
         return model if self.recipe.task.device_map is not None else model.to(self.device)

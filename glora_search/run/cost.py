@@ -184,6 +184,8 @@ def spent(view: RunFolder) -> float | None:
     unit = None
     if finals is not None:
         unit = finals.get("seconds_per_training")
+        if unit is not None:  # of one of the workers that shared this machine: alone it would have been so much faster
+            unit /= finals.get("workers", 1)
     elif baselines is not None and baselines["list"]:
         unit = seconds["baselines"] / len(baselines["list"])
     return sum(seconds.values()) / unit if unit else None

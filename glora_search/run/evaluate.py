@@ -136,7 +136,14 @@ def no_baseline(run: Context, tuned: Mapping[str, Any] | None) -> list[str]:
     if run.recipe.finals is None or tuned is not None:
         return []
     methods, budget = ", ".join(run.recipe.finals.methods), run.recipe.search.max_params
-    return [f"the finals have no baseline: none of finals.methods, {methods}, fits the budget of {budget:,}"]
+    raced = [row for row in (run.view.done("finals") or {}).get("finalists", ()) if "subnet" not in row["method"]]
+    if raced:
+        why = f"every one of finals.methods has diverged. Lower {run.rate_to_lower('finals')}"
+    elif budget is None:
+        why = f"the model has no layer for any of finals.methods, {methods}"
+    else:
+        why = f"none of finals.methods, {methods}, fits the model and the budget of {budget:,}"
+    return [f"the finals have no baseline: {why}"]
 
 
 def short_search(run: Context) -> list[str]:
@@ -153,7 +160,7 @@ def larger_subnets(run: Context) -> list[str]:
     if trained is None or (used is not None and used <= trained):
         return []
     size = "of all sizes" if used is None else f"up to {used:,}"
-    return [f"the supernet was trained for subnets of up to {trained:,} parameters, and used for subnets {size}"]
+    return [f"the supernet was trained for subnets of up to {trained:,} parameters, but used for subnets {size}"]
 
 
 def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -166,33 +173,39 @@ def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
         for section in (recipe.supernet, recipe.finals)
     )
     higher = f"a higher supernet.training.learning_rate than {rate:g}, or " if rate < HIGH * lora else ""
-    remedy = f"It may need {higher}more epochs"
+    remedy = f"The supernet may need {higher}more epochs"
     if teacher.get("by") == "finalists":  # an earlier version did not note it
         count = teacher["members"]
         who = f"the mean of {count} finalists" if count > 1 else "the best finalist"
-        return [f"the supernet predicts too badly to teach; {who} without a teacher taught in its place. {remedy}"]
-    alone = [row["validation_loss"] for row in finals["finalists"] if not row["name"].endswith(TAUGHT)]
-    if not alone or teacher["validation_loss"] <= POOR * min(alone):
+        return [f"the supernet predicts too badly to teach, so {who} without a teacher taught instead. {remedy}"]
+    alone = [
+        row["validation_loss"]
+        for row in finals["finalists"]
+        if not row["name"].endswith(TAUGHT) and is_finite(row["validation_loss"])
+    ]
+    own = teacher["validation_loss"]
+    if not alone or (is_finite(own) and own <= POOR * min(alone)):
         return []
-    losses = f"{teacher['validation_loss']:.4f}, and that of the best finalist without a teacher {min(alone):.4f}"
-    raced = "" if teacher.get("taught", True) else "; the subnets have raced without it"
-    return [f"the supernet predicts badly for a teacher: its validation loss is {losses}{raced}. {remedy}"]
+    said = f"{own:.4f}" if is_finite(own) else "not a number"
+    losses = f"{said}, and that of the best finalist without a teacher is {min(alone):.4f}"
+    raced = "" if teacher.get("taught", True) else ", so the subnets raced without it"
+    return [f"the supernet is a poor teacher: its validation loss is {losses}{raced}. {remedy}"]
 
 
 def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:
     """Whether a method's best learning rate is the highest or the lowest that was raced."""
     raced: dict[str, list[Mapping[str, Any]]] = {}
     for row in finals.get("finalists", ()):  # best first
-        alone = not row["name"].endswith(TAUGHT) and is_finite(row["validation_loss"])
-        if alone and "rate" in row:  # an earlier version did not note it
+        if not row["name"].endswith(TAUGHT) and "rate" in row:  # an earlier version did not note it
             raced.setdefault(row["method"], []).append(row)
     found = []
     for method, rows in raced.items():
-        rates, best = sorted(row["rate"] for row in rows), rows[0]["rate"]
+        rates = sorted(row["rate"] for row in rows)
+        best = next((row["rate"] for row in rows if is_finite(row["validation_loss"])), None)
         if len(rates) > 1 and best in (rates[0], rates[-1]):
             end, further = ("highest", "higher") if best == rates[-1] else ("lowest", "lower")
             found.append(
-                f"the best learning rate of {method} is the {end} that was raced, x{best:g}: {further} ones in "
+                f"the best learning rate of {method} is the {end} one tried, x{best:g}: {further} ones in "
                 "finals.rates may be better"
             )
     return found

@@ -61,7 +61,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
     with helped_by(workers - 1, functools.partial(assist, run.folder)):
         outcome = contest.run(study)
-    return _results(run, folder, contest, outcome)
+    return _results(run, folder, contest, outcome, workers)
 
 
 def assist(folder: Path, *, workers: int = 1) -> None:
@@ -87,6 +87,7 @@ def assist(folder: Path, *, workers: int = 1) -> None:
 def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
     """The finals, in this process."""
     recipe, task, trainings = run.recipe, run.task, folder / "trainings"
+    args = run.arguments({**settings.training, **EVALUATED}, folder)
     return Contest(
         space=run.space,
         subnets=_best_subnets(run, settings.subnets),
@@ -95,11 +96,11 @@ def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
         validation=task.validation,
         unlabelled=task.unlabelled,
         lesson=Lesson.load(folder / TAUGHT) if settings.teacher else None,
-        args=run.arguments({**settings.training, **EVALUATED}, folder),
+        args=args,
         folder=trainings,
         settings=settings,
         max_params=recipe.search.max_params,
-        base=task.model,
+        base=lambda: run.base(args),
         load=lambda folder: run.placed(load_adapter(task.model(), folder)),
         inherit=lambda one, base: load_adapter(base, folder / STARTS / one.start, trainable=True),
         lr_factors=recipe.lr_factors(settings),
@@ -108,7 +109,7 @@ def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
     )
 
 
-def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> dict[str, Any]:
+def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, workers: int) -> dict[str, Any]:
     """Keep the winner and the baseline, and say what is noted of the race."""
     if not outcome.finite(outcome.winner):
         rate = contest.args.learning_rate
@@ -131,6 +132,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome) -> 
         "curves": {name: dict(standing.losses) for name, standing in outcome.result.standings.items()},
         "trainings": round(outcome.result.steps / contest.steps, 2),
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
+        **({"workers": workers} if workers > 1 else {}),
         **({} if outcome.teacher is None else {"teacher": outcome.teacher}),
     }
 

@@ -66,7 +66,7 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
 def dense_base(run: Context) -> PreTrainedModel:
     """The base model as the adapter sees it, its quantised weights made dense; a message says so."""
     base = run.task.model()
-    say(f"merge: {dequantize(base)} quantised layers are made dense, in {base.dtype}", "dim")
+    say(f"merge: {dequantize(base)} quantised layers are dequantised to {base.dtype}", "dim")
     return base
 
 

@@ -142,7 +142,8 @@ def _say_repeated(task: Task, splits: dict[str, Dataset]) -> None:
     for split in ("validation", "test"):
         known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
         if known:
-            say(f"note: {known} of {len(splits[split])} rows of data.{split} are train rows too: its figures flatter")
+            rows = f"{known} of {len(splits[split])} rows of data.{split}"
+            say(f"note: {rows} are train rows too, so scores on this split are too optimistic")
 
 
 def _check_words(task: Task) -> None:

@@ -40,6 +40,7 @@ class Questions:
             self.columns = [data.get("image_column") or "image"]
         else:
             self.columns = [data.get("text_column") or "text", *([self.pair] if self.pair else [])]
+        self.words = task["type"] == "token-classification"
 
     def __call__(self, question: Question) -> Any:
         """What a pipeline is called with: a text; of a pair of texts, a mapping; of a conversation, its messages.
@@ -91,6 +92,8 @@ class Questions:
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:
         value = row.get(name)
+        if self.words and isinstance(value, list):
+            return " ".join(map(str, value))
         if isinstance(value, (list, dict)):
             raise invalid("a row", reprlib.repr(value), f"text in the column {name}")
         return "" if value is None else str(value)

@@ -57,7 +57,7 @@ def no_better(metrics: Mapping[str, Any]) -> list[str]:
         {**entry, "name": f"baseline {entry['name']}"} for entry in metrics["baselines"] if entry["name"] != won
     ]
     if len(baselines) < len(metrics["baselines"]):
-        said.append(f"the baseline has won the finals: the final model is {won}")
+        said.append(f"the baseline won the finals: the final model is {won}")
     for measure in dict.fromkeys([found[0], found[-1]]):
         ours = measure.of(metrics["final"], "test")
         key = rank_key(ours, direction=measure.direction)

@@ -20,9 +20,9 @@ def retrain(run: Context, folder: Path) -> dict[str, Any]:
     """Train the best subnet on; leaves ``retrained/``, an adapter folder, which has no weights if they diverged."""
     recipe, task = run.recipe, run.task
     settings = recipe.retrain
-    set_seed(recipe.seed)
-    model = subnet_to_train(task.model(), run.folder / "best", start=settings.start)
     args, factors = run.arguments(settings.training, folder), recipe.lr_factors(settings)
+    set_seed(args.seed)
+    model = subnet_to_train(run.base(args), run.folder / "best", start=settings.start)
     train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
     if follows():
         return {}

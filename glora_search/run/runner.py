@@ -108,7 +108,7 @@ class Run:
             for name in stale:
                 self._forget(STAGES[name], "made with other settings")
             if goes_on:
-                say(f"search: going on from {view.result('search')['trials']} trials")
+                say(f"search: continuing from {view.result('search')['trials']} trials")
                 (self.folder / STAGES["search"].written_last).unlink()
                 self._remove_made_from(STAGES["search"], "made from the search so far")
             if any(change.key == "data.unlabelled" for change in found):
@@ -148,8 +148,10 @@ class Run:
         Raises:
             UserError: the supernet is not trained yet.
         """
-        self.view.result("supernet")
+        trained = self.view.result("supernet")
         recipe, folder = self.context.recipe.under(budget), self.folder / BUDGETS / str(budget)
+        largest = trained.get("max_params", recipe.supernet.max_params)  # an older one has not noted it
+        recipe.supernet.max_params = None if largest is None else max(largest, budget)
         recipe.space = str((self.folder / "space.yaml").resolve())
         run = Run.create(recipe, folder)
         if run.view.done("supernet") is None:
@@ -217,13 +219,13 @@ class Run:
         done.setdefault("seconds", round(time.perf_counter() - started, 1))
         # A later stage may have been done without this one, as merging is without retraining.
         self._remove(*stage.beside)
-        self._remove_made_from(stage, "made without this result")
+        self._remove_made_from(stage, f"made without {stage.shown}")
         write_json(self.folder / stage.written_last, done)
         return done
 
     def _join(self, stage: Stage, options: dict[str, Any]) -> None:
         """Help the process that is at this stage, until it has noted the result."""
-        say(f"{stage.command}: joining the one that is running in this folder")
+        say(f"{stage.command}: joining the process that is at work in this folder")
         function(stage.joined_by)(self.folder, **options)
         while self.view.done(stage.name) is None and self.view.is_busy():
             time.sleep(0.5)

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.disk import full_disk
+from glora_search.progress import say
 from glora_search.ranking import is_finite
 from glora_search.scoring import Evaluation
 from glora_search.search.evolution.base import Proposal, distributions
@@ -65,6 +66,13 @@ class Worker:
     def run(self) -> None:
         """Evaluate until the search is complete."""
         pause, salt = _Pause(), 0
+        self._look(self.ledger.claims)
+        if self.ledger.in_doubt and self._finished() < self.trials:
+            say("search: waiting for a sign of another machine's workers, a minute at most", "dim")
+            while self.ledger.in_doubt:  # what a dead one claims is not pending, and shifts no number
+                pause()
+                self._look(self.ledger.claims)
+            pause.reset()
         while True:
             self._look(self.ledger.claims)
             if self._finished() >= self.trials:

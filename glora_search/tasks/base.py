@@ -218,24 +218,28 @@ class Task(abc.ABC):
         """Keys of the data section, each with the column that it names."""
         return [(f"data.{key}", self.column(key)) for key in keys]
 
-    def model(self) -> PreTrainedModel:
-        """A fresh base model with its head; what is drawn at random is drawn with the recipe's seed.
+    def model(self, seed: int | None = None) -> PreTrainedModel:
+        """A fresh base model with its head.
 
         A head of other names than the task's is drawn anew, whatever its size.
+
+        Args:
+            seed: of what is drawn at random; None is the recipe's.
         """
         check_device_map(self.recipe.task.device_map)
-        set_seed(self.recipe.seed)
+        seed = self.recipe.seed if seed is None else seed
+        set_seed(seed)
         model, loaded = self._loaded()
         if trained := quantized_in(model, self._trained(model, loaded)):
             self._skip += trained  # what is trained as it is stays as it is
-            set_seed(self.recipe.seed)
+            set_seed(seed)
             model, loaded = self._loaded()
         check_weights(model, loaded, name=self.recipe.task.model)
         check_devices(model, self.recipe.task.device_map)
         if self.outputs and not self.keeps_head() and draw_head(model, loaded) and not self._said:
             self._said = True
             names = ", ".join(head_labels(self.config)[:3])
-            say(f"task.model: its head has other labels ({names}, ...) than the data: it is drawn anew", "dim")
+            say(f"task.model: its head has other labels ({names}, ...) than the data: a new head is drawn", "dim")
         head = bool(self.outputs)
         self.draws = bool(loaded["missing_keys"] or loaded["mismatched_keys"]) or (head and not self.keeps_head())
         self.modules_to_save = modules_to_save(model, loaded, task_type=self.task_type, head=head)
@@ -340,21 +344,23 @@ class TextTask(Task):
     tokenizer: Any
 
     def load_processor(self) -> Any:
-        """The tokenizer; one without padding pads with its end."""
+        """The tokenizer; one without padding pads as the model's config says, else with its end."""
         self.tokenizer = self.load(AutoTokenizer)
         if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+            own = getattr(self.config.get_text_config(), "pad_token_id", None)
+            named = own is not None and 0 <= own < len(self.tokenizer)
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(own) if named else self.tokenizer.eos_token
         check_vocabulary(self.tokenizer, self.config, name=self.recipe.task.model)
         longest = longest_input(self.tokenizer, self.config)
         if longest is not None and self.max_length > longest:
             raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
         return self.tokenizer
 
-    def model(self) -> PreTrainedModel:
-        """See `Task.model`; the model knows the padding."""
-        model = super().model()
-        if getattr(model.config, "pad_token_id", None) is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+    def model(self, seed: int | None = None) -> PreTrainedModel:
+        """See `Task.model`; the model knows the tokenizer's padding, by which decoders find a row's last token."""
+        model = super().model(seed)
+        for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+            config.pad_token_id = self.tokenizer.pad_token_id
         return model
 
     @property

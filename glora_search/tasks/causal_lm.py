@@ -141,7 +141,7 @@ class CausalLM(LanguageModel):
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`; and how many sequences packed rows share."""
-        shared = f"{len(self.train_rows)} rows of data.train share {len(self.train)} sequences"
+        shared = f"{len(self.train_rows)} rows of data.train are packed into {len(self.train)} sequences"
         return [*super().row_notes(share), *([shared] if self.recipe.task.packing else [])]
 
     def make_collator(self) -> Any:

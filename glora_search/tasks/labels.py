@@ -31,6 +31,8 @@ INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2
 """Soft hyphen, joiners, marks of direction, byte order mark."""
 OUTER = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 """What is no part of a name."""
+WRITTEN_LIST = re.compile(r"""\[\s*(?:['"].*['"]|[\d.,\s-]*)\s*\]""", re.DOTALL)
+"""A list as Python or json writes it."""
 FEW = 10
 """So many whole numbers are classes, however few rows each has."""
 
@@ -74,6 +76,12 @@ def read_targets(
     odd = next((value for value in values if isinstance(value, (dict, bytes))), None)
     if odd is not None:
         raise invalid(key, odd, "a column of names or numbers")
+    written = [value for value in values if isinstance(value, str) and WRITTEN_LIST.fullmatch(value.strip())]
+    if target in ("label", "labels") and written:
+        allowed = (
+            f"a{SEPARATOR}b for several labels, or lists in json or parquet; this is a list that was written as text"
+        )
+        raise invalid(key, written[0], allowed)
     if target == "number":
         made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":

@@ -158,9 +158,9 @@ class LanguageModel(TextTask):
         """Perplexity."""
         return float(np.exp(sums[0] / sums[1]))
 
-    def model(self) -> PreTrainedModel:
+    def model(self, seed: int | None = None) -> PreTrainedModel:
         """See `Task.model`; what the model generates ends where the answers end that it learns."""
-        model = super().model()
+        model = super().model(seed)
         known = [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
         if new := [end for end in self.ends(self.data.train) if end not in known]:
             model.generation_config.eos_token_id = [*known, *new]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
@@ -10,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from glora_search.errors import invalid
 from glora_search.tasks.language_model import Fit, LanguageModel, Question
 from glora_search.tasks.rows import Column
+from glora_search.tuners.heads import loss_in_float32
 
 
 class Seq2SeqLM(LanguageModel):
@@ -51,10 +53,17 @@ class Seq2SeqLM(LanguageModel):
         ids: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=self.max_length)["input_ids"]
         return ids
 
-    def model(self) -> PreTrainedModel:
+    def model(self, seed: int | None = None) -> PreTrainedModel:
         """See `Task.model`; the model writes answers as long as those that it learned, not generate's 20 tokens."""
-        model = super().model()
+        model = super().model(seed)
         model.generation_config.max_new_tokens = self.max_length
+        loss_in_float32(model)
+        return model
+
+    def load_merged(self, folder: str) -> Any:
+        """See `Task.load_merged`."""
+        model = super().load_merged(folder)
+        loss_in_float32(model)
         return model
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.tables import json_fault, line_of, read_header, wrong_line
+from glora_search.files.tables import Quoting, json_fault, line_of, read_header, wrong_line
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
+
+QUOTES = "a quote does not enclose its whole field; if quotes are part of the texts, set data.quoting: none"
+TIMES = ("timestamp", "date", "time", "duration")
+"""How types of columns begin whose values are points in time."""
 
 
 class Source(Protocol):
@@ -135,34 +140,42 @@ class CsvFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
-        header = read_header(*self._open(split))[1]
+        path, separator = self._open(split)
+        header = read_header(path, separator, self._quoting)[1]
         twice = next((name for name in columns if header.count(name) > 1), None)
         if twice is not None:
             raise self._refused(split, f"line 1: {header.count(twice)} columns are called {twice}")
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
+        line = wrong_line(path, separator, self._quoting)
+        if line is not None:  # pandas has read on, up to the next quote in whatever row
+            raise self._refused(split, f"line {line}: {QUOTES}")
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
 
     def row(self, split: str, number: int) -> str:
         """See `Source`; with its line, which an editor shows."""
-        line = line_of(*self._open(split), number)
+        line = line_of(*self._open(split), number, self._quoting)
         return super().row(split, number) + (f", line {line}" if line else "")
+
+    @property
+    def _quoting(self) -> Quoting:
+        return csv.QUOTE_NONE if self.data.quoting == "none" else csv.QUOTE_MINIMAL
 
     def _open(self, split: str) -> tuple[Path, str]:
         """A split's file and its separator."""
         path = _existing(self.data, split)
         try:
-            return path, read_header(path, self.data.separator)[0]
+            return path, read_header(path, self.data.separator, self._quoting)[0]
         except (OSError, ValueError) as error:
             raise self._refused(split, error) from None
 
     def _read(self, split: str, **options: Any) -> pd.DataFrame:
         path, separator = self._open(split)
         try:
-            return pd.read_csv(path, sep=separator, **options)
+            return pd.read_csv(path, sep=separator, quoting=self._quoting, **options)
         except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
-            line = wrong_line(path, separator)
+            line = wrong_line(path, separator, self._quoting)
             raise self._refused(split, f"line {line}: {_reason(error)}" if line else _reason(error)) from None
 
     def _refused(self, split: str, reason: object) -> UserError:
@@ -178,7 +191,15 @@ class DatasetFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
-        return self._open(split, lambda rows: rows.select_columns(list(columns)))
+        rows: Dataset = self._open(split, lambda rows: rows.select_columns(list(columns)))
+        times = (name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith(TIMES))
+        if self.data.source == "json" and (name := next(times, None)) is not None:
+            raise invalid(
+                f"data.{split}",
+                f"{self.place(split)}, column {name}",
+                "text other than dates, which are read from json as times; csv and parquet files keep them as text",
+            )
+        return rows
 
     def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)

@@ -35,8 +35,8 @@ class TextRegression(WholeTexts):
         return len(head_labels(self.config)) == 1
 
     def answers(self, rows: Dataset) -> list[float]:
-        """The number of each row."""
-        return list(rows[self.column("label_column")])
+        """The number of each row; whole ones too are floats, by which a loss knows them from classes."""
+        return [float(value) for value in rows[self.column("label_column")]]
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``[rows, 2]``: what the model says, and what is true."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,15 +23,16 @@ from glora_search.tasks.rows import Column
 class TokenClassification(Labelled, TextTask):
     """Reads lists of words in ``text_column``, and a list of as many tags in ``label_column``.
 
-    Only a word's first token is labelled. Where the tags are of the form ``B-X``, ``I-X`` and ``O``, the metric is
-    ``f1`` of the entities that are found whole, over all kinds, by seqeval's rules, which are CoNLL's; else it is
-    ``accuracy``, over words.
+    Only a word's first token is labelled. A word has the tokens that it has in a text, after a space. Where the tags
+    are of the form ``B-X``, ``I-X`` and ``O``, the metric is ``f1`` of the entities that are found whole, over all
+    kinds, by seqeval's rules, which are CoNLL's; else it is ``accuracy``, over words.
     """
 
     task_type = "TOKEN_CLS"
     target = "tags"
     auto_class = AutoModelForTokenClassification
     pipeline = "token-classification"
+    pipeline_options: ClassVar[dict[str, Any]] = {"aggregation_strategy": "first"}
 
     def inputs(self) -> list[Column]:
         """``text_column``."""
@@ -44,13 +45,21 @@ class TokenClassification(Labelled, TextTask):
         self.metric = "f1" if self.entities else "accuracy"
 
     def load_processor(self) -> Any:
-        """The tokenizer, which must be told that words are split already where that matters (GPT-2's, RoBERTa's)."""
+        """The tokenizer, which must be told that words are split already where that matters (GPT-2's, RoBERTa's).
+
+        Some ignore it; for these, `encode` puts the space before a word.
+        """
         tokenizer = super().load_processor()
         if not tokenizer.is_fast:
             raise invalid("task.model", self.recipe.task.model, "a model with a fast tokenizer, which knows the words")
         if getattr(tokenizer, "add_prefix_space", None) is False:
             self.tokenizer = self.load(AutoTokenizer, add_prefix_space=True, pad_token=tokenizer.pad_token)
+        words = ["goal", "goal"]
+        self.spaced = self._tokens(" ".join(words)) == self._tokens(_spaced(words)) != self._tokens(words)
         return self.tokenizer
+
+    def _tokens(self, words: str | list[str]) -> list[int]:
+        return list(self.tokenizer(words, is_split_into_words=isinstance(words, list))["input_ids"])
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row."""
@@ -68,6 +77,7 @@ class TokenClassification(Labelled, TextTask):
         index = {label: number for number, label in enumerate(self.data.labels)}
         kept = [number for number, row in enumerate(words) if row]
         texts = [[str(word) for word in words[number]] for number in kept]
+        texts = [_spaced(row) for row in texts] if self.spaced else texts
         encoded = self.tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length)
         labels: list[list[int]] = []
         for number, row in enumerate(kept):
@@ -109,3 +119,8 @@ class TokenClassification(Labelled, TextTask):
         if not isinstance(value, list):
             raise invalid(f"data.{key}", self.column(key), f"a column of lists, not of {value!r}")
         return value
+
+
+def _spaced(words: list[str]) -> list[str]:
+    """The words of a text with the spaces between them."""
+    return [*words[:1], *(f" {word}" for word in words[1:])]

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
+from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, texts_of
 
@@ -18,6 +19,23 @@ class WholeTexts(TextTask):
     task_type = "SEQ_CLS"
     auto_class = AutoModelForSequenceClassification
     pipeline = "text-classification"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._empty: dict[str, tuple[int, int]] = {}
+        super().__init__(recipe)
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`."""
+        return [
+            f"{count} of {rows} rows of {key} have no text, and are learned and scored as empty ones"
+            for key, (count, rows) in self._empty.items()
+            if count > share * rows
+        ]
+
+    def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        texts = zip(*(texts_of(rows, column) for column in self.inputs()), strict=True)
+        self._empty[key] = (sum(not any(map(str.strip, row)) for row in texts), len(rows))
+        return super()._encoded(rows, key)
 
     @abc.abstractmethod
     def answers(self, rows: Dataset) -> list[Any]:

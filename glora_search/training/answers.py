@@ -46,7 +46,7 @@ class Answers:
             kind = "decisions" if labels.ndim == 2 and labels.shape[1] > 1 else "numbers"
             fits = logits.numel() == labels.numel()
         elif labels.ndim == 1:
-            kind, fits = "class", logits.ndim == 2
+            kind, fits = "class", logits.ndim == 2 and logits.shape[1] > 1
         else:
             kind, fits = "next tokens" if predicts_next(model) else "tokens", logits.ndim == 3
         if not fits or len(logits) != len(labels):

@@ -63,6 +63,7 @@ class DistillationTrainer(PathTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the labels and of the teacher while training, the plain loss otherwise."""
+        self._keep_statistics()
         soft, classes = inputs.pop(SOFT_LABELS, None), inputs.pop(SOFT_CLASSES, None)
         if soft is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

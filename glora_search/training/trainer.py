@@ -36,7 +36,9 @@ class PathTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.lr_factors = check_lr_factors(lr_factors or {})
         self._losses: list[Tensor] = []
-        if not predicts_next(self.accelerator.unwrap_model(self.model)):
+        inner = self.accelerator.unwrap_model(self.model)
+        self._running = [module for module in inner.modules() if getattr(module, "running_mean", None) is not None]
+        if not predicts_next(inner):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
             # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
             # processes.
@@ -68,11 +70,17 @@ class PathTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Trainer's loss while training, the model's own mean over a batch otherwise."""
+        self._keep_statistics()
         if model.training or self.compute_loss_func is not None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         return (loss, outputs) if return_outputs else loss
+
+    def _keep_statistics(self) -> None:
+        """Normalise with the base model's running statistics, as scoring does: no adapter could save others."""
+        for module in self._running:
+            module.eval()
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's step; the sum of the losses and the number of items are kept, over all processes."""

@@ -42,7 +42,7 @@ class AnyHead(BaseTuner):
         plain: Any = super().merge_and_unload(*args, **kwargs)
         if quantized:
             dequantize(plain)
-            say(f"merge: {quantized} quantised layers were made dense, in {plain.dtype}", "dim")
+            say(f"merge: {quantized} quantised layers were dequantised to {plain.dtype}", "dim")
         return plain
 
 
@@ -63,6 +63,18 @@ def train_in_float32(model: nn.Module, modules: Sequence[str]) -> None:
             module.register_forward_pre_hook(_raised, with_kwargs=True)
             if "." in name:
                 module.register_forward_hook(functools.partial(_lowered, half))
+
+
+def loss_in_float32(model: Any) -> None:
+    """Give an encoder-decoder model of half precision logits in float32: transformers computes its loss in their
+    precision, which has three digits."""
+    head = model.get_output_embeddings()
+    if head is not None and any(own.dtype in HALVES for own in head.parameters()):
+        head.register_forward_hook(_as_float32)
+
+
+def _as_float32(module: nn.Module, args: Any, output: Any) -> Any:
+    return _as(torch.float32, output)
 
 
 def _raised(module: nn.Module, args: Any, kwargs: Any) -> Any:

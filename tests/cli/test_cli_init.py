@@ -115,6 +115,7 @@ KINDS = {
         {"text_column": "prompt", "response_column": "completion"},
     ),
     "texts": ({"text": "a", "url": "b"}, "causal-lm", {"text_column": "text"}),
+    "sentiment": ({"text": "a", "sentiment": "b"}, "text-classification", {"label_column": "sentiment"}),
     "classes": ({"review": "a", "stars": 3}, "text-classification", {"text_column": "review", "label_column": "stars"}),
     "numbers": ({"text": "a", "score": 0.5}, "text-regression", {"text_column": "text", "label_column": "score"}),
     "several": ({"text": "a", "labels": ["x", "y"]}, "multi-label", {"text_column": "text", "label_column": "labels"}),
@@ -335,3 +336,15 @@ def test_a_row_of_no_class_does_not_hide_the_others(call):
     code, _, err = call("init", "--train", "rows")
     assert code == 0, err
     assert Recipe.load("recipe.yaml").task.type == "text-classification"
+
+
+def test_texts_beside_a_column_of_classes_are_no_corpus_unless_it_is_said(call):
+    rows = [{"text": f"text {n}", "mood": ["good", "bad"][n % 2], "source": "web"} for n in range(8)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = call("init", "--train", "rows.jsonl")
+    assert code == 2
+    assert "--label-column" in err
+    assert call("init", "--train", "rows.jsonl", "--label-column", "mood")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == "text-classification"
+    assert call("init", "--train", "rows.jsonl", "--task", "causal-lm", "--force")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == "causal-lm"

@@ -101,7 +101,7 @@ def test_the_final_subnet_is_exported_in_formats_that_need_no_glora_search(call,
             if form == "lora":
                 ranks = set(config.rank_pattern.values())
                 assert not (pad and ranks)
-                assert ("need one rank for all: --pad" in " ".join(out.split())) == (len(ranks) > 1)
+                assert ("need one rank for all: use --pad" in " ".join(out.split())) == (len(ranks) > 1)
                 assert ("every reader of LoRA scales alike" if len(ranks) < 2 else "export with `--pad`") in card
             found = PeftModel.from_pretrained(run.context.task.model(), where).eval()(**batch).logits
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -256,12 +256,12 @@ def test_a_search_is_extended_by_the_recipe_or_by_an_option(call, recipe_file, f
     before = (finished / "supernet" / "stage.json").read_bytes()
     code, out, _ = call("run", recipe_file, "--run-dir", finished, "--set", "search.trials=14")
     assert code == 0
-    for words in ("search.trials: 14, was 12", "search: going on from 12 trials", "search: removing best/"):
+    for words in ("search.trials: 14, was 12", "search: continuing from 12 trials", "search: removing best/"):
         assert words in out
     assert RunFolder(finished).result("search")["trials"] == 14
     code, out, _ = call("search", finished, "--trials", "16")
     assert code == 0
-    assert "going on from 14 trials" in out
+    assert "continuing from 14 trials" in out
     assert RunFolder(finished).result("search")["trials"] == 16
     assert RunFolder(finished).recipe["search"]["trials"] == 16
     code, out, _ = call("search", finished, "--trials", "9")

@@ -47,7 +47,7 @@ def test_a_finished_run_has_every_chart_with_a_caption(make_run, chart_ids):
     elements = Elements(page_of(run))
     assert ids(elements) >= chart_ids
     assert elements.tags.count("figcaption") == elements.tags.count("figure") == 5
-    assert "This makes it" not in elements.text
+    assert "To fill this in" not in elements.text
     for words in ("0.8400", "0.8800", "24 test", "python", "max_params: 2000", "train-supernet 61 s"):
         assert words in elements.text
 

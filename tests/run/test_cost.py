@@ -104,3 +104,15 @@ def test_timing_leaves_nothing_behind(made):
     found = estimate(context)
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert sorted(path.name for path in context.folder.iterdir()) == before
+
+
+def test_what_workers_on_one_machine_have_shared_counts_once(made, tiny_recipe):
+    training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
+    run = Run(made(finals={"subnets": 1, "rates": [1], "teacher": 0, "training": training}).folder)
+    run.all_stages()
+    alone, path = spent(run.view), run.folder / "finals" / "stage.json"
+    # Half as long on the clock, and each training twice as long as alone.
+    done = run.view.result("finals")
+    shared = {**done, "workers": 2, "seconds_per_training": 2 * done["seconds_per_training"]}
+    path.write_text(json.dumps(shared))
+    assert spent(run.view) == pytest.approx(alone)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from glora_search.run.evaluate import poor_teacher, rate_at_the_end
+from glora_search.run.evaluate import no_baseline, poor_teacher, rate_at_the_end
 
 
 def recipe_of(rate):
@@ -27,6 +27,36 @@ def test_a_teacher_that_is_far_worse_than_its_students_is_noted(loss, noted, tau
     assert poor_teacher({}, recipe_of(2e-3)) == []
 
 
+def test_what_has_diverged_is_noted_as_that():
+    rows = [{"name": "LoRA r=1", "validation_loss": 0.9}, {"name": "LoRA r=1 x4", "validation_loss": None}]
+    teacher = {"by": "supernet", "members": 8, "validation_loss": None}
+    (note,) = poor_teacher({"finalists": rows, "teacher": teacher}, recipe_of(2e-3))
+    assert "its validation loss is not a number, and that of the best finalist without a teacher is 0.9000" in note
+    teacher["validation_loss"] = 0.8
+    assert poor_teacher({"finalists": rows, "teacher": teacher}, recipe_of(2e-3)) == []
+    assert poor_teacher({"finalists": rows[1:], "teacher": teacher}, recipe_of(2e-3)) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "finalists", "why"),
+    [
+        (None, [{"method": "subnet 1"}], "the model has no layer for any of finals.methods, bitfit"),
+        (500, [{"method": "subnet 1"}], "none of finals.methods, bitfit, fits the model and the budget of 500"),
+        (None, [{"method": "BitFit"}], "every one of finals.methods has diverged. Lower finals.training"),
+    ],
+)
+def test_the_reason_for_no_baseline_is_noted(budget, finalists, why):
+    finals, search = SimpleNamespace(methods=["bitfit"]), SimpleNamespace(max_params=budget)
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(finals=finals, search=search),
+        view=SimpleNamespace(done=lambda stage: {"finalists": finalists}),
+        rate_to_lower=lambda section: f"{section}.training.learning_rate",
+    )
+    assert no_baseline(run, {"name": "LoRA"}) == []
+    (note,) = no_baseline(run, None)
+    assert note.startswith(f"the finals have no baseline: {why}")
+
+
 @pytest.mark.parametrize(
     ("rate", "words"), [(2e-3, "learning_rate than 0.002, or more epochs"), (8e-3, "need more epochs")]
 )
@@ -40,11 +70,13 @@ def test_a_supernet_that_predicts_badly_may_need_a_higher_rate_where_it_has_no_h
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ({0.5: 0.9, 1: 0.8, 2: 0.7}, "LoRA r=1 is the highest that was raced, x2: higher ones"),
-        ({0.5: 0.6, 1: 0.8, 2: 0.7}, "LoRA r=1 is the lowest that was raced, x0.5: lower ones"),
+        ({0.5: 0.9, 1: 0.8, 2: 0.7}, "LoRA r=1 is the highest one tried, x2: higher ones"),
+        ({0.5: 0.6, 1: 0.8, 2: 0.7}, "LoRA r=1 is the lowest one tried, x0.5: lower ones"),
         ({0.5: 0.9, 1: 0.6, 2: 0.7}, None),
         ({1: 0.6}, None),
-        ({1: 0.6, 2: math.inf}, None),
+        ({0.5: 0.9, 1: 0.6, 2: math.inf}, None),
+        ({0.5: math.inf, 1: math.inf}, None),
+        ({1: 0.6, 2: math.inf}, "LoRA r=1 is the lowest one tried, x1: lower ones"),
     ],
 )
 def test_a_best_learning_rate_at_the_end_of_those_raced_is_noted(losses, said):

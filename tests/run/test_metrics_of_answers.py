@@ -122,7 +122,7 @@ def test_a_result_is_compared_with_all_that_is_known_by_the_chosen_metric_and_by
     assert no_better(metrics) == []
     metrics["final"]["source"] = "lora r=2"
     metrics["baselines"] = [{**entry("lora r=2, tuned", 1.1, 0.5)}]
-    assert no_better(metrics) == ["the baseline has won the finals: the final model is lora r=2, tuned"]
+    assert no_better(metrics) == ["the baseline won the finals: the final model is lora r=2, tuned"]
 
 
 def test_runs_of_different_metrics_or_settings_are_said_not_to_compare(finished, tmp_path):
@@ -131,7 +131,7 @@ def test_runs_of_different_metrics_or_settings_are_said_not_to_compare(finished,
     metrics = read_json(other / "metrics.json")
     write_json(other / "metrics.json", {**metrics, "metric": "perplexity"})
     _, notes = compare([RunFolder(finished), RunFolder(other)])
-    assert any("metric is 'accuracy' in" in note and note.endswith("their figures do not compare") for note in notes)
+    assert any("metric is 'accuracy' in" in note and note.endswith("their scores cannot be compared") for note in notes)
     write_json(other / "metrics.json", metrics)
     recipe = yaml.safe_load((other / "recipe.yaml").read_text())
     recipe["task"]["metrics"] = [{"type": "exact-match", "pattern": "x"}]

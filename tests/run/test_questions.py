@@ -75,3 +75,8 @@ def test_a_list_is_no_text(value):
 def test_what_is_no_conversation_or_asks_nothing_is_refused(value):
     with pytest.raises(UserError, match=r"data\.messages_column: got 'chat'; allowed: a column of lists of messages"):
         asked(json.dumps({"chat": value}), TEXTS, CHAT)
+
+
+def test_a_list_of_words_is_the_text_that_it_makes():
+    ask = Questions({"task": {"type": "token-classification"}, "data": {"text_column": "words"}})
+    assert ask({"words": ["the", "goal"]}) == ask("the goal") == "the goal"

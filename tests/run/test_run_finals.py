@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -27,7 +28,6 @@ from glora_search.errors import UserError
 from glora_search.files.text import write_json
 from glora_search.finals import lessons
 from glora_search.run import finals
-from glora_search.run.evaluate import no_baseline
 from glora_search.run.formats import export_as
 from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
@@ -225,14 +225,6 @@ def test_where_nothing_fits_the_budget_there_is_nothing_to_race(finals_recipe, t
         run.do("finals")
 
 
-def test_finals_without_a_baseline_say_so(raced):
-    context = raced[0].context
-    assert no_baseline(context, {"name": "LoRA r=1"}) == []
-    assert no_baseline(context, None) == [
-        "the finals have no baseline: none of finals.methods, lora, ia3, fits the budget of 1,000"
-    ]
-
-
 @pytest.mark.parametrize(
     ("section", "words"),
     [
@@ -389,6 +381,8 @@ def test_of_the_models_that_teach_one_is_in_memory_at_a_time(finals_recipe, tmp_
     assert len(alive) == 3
 
 
-def test_a_teacher_without_a_loss_is_a_poor_one():
-    assert lessons.Lesson(None, "supernet", 8, 0.5, math.nan).poor(0.9)
-    assert not lessons.Lesson(None, "supernet", 8, 0.5, 1.0).poor(0.9)
+def test_a_teacher_without_a_loss_is_a_poor_one(tmp_path):
+    rows = Dataset.from_dict({"labels": [0]})
+    for loss, poor in ((math.nan, True), (1.0, False)):
+        lessons.Lesson(rows, "supernet", 8, 0.5, loss).save(tmp_path / str(loss))
+        assert lessons.Lesson.load(tmp_path / str(loss)).poor(0.9) == poor

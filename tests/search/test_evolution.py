@@ -218,8 +218,8 @@ def test_a_short_search_is_told_what_it_is_spent_on_and_how_long_one_is_not(wide
         found = origins(trials)
         random = found.count("random")
         assert sampler.note(trials) == (
-            f"of {trials} trials, {trials - random - own(found)} are uniform methods, {random} random subnets, and "
-            f"{own(found)} the evolution's own; from {2 * start} trials on, at least half are its own"
+            f"of {trials} trials, {trials - random - own(found)} are uniform methods, {random} are random subnets, "
+            f"and {own(found)} are chosen by the evolution; with {2 * start} trials or more, it chooses at least half"
         )
     assert sampler.note(2 * start) is None
     assert own(origins(2 * start)) == start

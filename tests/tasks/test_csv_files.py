@@ -161,3 +161,31 @@ def test_any_bytes_load_as_pandas_loads_them_or_are_refused(tmp_path_factory, co
     path = tmp_path_factory.getbasetemp() / "bytes.csv"
     path.write_bytes(content)
     loads_or_is_refused(path, ",")
+
+
+UNQUOTED = {
+    "a quote that a later row ends": ('"the goal', 'a "new" match'),
+    "a quote that nothing ends": ('"the goal', "a match"),
+    "a quoted word first": ('"the" goal', "a match"),
+    "quotes escaped by backslashes": (r'"the \"goal\" of"', "a match"),
+}
+
+
+@pytest.mark.parametrize("texts", UNQUOTED.values(), ids=UNQUOTED.keys())
+@pytest.mark.parametrize("separator", [None, "\t"])
+def test_quotes_that_are_part_of_the_texts_swallow_no_row(tmp_path, texts, separator):
+    path = tmp_path / "a.tsv"
+    rows = [f"text {n}" for n in range(10)]
+    rows[3], rows[7] = texts
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{'xy'[n % 2]}\n" for n, text in enumerate(rows)))
+    with pytest.raises(UserError, match=r"data\.train: got .*a\.tsv.*line 5: .*data\.quoting: none|EOF inside string"):
+        read(path, separator=separator)
+    assert read(path, separator=separator, quoting="none")["text"] == rows
+    path.write_text(path.read_text() + "b\t\n")
+    with pytest.raises(UserError, match=r"no label in row 11 of .*a\.tsv, line 12\b"):
+        load_data(Files(source="csv", train=str(path), quoting="none"), 0, **COLUMNS)
+
+
+def test_only_csv_has_quotes(tmp_path):
+    with pytest.raises(ValueError, match="quoting: got 'none'; allowed: minimal with source json"):
+        Files(source="json", train="a", quoting="none")

@@ -102,7 +102,7 @@ def test_what_a_checkpoint_without_a_head_gets_is_drawn_once(tiny, over, make, c
     torch.manual_seed(0)
     plain = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), id2label={0: "a", 1: "b"})
     torch.testing.assert_close(head(model), head(plain), rtol=0, atol=0)
-    assert "drawn anew" not in capsys.readouterr().out
+    assert "a new head is drawn" not in capsys.readouterr().out
 
 
 def test_tags_and_images_follow_the_same_contract(headed, over, make, recipe, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from glora_search.errors import UserError
 from glora_search.recipe.data import Files, Saved
-from glora_search.tasks.labels import folded, in_order, in_order_of
+from glora_search.tasks.labels import folded, in_order, in_order_of, read_targets
 from glora_search.tasks.splits import load_data
 
 INPUTS, TARGETS = [("data.text_column", "text")], [("data.label_column", "label")]
@@ -211,3 +211,13 @@ def test_any_labels_follow_the_contract(tmp_path_factory, written, random):
     # and else who declares them
     assert in_order(names, ["unused", *head]) == head
     assert [folded(name) for name in head] == [folded(name.upper()) for name in head]
+
+
+@pytest.mark.parametrize("written", ["['a', 'b']", '["a"]', "[]", "[0, 2]", "['a' 'b']"])
+@pytest.mark.parametrize("target", ["label", "labels"])
+def test_a_list_that_was_written_as_text_is_refused(written, target):
+    rows = Dataset.from_dict({"label": ["a", written]})
+    with pytest.raises(UserError, match=r"data\.label_column: got .*a\|b for several labels, or lists in json"):
+        read_targets(rows, ("data.label_column", "label"), target, split="train")
+    named = Dataset.from_dict({"label": ["[NEG]", "[a]"]})
+    assert read_targets(named, ("data.label_column", "label"), "label", split="train")["label"] == ["[NEG]", "[a]"]

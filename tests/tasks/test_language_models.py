@@ -265,3 +265,15 @@ def test_a_base_model_says_something_before_training_unless_a_part_of_it_is_draw
     labelled = task("bert", "text-classification", make.rows())
     labelled.model()
     assert labelled.draws
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoders_loss_in_half_precision_is_that_of_its_perplexity(task, make, architecture, tiny, tmp_path):
+    rows = [{"text": text, "response": f"the {label}"} for text, label in make.sentences(16)]
+    made = task(architecture, "seq2seq-lm", rows, {"response_column": "response"}, dtype="bfloat16")
+    model = made.model().eval()
+    found = evaluate(model, Batches(made.train, made.collator, 4), made)
+    assert found.loss == pytest.approx(np.log(found.metric), abs=1e-5)
+    model.save_pretrained(tmp_path / "merged")
+    merged = made.load_merged(str(tmp_path / "merged")).eval()
+    assert evaluate(merged, Batches(made.train, made.collator, 4), made).loss == pytest.approx(found.loss, abs=1e-5)

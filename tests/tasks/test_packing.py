@@ -65,7 +65,7 @@ def test_no_token_and_no_label_is_lost_and_only_train_is_packed(packing):
             rows.append((tuple(row["input_ids"][start:end]), tuple(row["labels"][start:end])))
     wanted = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in plain.train]
     assert sorted(rows) == sorted(wanted)
-    assert f"{len(wanted)} rows of data.train share {len(made.train)} sequences" in made.row_notes()
+    assert f"{len(wanted)} rows of data.train are packed into {len(made.train)} sequences" in made.row_notes()
     assert made.best_constant(made.validation) == plain.best_constant(plain.validation)
 
 
@@ -201,7 +201,7 @@ def test_a_run_trains_on_packed_rows_from_supernet_to_finals(tiny, recipe, make,
     task = run.context.task
     assert planned.stages["train-supernet"].steps == -(-len(task.train) // 8)
     assert metrics["rows"]["train"] == len(task.train_rows) > len(task.train)
-    assert any("rows of data.train share" in note for note in metrics["notes"])
+    assert any("rows of data.train are packed into" in note for note in metrics["notes"])
     assert any(row["name"].endswith("+ teacher") for row in run.view.result("finals")["finalists"])
     assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged").config.use_cache

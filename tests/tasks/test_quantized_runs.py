@@ -48,7 +48,7 @@ def test_a_recipe_with_a_quantised_base_goes_from_the_supernet_to_a_plain_model(
         del made["baselines"]
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()
-    assert "quantised layers are made dense, in torch.float32" in capsys.readouterr().out
+    assert "quantised layers are dequantised to torch.float32" in capsys.readouterr().out
     assert METHODS[method] in read_json(run.folder / "environment.json")["versions"]
 
     task = run.context.task

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from glora_search.errors import UserError
 from glora_search.recipe.data import Files, Hub, Saved
-from glora_search.tasks.sources import DatasetFiles
+from glora_search.tasks.sources import DatasetFiles, open_source
 from glora_search.tasks.splits import load_data
 
 ROWS = [{"text": f"text {index}", "label": ["x", "y"][index % 2], "more": index} for index in range(20)]
@@ -163,3 +163,12 @@ def test_a_split_of_a_saved_data_set_that_is_missing_is_named(tmp_path):
 def test_a_hub_folder_of_json_lines_is_read_too(tmp_path):
     write("jsonl", tmp_path, ROWS)
     assert load(Hub(source="hub", name=str(tmp_path))).labels == ["x", "y"]
+
+
+def test_dates_that_jsons_reader_makes_times_of_are_refused_and_csv_keeps_them(tmp_path):
+    rows = [{"text": f"text {n}", "label": f"2020-01-0{n % 2 + 1}"} for n in range(8)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(Files(source="json", train=str(tmp_path / "a.jsonl")))
+    with pytest.raises(UserError, match=r"data\.train: got '.*a\.jsonl, column label'; allowed: text other than dates"):
+        source.read("train", ["text", "label"])
+    assert source.read("train", ["text"])["text"] == [row["text"] for row in rows]

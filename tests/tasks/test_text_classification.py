@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+
+from glora_search.scoring import Batches, evaluate
 
 
 def test_pairs_are_tokenized_together_with_segments(task, make):
@@ -24,3 +29,26 @@ def test_accuracy_of_tallies_is_accuracy(task, make):
     assert made.score(sums) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
     share = max(np.bincount(made.validation["labels"])) / len(made.validation)
     assert made.best_constant(made.validation).metric == pytest.approx(share)
+
+
+def test_rows_without_a_text_are_counted(task, make):
+    rows = [{**row, "text": None if n % 4 == 0 else row["text"]} for n, row in enumerate(make.rows(40))]
+    made = task("bert", "text-classification", rows)
+    assert any("rows of data.train have no text" in note for note in made.row_notes())
+    assert not made.row_notes(0.9)
+    assert task("bert", "text-classification", make.rows(40)).row_notes() == []
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["the config names what pads", "it names the end"])
+def test_a_decoder_finds_the_last_token_of_a_row_however_rows_are_batched(task, tiny, tmp_path, named):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "padded")
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = 0 if named else config["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    texts = ["the goal", "a new old big goal of the team", "a chip", "the new code of the big phone"]
+    rows = [{"text": f"{text} {'the ' * (n % 5)}", "label": "ab"[n % 2]} for n, text in enumerate(texts * 8)]
+    made = task(folder, "text-classification", rows)
+    model = made.model().eval()
+    assert model.config.pad_token_id == made.tokenizer.pad_token_id
+    one, all_ = (evaluate(model, Batches(made.train, made.collator, size), made).loss for size in (1, 64))
+    assert one == pytest.approx(all_, rel=1e-5)

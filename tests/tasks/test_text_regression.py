@@ -8,8 +8,10 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from transformers import TrainingArguments
 
+from glora_search.errors import UserError
 from glora_search.scoring import Batches, evaluate
 from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.training.answers import Answers
 from glora_search.training.loop import train
 
 
@@ -74,3 +76,13 @@ def test_the_legs_of_a_race_end_with_the_metric_of_all_rows(numbers):
     legs = list(evaluator.legs(space.smallest))
     assert [round(leg.share, 1) for leg in legs] == [0.1, 0.2, 0.5, 1.0]
     assert legs[-1].metric == pytest.approx(evaluator(space.smallest).metric, abs=1e-6)
+
+
+def test_whole_numbers_are_no_classes(task, make):
+    made = task("bert", "text-regression", [{**row, "label": index - 100} for index, row in enumerate(make.rows(24))])
+    batch = made.collator([made.train[0], made.train[1]])
+    assert batch["labels"].is_floating_point()
+    logits = made.model()(**batch).logits
+    assert Answers.of(made.model(), logits, batch["labels"]).kind == "numbers"
+    with pytest.raises(UserError, match="these logits cannot be learned from"):
+        Answers.of(made.model(), logits, batch["labels"].long())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +113,24 @@ def test_tags_that_are_no_entities_are_scored_by_accuracy_over_words(task, make)
     assert tally.tolist() == [[1, 2]]
     assert made.score(np.array([1, 2])) == 0.5
     assert 0.5 < made.best_constant(made.validation).metric < 1
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "qwen2"])
+def test_words_have_the_tokens_that_they_have_in_a_text(task, make, architecture):
+    made = task(architecture, "token-classification", tagged(make), COLUMNS)
+    words = make.sentences(1)[0][0].split()
+    row = made.encode(Dataset.from_list([{"words": words, "tags": ["O"] * len(words)}]))[0]
+    assert row["input_ids"] == made.tokenizer(" ".join(words))["input_ids"]
+    assert sum(label != -100 for label in row["labels"]) == len(words)
+
+
+def test_a_tokenizer_that_does_not_know_of_spaces_before_words_is_given_them(task, make, tiny, tmp_path):
+    folder = shutil.copytree(tiny("qwen2"), tmp_path / "generic")
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    named["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    made = task(folder, "token-classification", tagged(make), COLUMNS)
+    words = make.sentences(1)[0][0].split()
+    row = made.encode(Dataset.from_list([{"words": words, "tags": ["O"] * len(words)}]))[0]
+    assert made.spaced
+    assert row["input_ids"] == made.tokenizer(" ".join(words))["input_ids"]

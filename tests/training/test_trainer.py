@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import TrainingArguments
 
 from glora_search import RowMetric
 from glora_search.errors import UserError
 from glora_search.scoring import IGNORED, evaluate, length_sorted_batches
 from glora_search.supernet import SupernetConfig, SupernetTrainer
-from glora_search.training.distillation import DistillationTrainer
+from glora_search.training.distillation import SOFT_LABELS, DistillationTrainer
 from glora_search.training.trainer import PathTrainer, path_and_kind
 from glora_search.tuners.glora import GLoraConfig
 
@@ -180,3 +181,27 @@ def test_an_evaluation_has_no_finite_loss_where_a_batch_has_none(evaluated, hidd
 
     trainer.model.get_base_model().register_forward_hook(broken, with_kwargs=True)
     assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("trainer_cls", [PathTrainer, DistillationTrainer])
+def test_batch_statistics_stay_those_of_the_base_model(tmp_path, trainer_cls):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.score = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x, labels=None):
+            logits = self.score(self.norm(x))
+            loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+            return {**loss, "logits": logits}
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"x": 5 + torch.randn(4, generator=generator), "labels": n % 2} for n in range(16)]
+    if trainer_cls is DistillationTrainer:
+        rows = [{**row, SOFT_LABELS: [0.5, 0.5]} for row in rows]
+    model, args = Model(), TrainingArguments(str(tmp_path), max_steps=4, use_cpu=True, report_to=[], learning_rate=1e-2)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    weight = model.norm.weight.detach().clone()
+    trainer_cls(model=model, args=args, train_dataset=rows).train()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert not torch.equal(model.norm.weight, weight)

@@ -103,8 +103,8 @@ class EvolutionSampler(GenomeSampler):
             return None
         own, random = max(0, trials - start), min(self.n_random, max(0, trials - uniform))
         return (
-            f"of {trials} trials, {min(uniform, trials)} are uniform methods, {random} random subnets, and {own} the "
-            f"evolution's own; from {2 * start} trials on, at least half are its own"
+            f"of {trials} trials, {min(uniform, trials)} are uniform methods, {random} are random subnets, and {own} "
+            f"are chosen by the evolution; with {2 * start} trials or more, it chooses at least half"
         )
 
     def _candidates(self, history: History, rng: np.random.Generator) -> list[tuple[Code, str]]:

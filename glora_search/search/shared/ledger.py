@@ -52,6 +52,10 @@ class Ledger:
         settings: what the study belongs to; a storage with another's study of this name is refused. None is a value
             like any other: trials without a budget are not those of a search with one.
 
+    Attributes:
+        in_doubt: whether, when claims were read last, one was of another machine's worker that has not shown yet that
+            it lives: it may have been killed.
+
     Raises:
         UserError: the storage cannot be used, or holds another search under this name.
     """
@@ -74,9 +78,10 @@ class Ledger:
         self._settle(settings)
         self._read = 0
         self._beats = 0
-        self._claims: dict[int, tuple[Any, float]] = {}
+        self._claims: dict[int, tuple[Any, float, bool]] = {}
         self._worker: int | None = None
         self._workers: int | None = None
+        self.in_doubt = False
         if storage is not None:
             self._workers = study_id(self._open(f"{name}.workers", [StudyDirection.MINIMIZE]))
 
@@ -156,11 +161,10 @@ class Ledger:
         if self._workers is None:
             return set()
         running = self.storage.get_all_trials(self._workers, deepcopy=False, states=(TrialState.RUNNING,))
-        return {
-            str(trial.user_attrs[CLAIM])
-            for trial in running
-            if trial_id(trial) != self._worker and trial.user_attrs.get(CLAIM) and self._lives(trial)
-        }
+        others = [trial for trial in running if trial_id(trial) != self._worker and trial.user_attrs.get(CLAIM)]
+        living = [trial for trial in others if self._lives(trial)]
+        self.in_doubt = any(not self._claims.get(trial_id(trial), (None, 0, True))[2] for trial in living)
+        return {str(trial.user_attrs[CLAIM]) for trial in living}
 
     def holds(self) -> bool:
         """Whether this worker counts as alive; one that was silent for too long may have lost its claim."""
@@ -216,9 +220,9 @@ class Ledger:
             alive = _started(pid) == started
         else:
             sign, now = (worker.user_attrs[BEAT], worker.user_attrs[CLAIM]), time.monotonic()
-            last, since = self._claims.setdefault(trial_id(worker), (sign, now))
+            last, since, _ = self._claims.setdefault(trial_id(worker), (sign, now, False))
             if last != sign:
-                self._claims[trial_id(worker)] = (sign, now)
+                self._claims[trial_id(worker)] = (sign, now, True)
             alive = last != sign or now - since < LOST_SECONDS
         if not alive:
             self._end(trial_id(worker), TrialState.FAIL)

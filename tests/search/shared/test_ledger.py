@@ -13,8 +13,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from glora_search.errors import UserError
+from glora_search.search import search
 from glora_search.search.shared import ledger as ledger_module
 from glora_search.search.shared.ledger import Ledger
+from glora_search.search.trials import KEY, STUDY_NAME
 
 
 @pytest.fixture
@@ -66,15 +68,34 @@ def test_a_worker_of_another_machine_that_is_silent_for_long_is_taken_for_dead(j
     monkeypatch.setattr(ledger_module, "_place", lambda: place)
     near = join()
     assert near.claims() == {"a"}
+    assert near.in_doubt
     far.storage.set_trial_user_attr(far._worker, ledger_module.BEAT, 1)
     monkeypatch.setattr(ledger_module, "LOST_SECONDS", 0.0)
     assert near.claims() == {"a"}  # it has shown that it lives
+    assert not near.in_doubt
     assert near.claims() == set()
     assert not far.holds()
     monkeypatch.setattr(ledger_module, "LOST_SECONDS", 60.0)
     assert far.claim("b") == set()  # it was alive after all, and joins anew
     assert far.holds()
     assert near.claims() == set() or near.claims() == {"b"}
+
+
+def test_a_search_that_goes_on_waits_until_it_knows_whether_another_machines_worker_lives(
+    space, evaluator, tmp_path, monkeypatch
+):
+    settings, log = {"trials": 24, "max_params": 90, "seed": 2}, tmp_path / "journal.log"
+    whole = search(space, evaluator(), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        search(space, evaluator(stop_after=20), storage=log, **settings)
+    place = ledger_module._place()
+    monkeypatch.setattr(ledger_module, "_place", lambda: ["another machine", 1, "5"])
+    killed = Ledger(log, name=STUDY_NAME, directions=[StudyDirection.MINIMIZE], settings={})
+    killed.claim(whole.trials[20].user_attrs[KEY])
+    monkeypatch.setattr(ledger_module, "_place", lambda: place)
+    monkeypatch.setattr(ledger_module, "LOST_SECONDS", 0.3)
+    study = search(space, evaluator(), storage=log, **settings)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in whole.trials]
 
 
 @pytest.fixture
