@@ -240,8 +240,9 @@ class Finals(Section):
     defaults.
 
     The uniform methods race first, without a teacher. Then they, each at its best rate and LoRA also at the next higher
-    one, and the subnets race with a teacher. In each race, all train for a quarter of the steps, half of them go on to half of the steps, and half of
-    those to the end, chosen by the lowest validation loss so far. The winner's best checkpoint is the final adapter.
+    one, and the subnets race with a teacher. In each race, all train for a quarter of the steps, half of them go on to
+    half of the steps, and half of those to the end, chosen by the lowest validation loss so far. The winner's best
+    checkpoint is the final adapter.
 
     Attributes:
         subnets: how many of the search's best subnets compete, starting from their inherited weights.
