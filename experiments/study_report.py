@@ -15,7 +15,7 @@ from study_found import read_genomes
 from study_plan import Study
 from study_results import DEVELOPED, Comparison, Results
 from study_statistics import TIE
-from study_tables import by_method, by_set, coverage, curves, found, winners
+from study_tables import by_method, by_set, coverage, curves, found, inside, winners
 
 TEMPLATE = Path(__file__).parent / "study" / "evidence.md"
 WAITING = "not enough rows yet"
@@ -91,6 +91,7 @@ def write_report(study: Study, folder: Path, page: Path) -> None:
     genomes = read_genomes(folder / "genomes.jsonl")
     own = [line for line in genomes if tuple(line[name] for name in ("encoder", "rows", "budget", "method")) == wanted]
     values |= {f"found_{name}": text for name, text in found(own).items()}
+    values["inside"] = inside([line for line in own if line.get("finalists")])
     page.parent.mkdir(parents=True, exist_ok=True)
     product = first.ours(500, "lora")
     values |= _pictures(first, product, page)

@@ -64,7 +64,8 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
     """A whole run.
 
     Returns:
-        The columns of the csv; and the paths of the search's best subnet and of the final adapter.
+        The columns of the csv; and the paths of the search's best subnet and of the final adapter, with what the race
+        noted of its teacher and its finalists.
     """
     run = open_run(cell, study, data, cache)
     metrics = run.all_stages()
@@ -93,7 +94,7 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
         "teacher_validation_loss": (finals.get("teacher") or {}).get("validation_loss"),
     }
     genomes = {"best": paths_of(run.folder / "best"), "final": paths_of(run.folder / source)}
-    return found, genomes
+    return found, {**genomes, **{name: finals[name] for name in ("teacher", "finalists") if name in finals}}
 
 
 def spent(seconds: dict[str, float], finals: dict[str, Any], trainings: float | None) -> tuple[float, float | None]:

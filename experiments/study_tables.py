@@ -145,6 +145,33 @@ def _kind(winner: str) -> str:
     return ("a searched subnet" if name.startswith("subnet") else name.split(" x")[0].split(" r=")[0]) + taught
 
 
+def inside(races: Sequence[dict[str, Any]]) -> str:
+    """The lowest validation losses of the races, by who was trained with and without the teacher.
+
+    Args:
+        races: lines of ``genomes.jsonl`` with finalists.
+    """
+    lowest = []
+    for race in races:
+        losses: dict[str, float] = {}
+        for one in race["finalists"]:
+            subnet, taught = one["name"].startswith("subnet"), one["name"].endswith(" + teacher")
+            kind = f"{'searched subnets' if subnet else 'uniform methods'}, with{'' if taught else 'out'} a teacher"
+            loss = math.inf if one["validation_loss"] is None else one["validation_loss"]
+            losses[kind] = min(loss, losses.get(kind, math.inf))
+        lowest.append(losses)
+    alone = "uniform methods, without a teacher"
+    rows = []
+    for kind in sorted({kind for losses in lowest for kind in losses} - {alone}, reverse=True):
+        own = [losses for losses in lowest if math.isfinite(losses.get(kind, math.inf)) and alone in losses]
+        ratio = sum(losses[kind] / losses[alone] for losses in own) / len(own) if own else math.nan
+        best = sum(losses[kind] == min(losses.values()) for losses in own)
+        rows.append([kind, str(len(own)), f"{ratio - 1:+.1%}", str(best)])
+    return table(
+        ["who", "races", "lowest validation loss against that of uniform methods alone", "lowest of all"], rows
+    )
+
+
 def found(genomes: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Where the paths of the searches' best subnets go, and how far these agree.
 

@@ -11,6 +11,7 @@ from study_plan import Cell, Study
 from study_report import sentence, targets, without_empty, write_report
 from study_results import Results
 from study_statistics import TIE
+from study_tables import inside
 
 SETS = ["mpqa", "snips", "trec"]
 METHODS = ["lora", "dora", "bitfit", "taught", "ours", "random", "paper"]
@@ -244,3 +245,19 @@ def test_a_sentence_counts_what_there_is_one_of(study):
     assert "1 of 6 pairs are there" in said
     assert math.isnan(own.found.p)
     assert "Wilcoxon" not in said
+
+
+def test_the_lowest_losses_inside_the_races_are_compared_by_who_was_taught():
+    def race(**losses):
+        return {"finalists": [{"name": name, "validation_loss": loss} for name, loss in losses.items()]}
+
+    first = race(**{"LoRA r=1 x2": 0.5, "(IA)3": 0.6, "LoRA r=1 x2 + teacher": 0.4, "subnet 2 + teacher": 0.45})
+    second = race(**{"LoRA r=1": 1.0, "LoRA r=1 x4": None, "LoRA r=1 + teacher": 1.0, "subnet 1 + teacher": 0.8})
+    rows = [line.split(" | ") for line in inside([first, second]).splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == [
+        "uniform methods, with a teacher",
+        "searched subnets, with a teacher",
+    ]
+    assert [row[2] for row in rows] == ["-10.0%", "-15.0%"]
+    assert [row[3].strip(" |") for row in rows] == ["1", "1"]
+    assert inside([]) == ""
