@@ -228,7 +228,7 @@ def test_a_page_of_half_of_the_rows_has_no_gap(study, tmp_path):
     assert "[no interval]" in text
     assert "nan" not in text
     assert "\n\n\n" not in text
-    assert "No rows yet for these sections: Seen in other ways; 2,000 training rows;" in text
+    assert "No rows yet for these sections: Seen in other ways; Inside the races; 2,000 training rows;" in text
 
 
 def test_sections_without_text_are_left_out_and_named():
