@@ -186,7 +186,15 @@ def _parts(results: Results) -> dict[str, str]:
     others = {"taught": "LoRA with the supernet as teacher", "random": "the race with random structures"}
     others |= {"untaught": "the same without its teacher", "paper": "the paper's method", "full": "full fine-tuning"}
     said = (sentence(results.ours(500, method), what) for method, what in others.items())
-    return {"structure": sentence(results.structure(), better), "against": _paragraphs(said)}
+    smaller = (
+        sentence(one, f"the tuned LoRA, ours with at most {budget:,} parameters and LoRA with {results.budget:,}")
+        for budget, one in results.smaller(500).items()
+    )
+    return {
+        "structure": sentence(results.structure(), better),
+        "against": _paragraphs(said),
+        "smaller": _paragraphs(smaller),
+    }
 
 
 def _limits(results: list[Results]) -> str:

@@ -133,6 +133,17 @@ class Results:
         pairs = paired(self.at(rows, "ours"), self.at(rows, other, by=by))
         return Comparison(pairs, len(self._planned(rows, "ours") & self._planned(rows, other)))
 
+    def smaller(self, rows: int) -> dict[int, Comparison]:
+        """Budget below the primary one -> ours within it against the tuned LoRA at the primary one."""
+        own = self.chosen[(self.chosen["rows"] == rows) & (self.chosen["method"] == "ours")]
+        lora, wanted = self.at(rows, "lora"), self._planned(rows, "lora")
+        found = {}
+        for budget in sorted(set(own["budget"])):
+            if budget < self.budget:
+                planned = self._planned(rows, "ours", budget) & wanted
+                found[budget] = Comparison(paired(own[own["budget"] == budget], lora), len(planned))
+        return found
+
     def own_race(self, rows: int) -> Comparison:
         """Ours against the best uniform method without a teacher of its own race."""
         ours = self.at(rows, "ours").dropna(subset="baseline_test")
@@ -157,10 +168,11 @@ class Results:
         whole = better[better["choices"] == len(STRUCTURELESS)]
         return Comparison(paired(self.at(500, "ours"), whole), len(wanted))
 
-    def _planned(self, rows: int, method: str) -> set[tuple[str, int]]:
-        wanted = (self.encoder, rows, method)
+    def _planned(self, rows: int, method: str, budget: int | None = None) -> set[tuple[str, int]]:
+        """The sets and seeds of a method in the plan, at the primary budget unless another is given."""
+        wanted, sizes = (self.encoder, rows, method), (self.budget if budget is None else budget, 0)
         cells = [cell for cell in self.study.cells() if (cell.encoder, cell.rows, cell.method) == wanted]
-        return {(cell.data, cell.seed) for cell in cells if cell.budget in (self.budget, 0)}
+        return {(cell.data, cell.seed) for cell in cells if cell.budget in sizes}
 
     def diverged(self) -> list[str]:
         """Finished cells all of whose trainings diverged; those whose method does not fit are none."""

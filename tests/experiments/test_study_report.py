@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 
 import pytest
@@ -228,7 +229,10 @@ def test_a_page_of_half_of_the_rows_has_no_gap(study, tmp_path):
     assert "[no interval]" in text
     assert "nan" not in text
     assert "\n\n\n" not in text
-    assert "No rows yet for these sections: Seen in other ways; Inside the races; 2,000 training rows;" in text
+    assert (
+        "No rows yet for these sections: Seen in other ways; Inside the races; Fewer parameters; 2,000 training rows;"
+        in text
+    )
 
 
 def test_sections_without_text_are_left_out_and_named():
@@ -261,3 +265,13 @@ def test_the_lowest_losses_inside_the_races_are_compared_by_who_was_taught():
     assert [row[2] for row in rows] == ["-10.0%", "-15.0%"]
     assert [row[3].strip(" |") for row in rows] == ["1", "1"]
     assert inside([]) == ""
+
+
+def test_ours_within_a_smaller_budget_is_compared_with_lora_at_the_primary_one(study):
+    study.encoders["minilm"].budgets.append(5)
+    study.blocks.append(study.blocks[0].model_copy(update={"budgets": [5], "methods": ["ours"]}))
+    own = [*rows_of(cell_of("lora"), test=0.8), *rows_of(dataclasses.replace(cell_of("ours"), budget=5), test=0.82)]
+    ((budget, found),) = Results(study, own, "minilm").smaller(500).items()
+    assert (budget, found.planned, len(found.pairs)) == (5, 6, 1)
+    assert found.found.mean == pytest.approx(2)
+    assert Results(study, own[:3], "minilm").smaller(500) == {}
