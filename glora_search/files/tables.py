@@ -87,8 +87,7 @@ def line_of(path: Path, separator: str, number: int, quoting: Quoting = csv.QUOT
 
 
 def wrong_line(path: Path, separator: str, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
-    """The line of the first row with more fields than the first one, or a quote that ends within a field or nowhere; 1
-    without rows."""
+    """The line of the first row with more fields than the first one, or a quote that nothing ends; 1 without rows."""
     first, begins = 0, 1
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
@@ -101,6 +100,29 @@ def wrong_line(path: Path, separator: str, quoting: Quoting = csv.QUOTE_MINIMAL)
         except csv.Error:
             return begins
     return None if first else 1
+
+
+def wrong_quote(path: Path, separator: str) -> int | None:
+    """The line of the first row with a quote that does not enclose its field, as far as a file can tell.
+
+    The quote ends before the field does, or nowhere; or in a later line, although every line by itself has the fields
+    of the header.
+    """
+    begins, width, long = 1, 0, None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for row in reader:
+                width = width or len(row)
+                long = begins if long is None and reader.line_num > begins else long
+                begins = reader.line_num + 1
+        except csv.Error:
+            return begins
+        if long is None:
+            return None
+        file.seek(0)
+        lines = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
+        return long if all(len(row) == width for row in lines if row) else None
 
 
 def json_fault(path: Path) -> str | None:

@@ -71,7 +71,7 @@ class Files(Columns):
         separator: csv only: the character between two fields. None is a comma or, if that leaves the header with one
             column, the semicolon, tab, or vertical bar in it.
         quoting: csv only: ``minimal`` if a quote at the start of a field encloses it, or ``none`` if quotes are part of
-            the texts.
+            the texts. None is ``minimal``, and refuses a file in which some quotes do not seem to enclose fields.
     """
 
     source: Literal["csv", "json", "parquet", "imagefolder"]
@@ -80,7 +80,7 @@ class Files(Columns):
     test: str | None = None
     unlabelled: str | None = None
     separator: str | None = None
-    quoting: Literal["minimal", "none"] = "minimal"
+    quoting: Literal["minimal", "none"] | None = None
 
     @model_validator(mode="after")
     def _check_separator(self) -> Self:
@@ -95,10 +95,8 @@ class Files(Columns):
 
     @model_validator(mode="after")
     def _check_quoting(self) -> Self:
-        if self.quoting != "minimal" and self.source != "csv":
-            raise invalid(
-                "quoting", self.quoting, f"minimal with source {self.source}; only csv has quotes around fields"
-            )
+        if self.quoting is not None and self.source != "csv":
+            raise invalid("quoting", self.quoting, f"null with source {self.source}; only csv has quotes around fields")
         return self
 
     @model_validator(mode="after")

@@ -13,10 +13,11 @@ SHORT_ALPACA = ["### Instruction:\n{instruction}\n\n### Response:\n"]
 RESPONSES = ("response", "completion", "output", "answer")
 PROMPTS = ("prompt", "question", "instruction", "query", "input", "text")
 TEXTS = ("text", "sentence", "review", "content", "headline", "title", "document")
-LABELS = (
-    *("label", "labels", "class", "category", "target", "sentiment", "emotion", "intent", "topic"),
-    *("stars", "score", "rating"),
-)
+LABELS = ("label", "labels", "class", "category", "target", "stars", "score", "rating")
+CLASSES = ("sentiment", "emotion", "intent", "topic")
+"""Names of columns of labels, if they hold classes."""
+NO_LABELS = ("lang", "language", "source", "domain", "url", "split", "meta", "id")
+"""What texts to learn from have beside them."""
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
@@ -78,7 +79,7 @@ class _Columns:
 
     def has_classes(self, name: str) -> bool:
         """Whether a column holds a few values again and again."""
-        values = [value for value in self._values[name] if isinstance(value, (str, int))]
+        values = [value for value in self._values[name] if isinstance(value, str)]
         return 2 <= len(set(values)) <= len(values) / 2
 
     def values(self, name: str) -> list[Any]:
@@ -135,6 +136,7 @@ def _tags(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _label(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     label = told.get("label_column") or _first(LABELS, columns.names)
+    label = label or _first(CLASSES, list(filter(columns.has_classes, columns.names)))
     texts = [name for name in columns.holding(lambda value: isinstance(value, str)) if name != label]
     pair = next((pair for pair in PAIRS if set(pair) <= set(texts) and "text_column" not in told), None)
     text = told.get("text_column") or (pair[0] if pair else None) or _first(TEXTS, texts)
@@ -149,7 +151,9 @@ def _plain(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     texts = columns.holding(lambda value: isinstance(value, str))
     text = told.get("text_column") or (texts[0] if len(columns.names) == 1 and texts else None)
     if text is None and "text" in texts and "label_column" not in told:
-        plain = told.get("type") == "causal-lm" or not any(map(columns.has_classes, set(columns.names) - {"text"}))
+        plain = told.get("type") == "causal-lm" or not any(
+            map(columns.has_classes, set(columns.names) - {"text", *NO_LABELS})
+        )
         text = "text" if plain else None
     return None if text is None or "label_column" in told else _made("causal-lm", text_column=text)
 

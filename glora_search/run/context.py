@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ class Context:
 
     def base(self, args: TrainingArguments) -> Any:
         """A fresh base model for a training; what is drawn at random is drawn with the training's seed."""
-        # A user's own task may know of no other seed than the recipe's.
-        return self.task.model() if args.seed == self.recipe.seed else self.task.model(args.seed)
+        draws = "seed" in inspect.signature(self.task.model).parameters  # a user's own task may know of none
+        return self.task.model(seed=args.seed) if draws else self.task.model()
 
     def placed(self, model: Any) -> Any:
         """A model on the device where models are scored; one that the recipe has a device map for stays in place."""

@@ -184,8 +184,9 @@ def spent(view: RunFolder) -> float | None:
     unit = None
     if finals is not None:
         unit = finals.get("seconds_per_training")
-        if unit is not None:  # of one of the workers that shared this machine: alone it would have been so much faster
-            unit /= finals.get("workers", 1)
+        if unit:  # alone, a training takes less than beside those of the other workers on this machine
+            together = finals["trainings"] * unit / finals["seconds"] if finals["seconds"] else 1.0
+            unit /= min(finals.get("workers", 1), max(1.0, together))
     elif baselines is not None and baselines["list"]:
         unit = seconds["baselines"] / len(baselines["list"])
     return sum(seconds.values()) / unit if unit else None

@@ -80,7 +80,10 @@ def row_of(run: RunFolder, given: Sequence[str]) -> dict[str, str]:
 
 
 def _questions(run: RunFolder) -> Questions:
-    return Questions(run.recipe, chats=bool(run.result("merged").get("chats")))
+    from glora_search.tasks import task_class
+
+    words = task_class(run.recipe["task"]["type"]).target == "tags"
+    return Questions(run.recipe, chats=bool(run.result("merged").get("chats")), words=words)
 
 
 def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Callable[[Any], Any]:
@@ -103,6 +106,8 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
             answer = max_new_tokens or task["max_length"]
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
         use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **options)
+        if cls.target == "tags":
+            return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunFolder(folder).merged_cannot_be_used(error) from error

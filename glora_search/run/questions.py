@@ -22,9 +22,10 @@ class Questions:
     Args:
         recipe: of a run folder, as data.
         chats: whether the model learned conversations, which its tokenizer's chat template writes.
+        words: whether it learned lists of words.
     """
 
-    def __init__(self, recipe: Mapping[str, Any], *, chats: bool = False) -> None:
+    def __init__(self, recipe: Mapping[str, Any], *, chats: bool = False, words: bool = False) -> None:
         task, data = recipe["task"], recipe["data"]
         prompt = task.get("prompt") or []
         self.templates = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -40,7 +41,7 @@ class Questions:
             self.columns = [data.get("image_column") or "image"]
         else:
             self.columns = [data.get("text_column") or "text", *([self.pair] if self.pair else [])]
-        self.words = task["type"] == "token-classification"
+        self.words = words
 
     def __call__(self, question: Question) -> Any:
         """What a pipeline is called with: a text; of a pair of texts, a mapping; of a conversation, its messages.

@@ -23,14 +23,14 @@ def train(run: Context, folder: Path) -> dict[str, Any]:
         write_json(run.folder / "environment.json", environment(run.recipe))
     recipe, task, space = run.recipe, run.task, run.space
     settings = recipe.supernet
-    base = task.model()
+    args = run.arguments(settings.settings(task.metric), folder)
     supernet, trainer = train_supernet(
-        base,
+        run.base(args),
         space,
         task,
         task.train,
         task.validation,
-        run.arguments(settings.settings(task.metric), folder),
+        args,
         **supernet_options(recipe, task),
         resume=True,
     )

@@ -31,8 +31,8 @@ INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2
 """Soft hyphen, joiners, marks of direction, byte order mark."""
 OUTER = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 """What is no part of a name."""
-WRITTEN_LIST = re.compile(r"""\[\s*(?:['"].*['"]|[\d.,\s-]*)\s*\]""", re.DOTALL)
-"""A list as Python or json writes it."""
+WRITTEN_LIST = re.compile(r"""\[\s*(?:['"].*['"])?\s*\]""", re.DOTALL)
+"""A list of names as Python or json writes it."""
 FEW = 10
 """So many whole numbers are classes, however few rows each has."""
 

@@ -12,11 +12,11 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.tables import Quoting, json_fault, line_of, read_header, wrong_line
+from glora_search.files.tables import Quoting, json_fault, line_of, read_header, wrong_line, wrong_quote
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
-QUOTES = "a quote does not enclose its whole field; if quotes are part of the texts, set data.quoting: none"
+QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
 TIMES = ("timestamp", "date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
@@ -148,7 +148,7 @@ class CsvFiles(_InFiles):
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
-        line = wrong_line(path, separator, self._quoting)
+        line = wrong_quote(path, separator) if self.data.quoting is None else None
         if line is not None:  # pandas has read on, up to the next quote in whatever row
             raise self._refused(split, f"line {line}: {QUOTES}")
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
@@ -176,7 +176,9 @@ class CsvFiles(_InFiles):
             return pd.read_csv(path, sep=separator, quoting=self._quoting, **options)
         except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
             line = wrong_line(path, separator, self._quoting)
-            raise self._refused(split, f"line {line}: {_reason(error)}" if line else _reason(error)) from None
+            unended = "EOF inside string" in str(error) and self.data.quoting is None
+            reason = QUOTES if unended else _reason(error)
+            raise self._refused(split, f"line {line}: {reason}" if line else reason) from None
 
     def _refused(self, split: str, reason: object) -> UserError:
         return invalid(f"data.{split}", self.place(split), f"a csv file with a header line ({reason})")

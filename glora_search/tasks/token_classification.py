@@ -45,21 +45,19 @@ class TokenClassification(Labelled, TextTask):
         self.metric = "f1" if self.entities else "accuracy"
 
     def load_processor(self) -> Any:
-        """The tokenizer, which must be told that words are split already where that matters (GPT-2's, RoBERTa's).
+        """The tokenizer, told that words are split already where it reads them then as in a text (RoBERTa's).
 
-        Some ignore it; for these, `encode` puts the space before a word.
+        For others (GPT-2's relatives, in part), `encode` puts the space before a word.
         """
         tokenizer = super().load_processor()
         if not tokenizer.is_fast:
             raise invalid("task.model", self.recipe.task.model, "a model with a fast tokenizer, which knows the words")
+        found = [tokenizer]
         if getattr(tokenizer, "add_prefix_space", None) is False:
-            self.tokenizer = self.load(AutoTokenizer, add_prefix_space=True, pad_token=tokenizer.pad_token)
-        words = ["goal", "goal"]
-        self.spaced = self._tokens(" ".join(words)) == self._tokens(_spaced(words)) != self._tokens(words)
+            found.insert(0, self.load(AutoTokenizer, add_prefix_space=True, pad_token=tokenizer.pad_token))
+        ways = [*((one, False) for one in found), *((one, True) for one in reversed(found))]
+        self.tokenizer, self.spaced = next((way for way in ways if _reads_words(*way)), ways[0])
         return self.tokenizer
-
-    def _tokens(self, words: str | list[str]) -> list[int]:
-        return list(self.tokenizer(words, is_split_into_words=isinstance(words, list))["input_ids"])
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row."""
@@ -82,7 +80,7 @@ class TokenClassification(Labelled, TextTask):
         labels: list[list[int]] = []
         for number, row in enumerate(kept):
             places = encoded.word_ids(number)
-            first = [place is not None and place not in places[:position] for position, place in enumerate(places)]
+            first = _first_tokens(encoded, number, texts[number])
             labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
         made = Dataset.from_dict({**encoded, "labels": labels})
         return made.select([number for number, row in enumerate(labels) if set(row) != {IGNORED}])
@@ -124,3 +122,22 @@ class TokenClassification(Labelled, TextTask):
 def _spaced(words: list[str]) -> list[str]:
     """The words of a text with the spaces between them."""
     return [*words[:1], *(f" {word}" for word in words[1:])]
+
+
+def _reads_words(tokenizer: Any, spaced: bool) -> bool:
+    """Whether a tokenizer makes of words what it makes of the text; some make tokens of their own of numbers."""
+    words = ["goal", "2020", "goal"]
+    given = tokenizer(_spaced(words) if spaced else words, is_split_into_words=True)["input_ids"]
+    return list(given) == list(tokenizer(" ".join(words))["input_ids"])
+
+
+def _first_tokens(encoded: Any, number: int, words: list[str]) -> list[bool]:
+    """Which tokens of a row are the first of their word; one of the space before it is none."""
+    found, seen = [], {None}
+    for position, place in enumerate(encoded.word_ids(number)):
+        span = None if place is None else encoded.token_to_chars(number, position)
+        text = "" if span is None else words[place][span.start : span.end]
+        own = place not in seen and (bool(text.strip()) or not words[place].strip())
+        seen |= {place} if own else set()
+        found.append(own)
+    return found

@@ -22,6 +22,7 @@ class WholeTexts(TextTask):
 
     def __init__(self, recipe: Recipe) -> None:
         self._empty: dict[str, tuple[int, int]] = {}
+        self._blank = 0
         super().__init__(recipe)
 
     def row_notes(self, share: float = 0.0) -> list[str]:
@@ -33,9 +34,10 @@ class WholeTexts(TextTask):
         ]
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
-        texts = zip(*(texts_of(rows, column) for column in self.inputs()), strict=True)
-        self._empty[key] = (sum(not any(map(str.strip, row)) for row in texts), len(rows))
-        return super()._encoded(rows, key)
+        self._blank = 0  # where a subclass encodes on its own
+        encoded = super()._encoded(rows, key)
+        self._empty[key] = (self._blank, len(rows))
+        return encoded
 
     @abc.abstractmethod
     def answers(self, rows: Dataset) -> list[Any]:
@@ -57,5 +59,6 @@ class WholeTexts(TextTask):
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer (``input_ids``, ``attention_mask``, ...) and ``labels``."""
         texts = [texts_of(rows, column) for column in self.inputs()]
+        self._blank = sum(not any(map(str.strip, row)) for row in zip(*texts, strict=True))
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
         return Dataset.from_dict({**encoded, "labels": self.answers(rows)})

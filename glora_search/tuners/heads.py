@@ -67,7 +67,7 @@ def train_in_float32(model: nn.Module, modules: Sequence[str]) -> None:
 
 def loss_in_float32(model: Any) -> None:
     """Give an encoder-decoder model of half precision logits in float32: transformers computes its loss in their
-    precision, which has three digits."""
+    precision, which has three digits. (Not where GLoRA adapts the output layer itself, which no shipped space does.)"""
     head = model.get_output_embeddings()
     if head is not None and any(own.dtype in HALVES for own in head.parameters()):
         head.register_forward_hook(_as_float32)

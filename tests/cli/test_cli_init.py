@@ -115,7 +115,6 @@ KINDS = {
         {"text_column": "prompt", "response_column": "completion"},
     ),
     "texts": ({"text": "a", "url": "b"}, "causal-lm", {"text_column": "text"}),
-    "sentiment": ({"text": "a", "sentiment": "b"}, "text-classification", {"label_column": "sentiment"}),
     "classes": ({"review": "a", "stars": 3}, "text-classification", {"text_column": "review", "label_column": "stars"}),
     "numbers": ({"text": "a", "score": 0.5}, "text-regression", {"text_column": "text", "label_column": "score"}),
     "several": ({"text": "a", "labels": ["x", "y"]}, "multi-label", {"text_column": "text", "label_column": "labels"}),
@@ -339,7 +338,7 @@ def test_a_row_of_no_class_does_not_hide_the_others(call):
 
 
 def test_texts_beside_a_column_of_classes_are_no_corpus_unless_it_is_said(call):
-    rows = [{"text": f"text {n}", "mood": ["good", "bad"][n % 2], "source": "web"} for n in range(8)]
+    rows = [{"text": f"text {n}", "mood": ["good", "bad"][n % 2], "lang": ["en", "de"][n % 2]} for n in range(8)]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, _, err = call("init", "--train", "rows.jsonl")
     assert code == 2
@@ -348,3 +347,11 @@ def test_texts_beside_a_column_of_classes_are_no_corpus_unless_it_is_said(call):
     assert Recipe.load("recipe.yaml").task.type == "text-classification"
     assert call("init", "--train", "rows.jsonl", "--task", "causal-lm", "--force")[0] == 0
     assert Recipe.load("recipe.yaml").task.type == "causal-lm"
+
+
+@pytest.mark.parametrize(("topic", "type_"), [("{0}", "text-classification"), ("{0} of {1}", "causal-lm")])
+def test_a_column_called_topic_is_one_of_labels_where_it_has_classes(call, topic, type_):
+    rows = [{"text": f"text {n}", "topic": topic.format("ab"[n % 2], n), "lang": "en"} for n in range(8)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call("init", "--train", "rows.jsonl")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == type_

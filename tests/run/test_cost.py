@@ -110,9 +110,18 @@ def test_what_workers_on_one_machine_have_shared_counts_once(made, tiny_recipe):
     training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
     run = Run(made(finals={"subnets": 1, "rates": [1], "teacher": 0, "training": training}).folder)
     run.all_stages()
-    alone, path = spent(run.view), run.folder / "finals" / "stage.json"
-    # Half as long on the clock, and each training twice as long as alone.
-    done = run.view.result("finals")
-    shared = {**done, "workers": 2, "seconds_per_training": 2 * done["seconds_per_training"]}
-    path.write_text(json.dumps(shared))
-    assert spent(run.view) == pytest.approx(alone)
+    (run.folder / "metrics.json").unlink()  # which would be asked for the seconds
+    path, taken = run.folder / "finals" / "stage.json", run.view.seconds()
+    done = {**run.view.result("finals"), "seconds": 60.0, "trainings": 6.0}
+    rest = sum(taken.values()) - taken["finals"]
+
+    def cost(**noted):
+        path.write_text(json.dumps({**done, **noted}))
+        return spent(run.view)
+
+    # Six trainings of ten seconds in a minute; two workers at a time take as long for each of two; four cannot have
+    # trained more at a time than the race let them.
+    assert cost(seconds_per_training=10.0) == pytest.approx((60 + rest) / 10)
+    assert cost(seconds_per_training=20.0, workers=2) == pytest.approx((60 + rest) / 10)
+    assert cost(seconds_per_training=20.0, workers=4) == pytest.approx((60 + rest) / 10)
+    assert cost(seconds_per_training=8.0, workers=4) == pytest.approx((60 + rest) / 8)

@@ -78,5 +78,5 @@ def test_what_is_no_conversation_or_asks_nothing_is_refused(value):
 
 
 def test_a_list_of_words_is_the_text_that_it_makes():
-    ask = Questions({"task": {"type": "token-classification"}, "data": {"text_column": "words"}})
+    ask = Questions({"task": {"type": "token-classification"}, "data": {"text_column": "words"}}, words=True)
     assert ask({"words": ["the", "goal"]}) == ask("the goal") == "the goal"

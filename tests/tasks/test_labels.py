@@ -213,11 +213,11 @@ def test_any_labels_follow_the_contract(tmp_path_factory, written, random):
     assert [folded(name) for name in head] == [folded(name.upper()) for name in head]
 
 
-@pytest.mark.parametrize("written", ["['a', 'b']", '["a"]', "[]", "[0, 2]", "['a' 'b']"])
+@pytest.mark.parametrize("written", ["['a', 'b']", '["a"]', "[]", "['a' 'b']"])
 @pytest.mark.parametrize("target", ["label", "labels"])
 def test_a_list_that_was_written_as_text_is_refused(written, target):
     rows = Dataset.from_dict({"label": ["a", written]})
     with pytest.raises(UserError, match=r"data\.label_column: got .*a\|b for several labels, or lists in json"):
         read_targets(rows, ("data.label_column", "label"), target, split="train")
-    named = Dataset.from_dict({"label": ["[NEG]", "[a]"]})
-    assert read_targets(named, ("data.label_column", "label"), "label", split="train")["label"] == ["[NEG]", "[a]"]
+    named = Dataset.from_dict({"label": ["[NEG]", "[18-25]", "[0, 10]"]})
+    assert read_targets(named, ("data.label_column", "label"), target, split="train").num_rows == 3

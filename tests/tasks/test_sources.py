@@ -172,3 +172,6 @@ def test_dates_that_jsons_reader_makes_times_of_are_refused_and_csv_keeps_them(t
     with pytest.raises(UserError, match=r"data\.train: got '.*a\.jsonl, column label'; allowed: text other than dates"):
         source.read("train", ["text", "label"])
     assert source.read("train", ["text"])["text"] == [row["text"] for row in rows]
+    pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    kept = open_source(Files(source="csv", train=str(tmp_path / "a.csv"))).read("train", ["label"])
+    assert kept["label"] == [row["label"] for row in rows]

@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sklearn.metrics import accuracy_score
 
 from glora_search.scoring import Batches, evaluate
+from glora_search.tasks.text_classification import TextClassification
 
 
 def test_pairs_are_tokenized_together_with_segments(task, make):
@@ -39,12 +41,27 @@ def test_rows_without_a_text_are_counted(task, make):
     assert task("bert", "text-classification", make.rows(40)).row_notes() == []
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["the config names what pads", "it names the end"])
-def test_a_decoder_finds_the_last_token_of_a_row_however_rows_are_batched(task, tiny, tmp_path, named):
+class OfWords(TextClassification):
+    """Reads lists of words."""
+
+    def encode(self, rows):
+        texts = [" ".join(words) for words in rows[self.column("text_column")]]
+        return Dataset.from_dict({**self.tokenizer(texts), "labels": self.answers(rows)})
+
+
+def test_a_task_of_ones_own_may_read_other_columns(task, make):
+    rows = [{**row, "text": row["text"].split()} for row in make.rows()]
+    made = task("bert", f"{__name__}.OfWords", rows)
+    assert len(made.train) > 0
+    assert made.row_notes() == []
+
+
+@pytest.mark.parametrize(("model", "tokenizer"), [(0, None), (3, None), (3, "<pad>"), (None, None)])
+def test_a_decoder_finds_the_last_token_of_a_row_however_rows_are_batched(task, tiny, tmp_path, model, tokenizer):
     folder = shutil.copytree(tiny("llama"), tmp_path / "padded")
-    config = json.loads((folder / "config.json").read_text())
-    config["pad_token_id"] = 0 if named else config["eos_token_id"]
-    (folder / "config.json").write_text(json.dumps(config))
+    for name, key, value in (("config", "pad_token_id", model), ("tokenizer_config", "pad_token", tokenizer)):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     texts = ["the goal", "a new old big goal of the team", "a chip", "the new code of the big phone"]
     rows = [{"text": f"{text} {'the ' * (n % 5)}", "label": "ab"[n % 2]} for n, text in enumerate(texts * 8)]
     made = task(folder, "text-classification", rows)

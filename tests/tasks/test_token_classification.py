@@ -115,22 +115,37 @@ def test_tags_that_are_no_entities_are_scored_by_accuracy_over_words(task, make)
     assert 0.5 < made.best_constant(made.validation).metric < 1
 
 
+def encoded_as_in_a_text(made, words):
+    """A row's tokens with their words, which are those of the text."""
+    row = made.encode(Dataset.from_list([{"words": words, "tags": ["B-S"] * len(words)}]))[0]
+    assert row["input_ids"] == made.tokenizer(" ".join(words))["input_ids"]
+    return [
+        made.tokenizer.decode(token)
+        for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        if label != -100
+    ]
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "qwen2"])
 def test_words_have_the_tokens_that_they_have_in_a_text(task, make, architecture):
     made = task(architecture, "token-classification", tagged(make), COLUMNS)
     words = make.sentences(1)[0][0].split()
-    row = made.encode(Dataset.from_list([{"words": words, "tags": ["O"] * len(words)}]))[0]
-    assert row["input_ids"] == made.tokenizer(" ".join(words))["input_ids"]
-    assert sum(label != -100 for label in row["labels"]) == len(words)
+    assert len(encoded_as_in_a_text(made, words)) == len(words)
 
 
-def test_a_tokenizer_that_does_not_know_of_spaces_before_words_is_given_them(task, make, tiny, tmp_path):
+GENERIC = {
+    "a class that knows nothing of spaces": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    "as Qwen's on the hub": {"add_prefix_space": False},
+}
+
+
+@pytest.mark.parametrize("named", GENERIC.values(), ids=GENERIC.keys())
+def test_a_tokenizer_that_does_not_put_spaces_before_words_is_given_them(task, make, tiny, tmp_path, named):
     folder = shutil.copytree(tiny("qwen2"), tmp_path / "generic")
-    named = json.loads((folder / "tokenizer_config.json").read_text())
-    named["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **named}))
     made = task(folder, "token-classification", tagged(make), COLUMNS)
-    words = make.sentences(1)[0][0].split()
-    row = made.encode(Dataset.from_list([{"words": words, "tags": ["O"] * len(words)}]))[0]
     assert made.spaced
-    assert row["input_ids"] == made.tokenizer(" ".join(words))["input_ids"]
+    assert len(encoded_as_in_a_text(made, make.sentences(1)[0][0].split())) == 6
+    first = encoded_as_in_a_text(made, ["goal", "2020", "goal"])
+    assert [token.strip()[:1] for token in first] == ["g", "2", "g"]  # not the space before a number
