@@ -80,3 +80,17 @@ def test_supernets_of_several_learning_rates_are_beside_the_tuned_lora(tmp_path)
         "| trec | 0 | 384 |  | 0.300 |  |",
         "| mpqa | 1 | 384 | 0.600 |  |  |",
     ]
+
+
+def test_starts_of_a_subnet_are_beside_lora_at_the_same_rates(tmp_path):
+    import starts
+
+    losses = {("inherited", "0.5"): 0.36, ("fresh", "0.5"): 0.37, ("lora", "1"): 0.4, ("inherited", "1"): 0.38}
+    rows = [
+        {"data": "mpqa", "seed": 0, "start": start, "rate": rate, "validation_loss": loss, "teacher_loss": 0.367}
+        for (start, rate), loss in losses.items()
+    ]
+    append_rows(tmp_path / "starts.csv", rows)
+    lines = starts.report(tmp_path / "starts.csv").splitlines()
+    assert lines[0] == "| data | seed | teacher | inherited x0.5 | inherited x1 | fresh x0.5 | lora x1 |"
+    assert lines[2] == "| mpqa | 0 | 0.367 | 0.360 | 0.380 | 0.370 | 0.400 |"
