@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -105,24 +106,32 @@ def wrong_line(path: Path, separator: str, quoting: Quoting = csv.QUOTE_MINIMAL)
 def wrong_quote(path: Path, separator: str) -> int | None:
     """The line of the first row with a quote that does not enclose its field, as far as a file can tell.
 
-    The quote ends before the field does, or nowhere; or in a later line, although every line by itself has the fields
-    of the header.
+    The quote ends before the field does, or nowhere; or in a later line, although each of these lines is a row by
+    itself: it has as many fields as the header, and a value that its column has elsewhere too, such as a label.
     """
-    begins, width, long = 1, 0, None
+    begins, width, long = 1, 0, dict[int, int]()
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for row in reader:
                 width = width or len(row)
-                long = begins if long is None and reader.line_num > begins else long
+                long |= dict.fromkeys(range(begins, reader.line_num + 1), begins) if reader.line_num > begins else {}
                 begins = reader.line_num + 1
         except csv.Error:
             return begins
-        if long is None:
+        if not long:
             return None
         file.seek(0)
         lines = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
-        return long if all(len(row) == width for row in lines if row) else None
+        rows = {}
+        for row in lines:
+            if row:
+                rows[lines.line_num] = row
+    if any(len(row) != width for row in rows.values()):
+        return None
+    often = [Counter(column) for column in zip(*rows.values(), strict=True)]
+    whole = (any(often[n][value] > 1 for n, value in enumerate(rows.get(line, ()))) for line in long)
+    return min(long.values()) if all(whole) else None
 
 
 def json_fault(path: Path) -> str | None:

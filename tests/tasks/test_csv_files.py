@@ -192,9 +192,11 @@ def test_texts_of_several_lines_load_and_what_looks_wrong_can_be_said_to_be_righ
     path.write_text('text,label\n"one\n\ntwo, three",x\nfour,y\n')
     assert read(path)["text"] == ["one\n\ntwo, three", "four"]
     path.write_text('text,label\n"one, \ntwo",x\nfour,y\n')
+    assert read(path)["text"] == ["one, \ntwo", "four"]
+    path.write_text('text,label\n"one,x\ntwo",x\nfour,y\n')
     with pytest.raises(UserError, match=r"line 2: .*else minimal"):
         read(path)
-    assert read(path, quoting="minimal")["text"] == ["one, \ntwo", "four"]
+    assert read(path, quoting="minimal")["text"] == ["one,x\ntwo", "four"]
     path.write_text(" \ntext,label\na,x\n")  # no quote, no word of one
     assert read(path)["label"] == ["x"]
 
