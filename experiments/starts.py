@@ -30,6 +30,7 @@ from csv_rows import fill, read_rows
 from peft import get_peft_model
 from study_plan import Cell, Study
 from study_runs import open_run
+from study_tables import table
 
 from glora_search.adapters.load import load_adapter
 from glora_search.finals.contest import Contest
@@ -88,19 +89,18 @@ def entrant(contest: Contest, start: str) -> Finalist:
     return contest.searched[0]
 
 
-def report(table: Path) -> str:
+def report(path: Path) -> str:
     """Validation losses, a row for each data set."""
-    rows = pd.DataFrame(read_rows(table)).astype({"validation_loss": float, "rate": float})
+    rows = pd.DataFrame(read_rows(path)).astype({"validation_loss": float, "rate": float})
     wide = rows.pivot(index=["data", "seed"], columns=["start", "rate"], values="validation_loss")
     columns = [(start, rate) for start in STARTS for rate in sorted(set(rows["rate"])) if (start, rate) in wide]
-    lines = [f"| data | seed | teacher | {' | '.join(f'{start} x{rate:g}' for start, rate in columns)} |"]
-    lines += ["| --- " * (len(columns) + 3) + "|"]
+    found = []
     for name, seed in sorted(wide.index, key=lambda key: (key[1], DATASETS.index(key[0]))):
         own = rows[(rows["data"] == name) & (rows["seed"] == seed)]
         losses = [wide.loc[(name, seed), column] for column in columns]
         values = ["" if pd.isna(loss) else f"{loss:.3f}" for loss in losses]
-        lines.append(f"| {name} | {seed} | {float(own['teacher_loss'].iloc[0]):.3f} | {' | '.join(values)} |")
-    return "\n".join(lines)
+        found.append([name, seed, f"{float(own['teacher_loss'].iloc[0]):.3f}", *values])
+    return table(["data", "seed", "teacher", *(f"{start} x{rate:g}" for start, rate in columns)], found)
 
 
 def main() -> None:
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "starts")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
     args = parser.parse_args()
-    table = args.results / "starts.csv"
+    path = args.results / "starts.csv"
     if args.part == "report":
-        print(report(table))
+        print(report(path))
         return
     transformers.logging.set_verbosity_error()
     study = Study.load(HERE / "study" / "plan.yaml")
@@ -127,7 +127,7 @@ def main() -> None:
         for seed, data, rate, start in itertools.product(args.seeds, args.datasets, args.rates, args.starts)
     ]
     figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(table, KEY, keys, figures, args.cache / "starts", args.minutes)
+    fill(path, KEY, keys, figures, args.cache / "starts", args.minutes)
 
 
 if __name__ == "__main__":

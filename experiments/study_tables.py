@@ -13,6 +13,8 @@ from study_plan import METHODS, UNSIZED
 from study_results import Results
 from study_statistics import PAIR, difference, paired
 
+from glora_search.finals.finalists import TAUGHT
+
 NAMES = {
     "head": "head only",
     "lora": "LoRA",
@@ -140,8 +142,8 @@ def winners(ours: pd.DataFrame) -> str:
 
 def _kind(winner: str) -> str:
     """A winner without its rank and its rate."""
-    taught = " + teacher" if winner.endswith(" + teacher") else ""
-    name = winner.removesuffix(" + teacher")
+    taught = TAUGHT if winner.endswith(TAUGHT) else ""
+    name = winner.removesuffix(TAUGHT)
     return ("a searched subnet" if name.startswith("subnet") else name.split(" x")[0].split(" r=")[0]) + taught
 
 
@@ -155,7 +157,7 @@ def inside(races: Sequence[dict[str, Any]]) -> str:
     for race in races:
         losses: dict[str, float] = {}
         for one in race["finalists"]:
-            subnet, taught = one["name"].startswith("subnet"), one["name"].endswith(" + teacher")
+            subnet, taught = one["name"].startswith("subnet"), one["name"].endswith(TAUGHT)
             kind = f"{'searched subnets' if subnet else 'uniform methods'}, with{'' if taught else 'out'} a teacher"
             loss = math.inf if one["validation_loss"] is None else one["validation_loss"]
             losses[kind] = min(loss, losses.get(kind, math.inf))

@@ -30,6 +30,7 @@ import transformers
 from csv_rows import fill, read_rows
 from study_plan import Cell, Study
 from study_runs import run_recipe, teacher_of
+from study_tables import table
 
 from glora_search import Recipe, Run
 from glora_search.training.loop import steps_for
@@ -58,20 +59,19 @@ def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -
     return {"steps": steps, "teacher": round(worth.metric, 4), "teacher_loss": round(worth.loss, 4)}
 
 
-def report(table: Path, study: Path) -> str:
+def report(path: Path, study: Path) -> str:
     """The losses, a row for each data set, beside the tuned LoRA's of the study."""
-    rows = pd.DataFrame(read_rows(table)).astype({"teacher_loss": float, "rate": float, "seed": int, "steps": int})
+    rows = pd.DataFrame(read_rows(path)).astype({"teacher_loss": float, "rate": float, "seed": int, "steps": int})
     wide = rows.pivot(index=["data", "seed"], columns="rate", values="teacher_loss")
-    lines = [f"| data | seed | steps | {' | '.join(f'{rate:g}' for rate in wide)} | LoRA alone, tuned |"]
-    lines += ["| --- " * (len(wide.columns) + 4) + "|"]
+    found = []
     lora = pd.read_csv(study).query("method == 'lora' and rows == 500 and budget == 41472 and encoder == 'minilm'")
     for name, seed in sorted(wide.index, key=lambda key: (key[1], DATASETS.index(key[0]))):
         values = ["" if pd.isna(loss) else f"{loss:.3f}" for loss in wide.loc[name, seed]]
         steps = rows.loc[(rows["data"] == name) & (rows["seed"] == seed), "steps"].iloc[0]
         tuned = lora[(lora["data"] == name) & (lora["seed"] == seed)].sort_values("validation_loss")
         best = f"{tuned.iloc[0]['validation_loss']:.3f} (at {tuned.iloc[0]['rate']:g})" if len(tuned) else ""
-        lines.append(f"| {name} | {seed} | {steps} | {' | '.join(values)} | {best} |")
-    return "\n".join(lines)
+        found.append([name, str(seed), str(steps), *values, best])
+    return table(["data", "seed", "steps", *(f"{rate:g}" for rate in wide), "LoRA alone, tuned"], found)
 
 
 def main() -> None:
@@ -84,15 +84,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "supernet_rates")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "supernet_rates")
     args = parser.parse_args()
-    table = args.results / "supernet_rates.csv"
+    path = args.results / "supernet_rates.csv"
     if args.part == "report":
-        print(report(table, HERE / "results" / "study" / "study.csv"))
+        print(report(path, HERE / "results" / "study" / "study.csv"))
         return
     transformers.logging.set_verbosity_error()
     study = Study.load(HERE / "study" / "plan.yaml")
     keys = [(data, rate, seed) for seed, data, rate in itertools.product(args.seeds, DATASETS, RATES)]
     figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(table, KEY, keys, figures, args.cache, args.minutes)
+    fill(path, KEY, keys, figures, args.cache, args.minutes)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def wrong_quote(path: Path, separator: str) -> int | None:
         try:
             for row in reader:
                 width = width or len(row)
-                long |= dict.fromkeys(range(begins, reader.line_num + 1), begins) if reader.line_num > begins else {}
+                if reader.line_num > begins:
+                    long.update(dict.fromkeys(range(begins, reader.line_num + 1), begins))
                 begins = reader.line_num + 1
         except csv.Error:
             return begins

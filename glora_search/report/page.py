@@ -229,9 +229,9 @@ def _result_notes(data: RunData) -> list[str]:
         notes.append(f"Done: {', '.join(times)}.")
     if "lora_trainings" in metrics:
         notes.append(f"Cost: as long as {metrics['lora_trainings']:.1f} LoRA trainings.")
-    run = RunFolder(data.folder)
-    missing = [one.command for one in STAGES.values() if run.asks_for(one) and one.command not in data.seconds]
     if "rows" not in metrics:
+        run = RunFolder(data.folder)
+        missing = [one.command for one in STAGES.values() if run.asks_for(one) and one.command not in data.seconds]
         notes.append(f"Not done yet: {', '.join(missing)}. The test column is filled by evaluate.")
     noted = metrics.get("notes", [])
     notes += [f"{note[:1].upper()}{note[1:]}." for note in metrics.get("fit", []) if note not in noted]

@@ -136,7 +136,9 @@ def no_baseline(run: Context, tuned: Mapping[str, Any] | None) -> list[str]:
     if run.recipe.finals is None or tuned is not None:
         return []
     methods, budget = ", ".join(run.recipe.finals.methods), run.recipe.search.max_params
-    raced = [row for row in (run.view.done("finals") or {}).get("finalists", ()) if "subnet" not in row["method"]]
+    raced = [
+        row for row in (run.view.done("finals") or {}).get("finalists", ()) if not row["method"].startswith("subnet")
+    ]
     if raced:
         why = f"every one of finals.methods has diverged. Lower {run.rate_to_lower('finals')}"
     elif budget is None:

@@ -359,7 +359,7 @@ class TextTask(Task):
     def model(self, seed: int | None = None) -> PreTrainedModel:
         """See `Task.model`; the model knows the tokenizer's padding, by which decoders find a row's last token."""
         model = super().model(seed)
-        for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+        for config in (model.config, model.config.get_text_config()):
             config.pad_token_id = self.tokenizer.pad_token_id
         return model
 

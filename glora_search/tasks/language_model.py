@@ -23,7 +23,7 @@ from glora_search.recipe.prompts import columns_of, template_for
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED, Evaluation, summed
 from glora_search.tasks.base import TextTask
-from glora_search.tasks.rows import Column, texts_of, with_column
+from glora_search.tasks.rows import Column, counted_notes, texts_of, with_column
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,15 @@ class LanguageModel(TextTask):
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
         length = f"task.max_length, {self.max_length} tokens"
-        return [
-            f"{count} of {fit.rows} rows of {key} {what}"
-            for key, fit in self._fits.items()
-            for count, what in (
+        notes = []
+        for key, fit in self._fits.items():
+            counts = (
                 (fit.cut, f"are cut at {length}"),
                 (fit.left_out, f"are left out: nothing to learn within {length}"),
                 (fit.empty, "have an empty response, which the model learns"),
             )
-            if count > share * fit.rows
-        ]
+            notes += counted_notes(key, fit.rows, counts, share)
+        return notes
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         encoded = super()._encoded(rows, key)

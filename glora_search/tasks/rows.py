@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features
@@ -32,6 +33,15 @@ def _chats(value: Any) -> str:
     """Where conversations are learned."""
     found = isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]
     return "; conversations are learned by task.type causal-lm, with data.messages_column" if found else ""
+
+
+def counted_notes(key: str, rows: int, counts: Iterable[tuple[int, str]], share: float) -> list[str]:
+    """What is said of the rows of a split, where it concerns more than this share of them.
+
+    Args:
+        counts: of how many rows, and what.
+    """
+    return [f"{count} of {rows} rows of {key} {what}" for count, what in counts if count > share * rows]
 
 
 def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:

@@ -17,7 +17,7 @@ from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Sa
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
 QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
-TIMES = ("timestamp", "date", "time", "duration")
+TIMES = ("date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
 
@@ -140,8 +140,7 @@ class CsvFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
-        path, separator = self._open(split)
-        header = read_header(path, separator, self._quoting)[1]
+        path, separator, header = self._open(split)
         twice = next((name for name in columns if header.count(name) > 1), None)
         if twice is not None:
             raise self._refused(split, f"line 1: {header.count(twice)} columns are called {twice}")
@@ -155,23 +154,24 @@ class CsvFiles(_InFiles):
 
     def row(self, split: str, number: int) -> str:
         """See `Source`; with its line, which an editor shows."""
-        line = line_of(*self._open(split), number, self._quoting)
+        path, separator, _ = self._open(split)
+        line = line_of(path, separator, number, self._quoting)
         return super().row(split, number) + (f", line {line}" if line else "")
 
     @property
     def _quoting(self) -> Quoting:
         return csv.QUOTE_NONE if self.data.quoting == "none" else csv.QUOTE_MINIMAL
 
-    def _open(self, split: str) -> tuple[Path, str]:
-        """A split's file and its separator."""
+    def _open(self, split: str) -> tuple[Path, str, list[str]]:
+        """A split's file, its separator, and its header."""
         path = _existing(self.data, split)
         try:
-            return path, read_header(path, self.data.separator, self._quoting)[0]
+            return path, *read_header(path, self.data.separator, self._quoting)
         except (OSError, ValueError) as error:
             raise self._refused(split, error) from None
 
     def _read(self, split: str, **options: Any) -> pd.DataFrame:
-        path, separator = self._open(split)
+        path, separator, _ = self._open(split)
         try:
             return pd.read_csv(path, sep=separator, quoting=self._quoting, **options)
         except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors

@@ -80,7 +80,7 @@ class TokenClassification(Labelled, TextTask):
         labels: list[list[int]] = []
         for number, row in enumerate(kept):
             places = encoded.word_ids(number)
-            first = _first_tokens(encoded, number, texts[number])
+            first = _first_tokens(encoded, number, texts[number], places)
             labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
         made = Dataset.from_dict({**encoded, "labels": labels})
         return made.select([number for number, row in enumerate(labels) if set(row) != {IGNORED}])
@@ -131,13 +131,20 @@ def _reads_words(tokenizer: Any, spaced: bool) -> bool:
     return list(given) == list(tokenizer(" ".join(words))["input_ids"])
 
 
-def _first_tokens(encoded: Any, number: int, words: list[str]) -> list[bool]:
-    """Which tokens of a row are the first of their word; one of the space before it is none."""
-    found, seen = [], {None}
-    for position, place in enumerate(encoded.word_ids(number)):
-        span = None if place is None else encoded.token_to_chars(number, position)
+def _first_tokens(encoded: Any, number: int, words: list[str], places: list[int | None]) -> list[bool]:
+    """Which tokens of a row are the first of their word; one of the space before it is none.
+
+    Args:
+        places: of each token, its word's.
+    """
+    found, seen = [], set[int]()
+    for position, place in enumerate(places):
+        if place is None or place in seen:
+            found.append(False)
+            continue
+        span = encoded.token_to_chars(number, position)
         text = "" if span is None else words[place][span.start : span.end]
-        own = place not in seen and (bool(text.strip()) or not words[place].strip())
-        seen |= {place} if own else set()
-        found.append(own)
+        found.append(bool(text.strip()) or not words[place].strip())
+        if found[-1]:
+            seen.add(place)
     return found

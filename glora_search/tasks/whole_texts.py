@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import TextTask
-from glora_search.tasks.rows import Column, texts_of
+from glora_search.tasks.rows import Column, counted_notes, texts_of
 
 
 class WholeTexts(TextTask):
@@ -27,11 +27,9 @@ class WholeTexts(TextTask):
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
-        return [
-            f"{count} of {rows} rows of {key} have no text, and are learned and scored as empty ones"
-            for key, (count, rows) in self._empty.items()
-            if count > share * rows
-        ]
+        what = "have no text, and are learned and scored as empty ones"
+        found = (counted_notes(key, rows, [(count, what)], share) for key, (count, rows) in self._empty.items())
+        return [note for notes in found for note in notes]
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         self._blank = 0  # where a subclass encodes on its own
