@@ -4,15 +4,14 @@
     python experiments/starts.py --part report
 
 On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), the search's best subnet and LoRA
-are each trained with the run's teacher, which is the supernet, as in its finals: a subnet with the weights that it
-inherits, or with fresh ones. Validation losses are the lowest of a training; no test row is read. The csv grows by a
+are each trained with the supernet as teacher, as in finals: a subnet with the weights that it inherits, or with fresh
+ones. Validation losses are the lowest of a training; no test row is read. The csv grows by a
 row for each training; one that is there is not done again. A run's supernet and search are done where they are missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import functools
 import itertools
@@ -27,14 +26,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 import transformers
 from csv_rows import fill, read_rows
-from peft import get_peft_model
 from study_plan import Cell, Study
 from study_runs import open_run
 from study_tables import table
 
-from glora_search.adapters.load import load_adapter
 from glora_search.finals.contest import Contest
-from glora_search.finals.finalists import Finalist
+from glora_search.finals.finalists import Finalist, subnet_finalists
 from glora_search.progress import track
 from glora_search.run import finals
 from glora_search.training.uniform import uniform_methods
@@ -61,13 +58,6 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     contest = finals._contest(run.context, folder, settings)
     finals._write_starts(run.context, folder, contest)
     one = dataclasses.replace(entrant(contest, start), rate=float(rate), taught=True)
-    if start == "inherited":  # a start is named after the learning rate too
-        inherited = folder / finals.STARTS / contest.searched[0].start
-        contest.inherit = lambda one, base: load_adapter(base, inherited, trainable=True)
-    if start == "fresh":
-        supernet = run.context.load("supernet")
-        config = supernet.subnet_config(one.genome)  # type: ignore[arg-type, operator]
-        contest.inherit = lambda one, base: get_peft_model(base, copy.deepcopy(config))
     with track("train", contest.steps) as bar:
         found = contest._train_one(one, contest.steps, bar)
     teacher = contest.lesson.validation_loss if contest.lesson is not None else None
@@ -86,7 +76,7 @@ def entrant(contest: Contest, start: str) -> Finalist:
     if start == "lora":
         (method,) = uniform_methods(contest.space, contest.max_params, ["lora"])
         return Finalist(method.name, method, method.params)
-    return contest.searched[0]
+    return next(one for one in subnet_finalists(contest.subnets) if one.inherits == (start == "inherited"))
 
 
 def report(path: Path) -> str:

@@ -303,7 +303,7 @@ def _race(
             task_type=config.task_type,
             modules_to_save=config.modules_to_save or (),
         )
-        if not contest.searched and not contest.uniform:
+        if not contest.subnets and not contest.uniform:
             raise invalid("max_params", max_params, "with finals, a budget within which a subnet or a method can train")
         outcome = contest.run(optuna.create_study(study_name=STUDY_NAME))
         winner = outcome.named(outcome.winner)

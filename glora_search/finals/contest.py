@@ -21,6 +21,7 @@ from glora_search.files.claims import claimed
 from glora_search.finals.finalists import (
     Finalist,
     Subnet,
+    best_rate,
     best_rates,
     further_rate,
     subnet_finalists,
@@ -95,9 +96,9 @@ class Contest:
 
     They have two races. In the first one uniform methods train alone; where LoRA's best learning rate at the first rung
     is the highest or the lowest, a further one joins. In the second one these methods, each at its best
-    learning rate, and the search's best subnets have a teacher: the supernet, or, where it is poor, those that were
-    trained alone. Of tokens these do not teach, and the subnets race by themselves. Without a teacher in the recipe
-    there is one race of all.
+    learning rate, and the search's best subnets, at LoRA's, have a teacher: the supernet, or, where it is poor, those
+    that were trained alone. Where nobody teaches, since the recipe asks for no teacher or since a supernet of tokens is
+    poor, the subnets race by themselves.
 
     Attributes:
         space: the bound space.
@@ -151,11 +152,6 @@ class Contest:
         return round(SHARES[0] * self.steps)
 
     @property
-    def searched(self) -> list[Finalist]:
-        """The finalists that inherit, before it is known whether they have a teacher."""
-        return subnet_finalists(self.subnets, taught=False)
-
-    @property
     def uniform(self) -> list[Finalist]:
         """The finalists that begin anew, without a teacher."""
         methods = uniform_methods(self.space, self.max_params, self.settings.methods)
@@ -163,19 +159,17 @@ class Contest:
 
     def run(self, study: optuna.Study | None = None) -> Outcome:
         """Race, with other processes that do the same; each trains some finalists."""
-        uniform, searched = self.uniform, self.searched
-        planned = planned_trainings(uniform, len(searched), teacher=self.lesson is not None)
+        uniform = self.uniform
+        planned = planned_trainings(uniform, len(self.subnets), teacher=self.lesson is not None)
         total = round(planned * self.steps)
         asked = steps_for(self.args, len(self.train))
         rounded = f" ({asked}, rounded up)" if asked != self.steps else ""
         say(f"finals: at most about {planned:.1f} full trainings of {self.steps} steps{rounded}", "dim")
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
-            if self.lesson is None:
-                return self._outcome([heat([*searched, *uniform], kept=_never_dropped, joining=self._further)])
             alone = heat(uniform, kept=_never_dropped, joining=self._further)
-            taught = self._choose_teacher(alone)
-            searched = subnet_finalists(self.subnets, taught=taught)
+            taught = self.lesson is not None and self._choose_teacher(self.lesson, alone)
+            searched = subnet_finalists(self.subnets, best_rate(alone.field, alone.losses), taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
             last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
@@ -185,17 +179,16 @@ class Contest:
         rated = sum(one.rated for one in field)
         return None if rated >= len(self.settings.rates) + FURTHER else further_rate(field, losses)
 
-    def _choose_teacher(self, alone: Result) -> bool:
+    def _choose_teacher(self, lesson: Lesson, alone: Result) -> bool:
         """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them.
 
         Returns:
             Whether anybody teaches: of tokens, only a supernet does.
         """
         best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
-        assert self.lesson is not None
-        if not self.lesson.poor(best):
+        if not lesson.poor(best):
             return True
-        if self.lesson.by_token:
+        if lesson.by_token:
             return False
         members = [self.best(one, alone) for one in alone.field if alone.losses[one.name] <= POOR * best]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
@@ -233,14 +226,19 @@ class Contest:
     def _checkpoints(self, one: Finalist) -> Path:
         return self.home(one) / "checkpoints"
 
-    def _fresh(self, one: Finalist) -> PeftModel:
+    def _begin(self, one: Finalist) -> PeftModel:
         """A finalist as it is at its beginning."""
         set_seed(self.args.seed)
         base = self.base()
-        if isinstance(one.origin, Uniform):
+        if one.inherits:
+            model = self.inherit(one, base)
+        elif isinstance(one.origin, Uniform):
             model = get_peft_model(base, one.origin.config(self.task_type, self.modules_to_save))
         else:
-            model = self.inherit(one, base)
+            saved = list(self.modules_to_save) or None
+            model = get_peft_model(
+                base, self.space.to_config(one.origin, task_type=self.task_type, modules_to_save=saved)
+            )
         self.made(model)
         return model
 
@@ -269,7 +267,7 @@ class Contest:
         before = steps_trained(folder)
         train_to(
             step,
-            lambda: self._fresh(one),
+            lambda: self._begin(one),
             self.scoring,
             self.lesson.rows if one.taught and self.lesson is not None else self.train,
             self.validation,
@@ -308,8 +306,9 @@ def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: boo
     rates = sum(one.rated for one in uniform)
     joining = FURTHER if rates > 1 else 0
     ends = min(rates, 2) + any(not one.rated for one in uniform)
+    alone = race_cost(len(uniform), max(ends - 1, 0), joining=joining)
+    searched = len(subnet_finalists([({}, 0)] * subnets))
     if not teacher:
-        return race_cost(len(uniform) + subnets, ends, joining=joining)
+        return alone + race_cost(searched)
     twins = Counter(one.method for one in uniform)
-    taught = sum(min(count, 2) for count in twins.values()) + subnets
-    return race_cost(len(uniform), max(ends - 1, 0), joining=joining) + race_cost(taught, 1)
+    return alone + race_cost(searched + sum(min(count, 2) for count in twins.values()), 1)

@@ -1,4 +1,4 @@
-"""Who competes: uniform methods from their own starts, and the search's best subnets with their inherited weights."""
+"""Who competes: uniform methods, and the search's best subnets, with inherited weights and from scratch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from glora_search.vocabulary import LayerPaths
 
 TAUGHT = " + teacher"
 """How the names of taught finalists end."""
+SCRATCH = " from scratch"
+"""How the methods of subnets end that inherit nothing."""
 TUNED = ", tuned"
 """How the name of the baseline ends, which is otherwise that of a finalist."""
 Subnet = tuple[Genome, int]
@@ -31,10 +33,11 @@ class Finalist:
 
     Attributes:
         method: what it is but for rate and teacher.
-        origin: the genome of a subnet, which starts with the supernet's weights, or a uniform method.
+        origin: the genome of a subnet, or a uniform method.
         params: of the adapter.
         rate: what the learning rate is multiplied by.
         taught: whether it learns from a teacher too.
+        inherits: whether it starts with the supernet's weights.
     """
 
     method: str
@@ -42,6 +45,7 @@ class Finalist:
     params: int
     rate: float = 1.0
     taught: bool = False
+    inherits: bool = False
 
     @property
     def name(self) -> str:
@@ -55,8 +59,8 @@ class Finalist:
 
     @property
     def start(self) -> str:
-        """The name of what it begins with; it is the same with and without a teacher."""
-        return replace(self, taught=False).slug
+        """The name of what it begins with; it is the same at any learning rate, with a teacher and without one."""
+        return replace(self, rate=1.0, taught=False).slug
 
     @property
     def uniform(self) -> bool:
@@ -93,11 +97,12 @@ def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[S
     return found
 
 
-def subnet_finalists(subnets: Sequence[Subnet], *, taught: bool) -> list[Finalist]:
-    """The search's best subnets, best first."""
+def subnet_finalists(subnets: Sequence[Subnet], rate: float = 1.0, *, taught: bool = False) -> list[Finalist]:
+    """The search's best subnets, best first: each with inherited weights, and from scratch."""
     return [
-        Finalist(f"subnet {number}", genome, params, taught=taught)
+        Finalist(f"subnet {number}{'' if inherits else SCRATCH}", genome, params, rate, taught, inherits)
         for number, (genome, params) in enumerate(subnets, 1)
+        for inherits in (True, False)
     ]
 
 
@@ -118,6 +123,12 @@ def best_rates(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[s
     """
     found = best_first({one.name: losses[one.name] for one in field if one.rated})[:2]
     return [name for name in found if losses[name] <= CLOSE * losses[found[0]]]
+
+
+def best_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> float:
+    """LoRA's best learning rate, which is that of subnets too; 1 where LoRA does not compete."""
+    rated = [one for one in field if one.rated]
+    return min(rated, key=lambda one: (losses[one.name], one.rate)).rate if rated else 1.0
 
 
 def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:

@@ -240,12 +240,12 @@ class Finals(Section):
     defaults.
 
     The uniform methods race first, without a teacher. Then they, each at its best rate and LoRA also at the next higher
-    one, and the subnets race with a teacher. In each race, all train for a quarter of the steps, half of them go on to
-    half of the steps, and half of those to the end, chosen by the lowest validation loss so far. The winner's best
-    checkpoint is the final adapter.
+    one, and the subnets, at LoRA's best rate, race with a teacher. In each race, all train for a quarter of the steps,
+    half of them go on to half of the steps, and half of those to the end, chosen by the lowest validation loss so far.
+    The winner's best checkpoint is the final adapter.
 
     Attributes:
-        subnets: how many of the search's best subnets compete, starting from their inherited weights.
+        subnets: how many of the search's best subnets compete, each with its inherited weights and from scratch.
         methods: the uniform methods that compete, if they fit the budget: ``lora``, ``ia3`` (vectors that scale the
             outputs), ``bitfit`` (biases), ``hira`` (low-rank A), ``lora+vectors`` (LoRA with vectors A and E).
         rates: learning rates of LoRA, as multiples of the one in ``training``. If, after a quarter of the steps, the

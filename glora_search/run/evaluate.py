@@ -10,7 +10,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glora_search.finals.finalists import TAUGHT
-from glora_search.finals.lessons import POOR
 from glora_search.progress import track
 from glora_search.ranking import is_finite, rank_key
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
@@ -180,18 +179,14 @@ def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
         count = teacher["members"]
         who = f"the mean of {count} finalists" if count > 1 else "the best finalist"
         return [f"the supernet predicts too badly to teach, so {who} without a teacher taught instead. {remedy}"]
-    alone = [
-        row["validation_loss"]
-        for row in finals["finalists"]
-        if not row["name"].endswith(TAUGHT) and is_finite(row["validation_loss"])
-    ]
-    own = teacher["validation_loss"]
-    if not alone or (is_finite(own) and own <= POOR * min(alone)):
+    if teacher.get("taught", True):
         return []
-    said = f"{own:.4f}" if is_finite(own) else "not a number"
-    losses = f"{said}, and that of the best finalist without a teacher is {min(alone):.4f}"
-    raced = "" if teacher.get("taught", True) else ", so the subnets raced without it"
-    return [f"the supernet is a poor teacher: its validation loss is {losses}{raced}. {remedy}"]
+    own, best = (
+        f"{row['validation_loss']:.4f}" if is_finite(row["validation_loss"]) else "not a number"
+        for row in (teacher, finals["finalists"][0])
+    )
+    losses = f"its validation loss is {own}, and that of the best finalist is {best}"
+    return [f"the supernet is a poor teacher: {losses}, so the subnets raced without it. {remedy}"]
 
 
 def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import UserError, invalid
 from glora_search.finals.contest import WAIT, Contest, Outcome
-from glora_search.finals.finalists import TUNED, Subnet, distinct
+from glora_search.finals.finalists import TUNED, Subnet, distinct, subnet_finalists
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.ranking import is_finite
@@ -51,7 +51,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     assert settings is not None
     _teach(run, folder, settings)
     contest = _contest(run, folder, settings)
-    if not contest.searched and not contest.uniform:
+    if not contest.subnets and not contest.uniform:
         budget = run.recipe.search.max_params
         raise invalid("search.max_params", budget, "with finals, a budget within which a subnet or a method can train")
     _write_starts(run, folder, contest)
@@ -145,7 +145,8 @@ def _best_subnets(run: Context, count: int) -> list[Subnet]:
 
 def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
     """The weights that subnets inherit, each as an adapter folder; one with ``done`` is whole."""
-    missing = [one for one in contest.searched if not (folder / STARTS / one.start / "done").is_file()]
+    inheriting = (one for one in subnet_finalists(contest.subnets) if one.inherits)
+    missing = [one for one in inheriting if not (folder / STARTS / one.start / "done").is_file()]
     if not missing:
         return
     evaluator = evaluator_of(run, folder)

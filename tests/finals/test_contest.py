@@ -135,6 +135,21 @@ def test_of_tokens_subnets_race_without_a_teacher_that_is_poor(contest, poor):
     assert outcome.teacher.get("taught", True) != poor
 
 
+@pytest.mark.parametrize("taught", [True, False])
+def test_subnets_race_at_loras_best_learning_rate_with_inherited_weights_and_from_scratch(contest, taught):
+    outcome = contest({"LoRA r=8 x2": 0.2, "(IA)3": 0.1}, taught=taught).run()
+    searched = [one for one in outcome.result.field if not one.uniform]
+    assert {one.rate for one in searched} == {2}
+    assert [one.inherits for one in searched] == 3 * [True, False]
+    assert len({one.slug for one in searched}) == 6
+
+
+def test_without_lora_subnets_race_at_the_learning_rate_of_the_finals(contest):
+    one = contest({"(IA)3": 0.1}, taught=True)
+    one.settings = Finals(methods=["ia3"])
+    assert {one.rate for one in one.run().result.field} == {1}
+
+
 def test_where_nobody_teaches_and_no_subnet_races_the_methods_alone_decide(contest):
     outcome = contest({"(IA)3": 0.1}, taught=True, poor=True, subnets=0).run()
     assert outcome.winner == outcome.baseline == "(IA)3"
@@ -152,6 +167,6 @@ def test_lora_is_trained_to_the_end_at_its_two_best_learning_rates_where_they_ar
 
 
 def test_what_a_subnet_begins_with_has_one_name():
-    found = [Finalist("subnet 1", {}, 10, taught=taught) for taught in (True, False)]
+    found = [Finalist("subnet 1", {}, 10, rate, taught) for rate in (1.0, 2.0) for taught in (True, False)]
     assert {one.start for one in found} == {"subnet-1"}
-    assert len({one.slug for one in found}) == 2
+    assert len({one.slug for one in found}) == 4

@@ -165,11 +165,11 @@ def test_the_field_has_lora_at_each_rate_and_taught_twins_at_its_best_rate_and_t
     twins = taught_twins(alone, losses | {"LoRA r=8 x0.5": 0.2})
     names = ["LoRA r=8 x0.5 + teacher", "(IA)3 + teacher", "BitFit + teacher", "LoRA r=8 + teacher"]
     assert [one.name for one in twins] == names
-    searched = subnet_finalists([({gene.name: gene.choices[0] for gene in space.genes}, 70)], taught=True)
+    searched = subnet_finalists([({gene.name: gene.choices[0] for gene in space.genes}, 70)], 2.0, taught=True)
     field = [*searched, *alone, *twins]
-    assert [one.name for one in searched] == ["subnet 1 + teacher"]
+    assert [one.name for one in searched] == ["subnet 1 x2 + teacher", "subnet 1 from scratch x2 + teacher"]
     assert len({one.slug for one in field}) == len(field)
-    assert [one.uniform for one in field] == [False] + 9 * [True]
+    assert [one.uniform for one in field] == 2 * [False] + 9 * [True]
 
 
 def test_subnets_that_compete_differ_in_a_quarter_of_the_layers(bind):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import math
 import os
 import re
 import shutil
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from glora_search import Recipe, Run, lora_within
-from glora_search.adapters.load import load_adapter
+from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import UserError
 from glora_search.files.text import write_json
 from glora_search.finals import lessons
@@ -69,7 +67,9 @@ def test_the_table_has_every_finalist_and_the_winner_has_the_lowest_loss_of_thos
     done = run.view.result("finals")
     names = [row["name"] for row in done["finalists"]]
     assert len(set(names)) == len(names)
-    assert "subnet 1 + teacher" in names
+    searched = {row["method"]: row for row in done["finalists"] if row["method"].startswith("subnet")}
+    assert searched.keys() == {"subnet 1", "subnet 1 from scratch"}
+    assert all(row["name"].endswith(" + teacher") for row in searched.values())
     assert any(name.startswith("LoRA") and " x0.5" in name for name in names)
     last = [row for row in done["finalists"] if row["steps"] == 16]
     assert min(last, key=lambda row: row["validation_loss"])["name"] == done["winner"]
@@ -142,8 +142,7 @@ def test_a_supernet_that_teaches_trains_larger_subnets_than_the_search_looks_at(
 
 
 def test_no_checkpoints_are_left(raced):
-    run, _ = raced
-    assert not list(run.folder.rglob("checkpoint-*"))
+    assert not list(raced[0].folder.rglob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +181,19 @@ def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(
     results = [one.view.result("finals") for one in (run, raced[0])]
     ours, theirs = ({k: v for k, v in one.items() if not k.startswith("seconds")} for one in results)
     assert ours == theirs
+
+
+def test_a_subnet_starts_with_what_it_inherits_and_from_scratch_as_the_base_model(raced):
+    run = raced[0].context
+    contest = finals._contest(run, run.folder / "finals", run.recipe.finals)
+    finals._write_starts(run, run.folder / "finals", contest)
+    batch = {name: value for name, value in run.validation[0].items() if name != "labels"}
+    for one in finals.subnet_finalists(contest.subnets):
+        model = contest._begin(one).eval()
+        assert adapter_params(model) == one.params
+        with torch.no_grad(), model.disable_adapter():
+            base = model(**batch).logits
+        assert torch.equal(model(**batch).logits, base) != one.inherits
 
 
 def test_what_a_rung_has_trained_is_not_trained_again(raced, finals_recipe, tmp_path, monkeypatch):
@@ -308,7 +320,7 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
 
 
 def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(lessons, "POOR", 0.0)  # every supernet is poor
+    monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)  # every supernet is poor
     run = Run.create(finals_recipe, tmp_path / "run")
     metrics = run.all_stages()
     teacher, rows = (run.view.result("finals")[name] for name in ("teacher", "finalists"))
@@ -320,7 +332,7 @@ def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals
 
 
 def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(lessons, "POOR", 0.0)
+    monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)
     made, original = tmp_path / "made", lessons.Peers.teach
 
     def teach(self, rows):
@@ -336,7 +348,7 @@ def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_r
 
 
 def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(finals_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(lessons, "POOR", 0.0)
+    monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)
     run = Run.create(finals_recipe, tmp_path / "run")
     for stage in ("supernet", "search"):
         run.do(stage)
@@ -344,7 +356,7 @@ def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(finals_re
     with pytest.raises(ZeroDivisionError):
         run.do("finals")
     monkeypatch.undo()
-    monkeypatch.setattr(lessons, "POOR", 0.0)
+    monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)
     monkeypatch.setattr(lessons.Peers, "teach", lambda *args: pytest.fail("made again"))
     assert run.do("finals")["teacher"]["by"] == "finalists"
 
@@ -379,10 +391,3 @@ def test_of_the_models_that_teach_one_is_in_memory_at_a_time(finals_recipe, tmp_
 
     lessons.Peers(models, task).teach(task.validation)
     assert len(alive) == 3
-
-
-def test_a_teacher_without_a_loss_is_a_poor_one(tmp_path):
-    rows = Dataset.from_dict({"labels": [0]})
-    for loss, poor in ((math.nan, True), (1.0, False)):
-        lessons.Lesson(rows, "supernet", 8, 0.5, loss).save(tmp_path / str(loss))
-        assert lessons.Lesson.load(tmp_path / str(loss)).poor(0.9) == poor
