@@ -165,6 +165,8 @@ def matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         name, _, value = text.partition("=")
         if name not in Cell.__dataclass_fields__:
             raise invalid("--only", text, [f"{field}=..." for field in Cell.__dataclass_fields__])
+        if value not in (known := list(dict.fromkeys(cell.key[name] for cell in cells))):
+            raise invalid("--only", text, [f"{name}={own}" for own in known])
         wanted.setdefault(name, set()).add(value)
     return [cell for cell in cells if all(cell.key[name] in values for name, values in wanted.items())]
 

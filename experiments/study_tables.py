@@ -13,7 +13,7 @@ from study_plan import METHODS, UNSIZED
 from study_results import Results
 from study_statistics import PAIR, difference, paired
 
-from glora_search.finals.finalists import TAUGHT
+from glora_search.finals.finalists import SCRATCH, TAUGHT
 
 NAMES = {
     "head": "head only",
@@ -144,7 +144,9 @@ def _kind(winner: str) -> str:
     """A winner without its rank and its rate."""
     taught = TAUGHT if winner.endswith(TAUGHT) else ""
     name = winner.removesuffix(TAUGHT)
-    return ("a searched subnet" if name.startswith("subnet") else name.split(" x")[0].split(" r=")[0]) + taught
+    if name.startswith("subnet"):
+        return f"a searched subnet{SCRATCH if SCRATCH in name else ''}{taught}"
+    return name.split(" x")[0].split(" r=")[0] + taught
 
 
 def inside(races: Sequence[dict[str, Any]]) -> str:
@@ -157,8 +159,9 @@ def inside(races: Sequence[dict[str, Any]]) -> str:
     for race in races:
         losses: dict[str, float] = {}
         for one in race["finalists"]:
-            subnet, taught = one["name"].startswith("subnet"), one["name"].endswith(TAUGHT)
-            kind = f"{'searched subnets' if subnet else 'uniform methods'}, with{'' if taught else 'out'} a teacher"
+            start = "from scratch" if SCRATCH in one["name"] else "with inherited weights"
+            who = f"searched subnets {start}" if one["name"].startswith("subnet") else "uniform methods"
+            kind = f"{who}, with{'' if one['name'].endswith(TAUGHT) else 'out'} a teacher"
             loss = math.inf if one["validation_loss"] is None else one["validation_loss"]
             losses[kind] = min(loss, losses.get(kind, math.inf))
         lowest.append(losses)

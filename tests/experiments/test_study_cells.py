@@ -101,6 +101,8 @@ def test_only_takes_names_and_values_of_cells(desk):
     ]
     with pytest.raises(UserError, match=r"--only: got 'rate=1'; allowed: .*method=\.\.\."):
         matching(cells, ["rate=1"])
+    with pytest.raises(UserError, match=r"got 'data=trec,sst2'; allowed: .*data="):
+        matching(cells, ["data=trec,sst2"])
 
 
 # -- a training --------------------------------------------------------------------------------------------------------

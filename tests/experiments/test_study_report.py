@@ -256,14 +256,15 @@ def test_the_lowest_losses_inside_the_races_are_compared_by_who_was_taught():
         return {"finalists": [{"name": name, "validation_loss": loss} for name, loss in losses.items()]}
 
     first = race(**{"LoRA r=1 x2": 0.5, "(IA)3": 0.6, "LoRA r=1 x2 + teacher": 0.4, "subnet 2 + teacher": 0.45})
-    second = race(**{"LoRA r=1": 1.0, "LoRA r=1 x4": None, "LoRA r=1 + teacher": 1.0, "subnet 1 + teacher": 0.8})
+    second = race(**{"LoRA r=1": 1.0, "LoRA x4": None, "LoRA + teacher": 1.0, "subnet 1 from scratch + teacher": 0.8})
     rows = [line.split(" | ") for line in inside([first, second]).splitlines()[2:]]
     assert [row[0].strip("| ") for row in rows] == [
         "uniform methods, with a teacher",
-        "searched subnets, with a teacher",
+        "searched subnets with inherited weights, with a teacher",
+        "searched subnets from scratch, with a teacher",
     ]
-    assert [row[2] for row in rows] == ["-10.0%", "-15.0%"]
-    assert [row[3].strip(" |") for row in rows] == ["1", "1"]
+    assert [row[2] for row in rows] == ["-10.0%", "-10.0%", "-20.0%"]
+    assert [row[3].strip(" |") for row in rows] == ["1", "0", "1"]
     assert inside([]) == ""
 
 
