@@ -1,12 +1,12 @@
-"""How a searched subnet should begin in finals: with inherited weights or fresh ones, and at which learning rate.
+"""How a searched subnet should begin in finals: with inherited weights or from scratch, and at which learning rate.
 
     python experiments/starts.py --part cells --data FOLDER [--datasets mpqa trec] [--minutes 60]
     python experiments/starts.py --part report
 
 On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), the search's best subnet and LoRA
-are each trained with the supernet as teacher, as in finals: a subnet with the weights that it inherits, or with fresh
-ones. Validation losses are the lowest of a training; no test row is read. The csv grows by a
-row for each training; one that is there is not done again. A run's supernet and search are done where they are missing.
+are each trained with the supernet as teacher, as in finals: a subnet with inherited weights or from scratch. Validation
+losses are the lowest of a training; no test row is read. The csv grows by a row for each training; one that is there is
+not done again. A run's supernet and search are done where they are missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from glora_search.training.uniform import uniform_methods
 
 HERE = Path(__file__).resolve().parent
 DATASETS = ("mpqa", "trec", "bbc-headlines", "clinc150", "trec-fine", "snips", "sst2", "tweet-emotion")
-STARTS = ("inherited", "fresh", "lora")
+STARTS = ("inherited", "scratch", "lora")
 RATES = ("0.5", "1", "2")
 KEY = ("data", "seed", "start", "rate")
 
