@@ -36,7 +36,7 @@ def targets(results: Results) -> Iterator[Target]:
         text = f"at {rows:,} rows, on no set below the tuned LoRA by more than {TIE} points"
         yield _judged(text, other, lambda one: (one.worst[1] >= -TIE, f"{one.worst[0]} {one.worst[1]:+.2f}"))
     lower = 1 - own.pairs.groupby("data")["loss"].mean().mean()
-    text = "at 500 rows, a test loss at least 15 % below the tuned LoRA's"
+    text = "at 500 rows, a test loss at least 15% below the tuned LoRA's"
     yield _judged(text, own, lambda one: (lower >= 0.15, f"{lower:.0%} below"))
     text = "the structure: above both LoRA with the teacher and the race with random structures, the interval above 0"
     yield _judged(text, results.structure(), lambda one: (one.low > 0, str(one)))

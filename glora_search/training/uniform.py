@@ -62,7 +62,7 @@ def _hira(space: BoundSpace, max_params: int | None) -> Uniform | None:
     if found is None:
         return None
     rank, layers = found
-    # Adam moves a layer about 15 times less through a low-rank A than through a low-rank B: docs/design.md.
+    # Adam moves a layer about 15 times less through a low-rank A than through B: A multiplies the small base weights.
     return _of(space, f"HiRA r={rank}{_where(space, layers)}", LayerPaths(A="lora", r=rank), layers, {"A.lora": 15.0})
 
 
