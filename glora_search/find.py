@@ -17,7 +17,7 @@ import optuna
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glora_search.adapters.load import adapter_params, load_adapter
@@ -104,10 +104,10 @@ def find_adapter(
 
     Args:
         model: the base model with its head, changed in place as ``get_peft_model`` does.
-        train: tokenized rows with ``labels``.
+        train: tokenized rows with ``labels``. Columns that the model does not take are dropped, as Trainer does.
         validation: the same, to search on. Keep a test split away from this function.
         task_type: as in peft, where it makes the head a part of what is trained and saved: the classifier of
-            ``SEQ_CLS`` and ``TOKEN_CLS``, and the outputs of ``QUESTION_ANS``.
+            ``SEQ_CLS`` and ``TOKEN_CLS``.
         metric: ``logits [rows, ...], labels [rows, ...] -> [rows]``: what each row is worth; the mean over all rows is
             the metric. Accuracy is ``lambda logits, labels: logits.argmax(-1) == labels``.
         args: of the supernet's training; the seed is the search's too.
@@ -135,8 +135,8 @@ def find_adapter(
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
     Raises:
-        UserError: the space does not fit the model, the budget is below the cheapest subnet, or an option of the search
-            is wrong, or the supernet's training diverges.
+        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels, an
+            option of the search is wrong, or the supernet's training diverges.
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
@@ -152,11 +152,14 @@ def find_adapter(
     if calibration_steps != 0:
         calibration_args(args, calibration_steps)  # refused before the training, not after it
     make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
-    ending = None if finals is None else _checked(finals, retrain_args)
+    scoring = RowMetric(metric, data_collator, direction)
+    train, validation = (
+        _rows_for(model, rows, name, args, scoring) for name, rows in (("train", train), ("validation", validation))
+    )
+    ending = None if finals is None else _checked(finals, retrain_args, train)
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
-    scoring = RowMetric(metric, data_collator, direction)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,
@@ -224,14 +227,27 @@ def find_adapter(
     )
 
 
-def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None) -> Finals:
+def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
+    """The rows without the columns that a model does not take; a batch is made of one, before any training."""
+    if args.remove_unused_columns:
+        taken = {*inspect.signature(model.forward).parameters, "label", "label_ids", *(args.label_names or ())}
+        rows = rows.remove_columns([column for column in rows.column_names if column not in taken])
+    if len(rows) == 0 or "labels" not in scoring.collator([rows[0]]):
+        raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
+    return rows
+
+
+def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:
     """The settings of a race."""
     if retrain_args is None:
         raise invalid("retrain_args", None, "with finals, the TrainingArguments of its trainings")
     for name in ("training", "lr_factors"):
         if name in finals:
             raise invalid(f"finals.{name}", finals[name], "nothing: retrain_args and lr_factors are the race's too")
-    return validate(Finals, dict(finals), source="finals")
+    settings = validate(Finals, dict(finals), source="finals")
+    if settings.teacher and train.format["type"] == "custom":  # what is taught is a table
+        raise invalid("train", "a data set with a transform", "rows that `map` has made, or finals without a teacher")
+    return settings
 
 
 def _race(
@@ -328,6 +344,9 @@ def _digest(supernet: nn.Module, evaluator: SubnetEvaluator) -> str:
     validation rows, is refused."""
     digest = hashlib.sha256()
     trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
-    for tensor in (*trained, *(value for batch in evaluator.batches for value in batch.values())):
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for value in (*trained, *(value for batch in evaluator.batches for value in batch.values())):
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()[:24]

@@ -14,6 +14,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import default_data_collator
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 Batch = dict[str, Any]
 """What a model's forward is given: tensors, and seldom an option."""
@@ -142,10 +146,30 @@ def summed(scoring: Scoring, tallies: np.ndarray) -> np.ndarray:
     return tallies if scoring.by_rows else tallies.sum(0)
 
 
-def items_of(labels: Tensor) -> Tensor:
-    """How many of each row's labels count, of numbers all: ``[rows]``."""
+def items_of(labels: Tensor, *, shifted: bool) -> Tensor:
+    """How many of each row's labels count, of numbers all: ``[rows]``.
+
+    Args:
+        shifted: of a model that predicts the next token; no token predicts a row's first one.
+    """
     rows = labels.reshape(len(labels), -1)
-    return (torch.ones_like(rows) if rows.is_floating_point() else rows != IGNORED).sum(1)
+    if rows.is_floating_point():
+        return torch.ones_like(rows).sum(1)
+    return (rows[:, 1:] if shifted else rows).ne(IGNORED).sum(1)
+
+
+def predicts_next(model: Any) -> bool:
+    """Whether a model's logits at a token are those of the next one.
+
+    The class says it: by its name, or since ``AutoModelForCausalLM`` makes it, such as Gemma 3's, which is named after
+    conditional generation, or since it writes about images and is no encoder-decoder.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(base).__name__
+    if name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return True
+    images = name.endswith("ForConditionalGeneration") and name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    return images and not getattr(base.config, "is_encoder_decoder", False)
 
 
 @dataclass
@@ -167,9 +191,10 @@ class Sums:
     @torch.inference_mode()
     def add(self, model: nn.Module, batches: Iterable[Batch], scoring: Scoring) -> None:
         """Run a model over batches; nothing of a batch but its sums is kept."""
+        shifted = predicts_next(model)
         for batch, output in outputs(model, batches):
             labels = batch["labels"].to(output.logits.device)
-            items = int(items_of(labels).sum())
+            items = int(items_of(labels, shifted=shifted).sum())
             if items:
                 tally = scoring.tally(output.logits, labels).cpu().double().numpy()
                 self.tallies.append(summed(scoring, tally))

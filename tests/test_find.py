@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import TaskType
-from transformers import BertForTokenClassification, TrainingArguments
+from transformers import BertForTokenClassification, TrainingArguments, default_data_collator
 
 from glora_search import GLoraConfig, SearchSpace, SupernetTrainer, find_adapter
 from glora_search.errors import UserError
@@ -45,7 +45,7 @@ def find(make_model, tmp_path):
     def call(retrain=None, epochs=2, model="bert", training=None, **options):
         return find_adapter(
             make_model(model),
-            rows(64, 0),
+            options.pop("train", rows(64, 0)),
             options.pop("validation", rows(40, 1)),
             task_type="SEQ_CLS",
             args=arguments(num_train_epochs=epochs, **(training or {})),
@@ -292,6 +292,29 @@ def test_wrong_settings_of_a_race_are_refused_before_the_training(find, monkeypa
         find(retrain=retrain, finals=finals)
     for word in words:
         assert word in str(error.value)
+
+
+def test_rows_are_taken_as_trainer_takes_them_with_options_in_their_batches(find):
+    def collate(some):
+        return {**default_data_collator(some), "return_dict": True}
+
+    found = find(validation=rows(40, 1).add_column("text", ["a text"] * 40), data_collator=collate, trials=2)
+    assert found.evaluation.metric > 0.3
+
+
+@pytest.mark.parametrize("kept", [40, 0])
+def test_rows_without_labels_are_refused_before_the_training(find, monkeypatch, kept):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    validation = rows(40, 1).select(range(kept))
+    with pytest.raises(UserError, match=r"validation: got '.*input_ids.*'; allowed: .*`labels`"):
+        find(validation=validation if kept == 0 else validation.remove_columns("labels"))
+
+
+def test_a_transform_is_refused_where_finalists_are_taught(find, monkeypatch):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    train = rows(64, 0).with_transform(lambda batch: batch)
+    with pytest.raises(UserError, match=r"train: got 'a data set with a transform'.*without a teacher"):
+        find(train=train, retrain={}, finals={})
 
 
 def test_a_race_in_which_all_diverge_is_refused(find):

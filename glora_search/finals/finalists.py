@@ -144,7 +144,10 @@ def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Fina
         return None
     best = min(rated, key=lambda one: losses[one.name])
     beside = {rated[-1].name: rated[-2], rated[0].name: rated[1]}.get(best.name)
-    return None if beside is None else replace(best, rate=float(f"{best.rate**2 / beside.rate:.3g}"))
+    if beside is None:
+        return None
+    rate = float(f"{best.rate**2 / beside.rate:.3g}")
+    return None if rate in {one.rate for one in rated} else replace(best, rate=rate)
 
 
 def taught_twins(found: Sequence[Finalist], losses: Mapping[str, float]) -> list[Finalist]:

@@ -17,6 +17,8 @@ from glora_search.search.trials import METRIC, PARAMS
 
 STUDY_NAME = "finals"
 BOTH = (False, True)
+RATES = (1e-300, 1e300)
+"""Any factor of a learning rate, as a distribution of Optuna's, which has ends."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _record(study: optuna.Study | None, finalist: Finalist, reached: Standing, s
             datetime_start=now,
             datetime_complete=now,
             params={"rate": finalist.rate, "taught": finalist.taught},
-            distributions={"rate": FloatDistribution(1e-6, 1e6, log=True), "taught": CategoricalDistribution(BOTH)},
+            distributions={"rate": FloatDistribution(*RATES, log=True), "taught": CategoricalDistribution(BOTH)},
             user_attrs={
                 "name": finalist.name,
                 "method": finalist.method,

@@ -229,7 +229,9 @@ def notes(view: RunFolder, task: Task, references: Sequence[Mapping[str, Any]]) 
         said.append(f"the best subnet has no adapter parameters at all: {trained}")
     again, final = view.done("retrained"), view.final()
     if again is not None and not again.get("diverged") and final is not None and final[0] == "best":
-        said.append(f"retraining was worse on validation ({again['validation']:.4f}); the inherited weights are kept")
+        equal = again["validation"] == found["validation"]
+        score = f"loss {again['validation_loss']:.4f}" if equal else f"{again['validation']:.4f}"
+        said.append(f"retraining was worse on validation ({score}); the inherited weights are kept")
     return said
 
 

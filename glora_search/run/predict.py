@@ -46,8 +46,30 @@ def usage(run: RunFolder) -> str:
     """A line of Python, without double quotes, that asks the merged model as `predict` does, by transformers alone."""
     from glora_search.tasks import task_class
 
-    cls = task_class(run.recipe["task"]["type"])
-    return cls.usage(str(run.path / "merged"), _questions(run).example(cls.example))
+    task, merged = run.recipe["task"], str(run.path / "merged")
+    cls, questions = task_class(task["type"]), _questions(run)
+    example = questions.example(cls.example)
+    if cls.writes and cls.taken and not questions.chats and _ends_texts(merged, task):
+        return _ENDED.format(folder=merged, example=example)
+    return cls.usage(merged, example)
+
+
+_ENDED = (
+    "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+    "m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
+    "ids = t({example}, return_tensors='pt').input_ids[:, :-1]; "
+    "answer = m.generate(ids, do_sample=False, max_new_tokens=256)[0, ids.shape[1]:]; "
+    "print(t.decode(answer, skip_special_tokens=True))"
+)
+"""What `usage` says where the tokenizer ends every text: a prompt goes on, so its end is left out."""
+
+
+def _ends_texts(model: str, task: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer ends every text with the token that ends an answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=bool(task.get("trust_remote_code")))
+    return bool(tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id])
 
 
 def inputs_in(run: RunFolder, text: str, file: str) -> list[Question]:
@@ -105,12 +127,28 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
         if name is None:
             answer = max_new_tokens or task["max_length"]
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
-        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust), **options)
+        others = {"pipeline_class": _unended()} if name == "text-generation" else {}
+        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust, **others), **options)
         if cls.target == "tags":
             return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunFolder(folder).merged_cannot_be_used(error) from error
+
+
+def _unended() -> Any:
+    """transformers' pipeline for text, which leaves out the end that a tokenizer may put after a prompt."""
+    from transformers import TextGenerationPipeline
+
+    class Unended(TextGenerationPipeline):
+        def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:
+            inputs = super().preprocess(prompt_text, *args, **kwargs)
+            ids = inputs["input_ids"]
+            if isinstance(prompt_text, str) and ids.shape[1] > 1 and ids[0, -1] == self.tokenizer.eos_token_id:
+                inputs |= {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask") if key in inputs}
+            return inputs
+
+    return Unended
 
 
 def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:

@@ -8,15 +8,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from glora_search.errors import invalid
-from glora_search.scoring import IGNORED
+from glora_search.scoring import IGNORED, predicts_next
 
 Kind = Literal["class", "decisions", "numbers", "tokens", "next tokens"]
 TOP = 16
 """Of a token's distribution, so many of the likeliest classes are kept; the rest is one further class."""
 TINY = 1e-9
+KINDS: dict[str | None, Kind] = {"regression": "numbers", "multi_label_classification": "decisions"}
+"""A model's ``problem_type`` -> how its logits are read where labels are of floating point."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Answers:
         """
         kind: Kind
         if labels.is_floating_point():
-            kind = "decisions" if labels.ndim == 2 and labels.shape[1] > 1 else "numbers"
+            several = labels.ndim == 2 and labels.shape[1] > 1
+            kind = KINDS.get(_problem(model), "decisions" if several else "numbers")
             fits = logits.numel() == labels.numel()
         elif labels.ndim == 1:
             kind, fits = "class", logits.ndim == 2 and logits.shape[1] > 1
@@ -126,12 +128,7 @@ class Answers:
         return F.kl_div(own, taught.clamp_min(0), reduction="none").sum(-1)
 
 
-def predicts_next(model: Any) -> bool:
-    """Whether a model's logits at a token are those of the next one.
-
-    The class says it: by its name, or since ``AutoModelForCausalLM`` makes it, such as Gemma 3's, which is named after
-    conditional generation.
-    """
+def _problem(model: Any) -> str | None:
+    """What a model's config says of its labels."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name = type(base).__name__
-    return name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return getattr(getattr(base, "config", None), "problem_type", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from glora_search.training.trainer import PathTrainer
 
 PROCESSES = "processes"
 """The file beside the checkpoints that says how many processes train, where it is not one."""
+STATE = "trainer_state.json"
+"""What Trainer writes last of a checkpoint."""
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
@@ -96,6 +99,9 @@ def train(
     last = last_checkpoint(Path(args.output_dir)) if resume else None
     if resume:
         _note_processes(Path(args.output_dir), args.world_size, last, writes=trainer.is_world_process_zero())
+    if last is not None and trainer.is_world_process_zero():
+        _find_best_beside(Path(last))
+    trainer.accelerator.wait_for_everyone()
     if last is not None and description:
         say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
@@ -159,6 +165,16 @@ def _note_processes(folder: Path, count: int, last: str | None, *, writes: bool)
         write_text(note, str(count))
 
 
+def _find_best_beside(checkpoint: Path) -> None:
+    """Let a checkpoint know the best one by where it lies now: Trainer forgets a best one whose folder has moved."""
+    path = checkpoint / STATE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    beside = checkpoint.parent / Path(best or "").name
+    if best and beside.is_dir():
+        write_text(path, json.dumps({**state, "best_model_checkpoint": str(beside)}, indent=2) + "\n")
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The latest checkpoint that was written to its end; a kill can leave a half-written one."""
     found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
@@ -167,7 +183,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        read_json(checkpoint / "trainer_state.json")  # what Trainer writes last
+        read_json(checkpoint / STATE)
     except (OSError, ValueError):
         return False
     return all((checkpoint / name).is_file() for name in CHECKPOINT_FILES)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from glora_search.scoring import items_of
-from glora_search.training.answers import predicts_next
+from glora_search.scoring import items_of, predicts_next
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -38,7 +37,8 @@ class PathTrainer(Trainer):
         self._losses: list[Tensor] = []
         inner = self.accelerator.unwrap_model(self.model)
         self._running = [module for module in inner.modules() if getattr(module, "running_mean", None) is not None]
-        if not predicts_next(inner):
+        self._shifted = predicts_next(inner)
+        if not self._shifted:
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
             # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
             # processes.
@@ -87,7 +87,7 @@ class PathTrainer(Trainer):
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         truth = inputs.get("labels")
         if loss is not None and isinstance(truth, Tensor):
-            items = items_of(truth).to(loss.device)
+            items = items_of(truth, shifted=self._shifted).to(loss.device)
             sums = torch.where(items > 0, loss.float() * items, 0.0)  # where no label counts, the loss is NaN
             self._losses.append(self.gather_function(torch.stack([sums, items], dim=1)).sum(0))
         return loss, logits, labels

@@ -328,6 +328,23 @@ def test_the_printed_line_gives_the_answer_of_predict(call, other, tiny_model, p
     assert done.stdout.rstrip("\n") == json.loads(out)[0]["output"][0]["generated_text"]
 
 
+def test_the_end_that_a_tokenizer_puts_after_a_text_is_not_a_part_of_what_is_asked(call, other, tiny_model, capsys):
+    folder = language_model(other.folder, tiny_model)
+    other("task", type="causal-lm")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    tokenizer.eos_token = "[SEP]"  # which the tokenizer of a BERT puts there
+    tokenizer.save_pretrained(folder / "merged")
+    model = LlamaForCausalLM.from_pretrained(folder / "merged")
+    ids = tokenizer("the goal", return_tensors="pt").input_ids[:, :-1]
+    answer = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+    code, out, err = call("predict", folder, "the goal", "--json", "--max-new-tokens", "12")
+    assert code == 0, err
+    said = json.loads(out)[0]["output"][0]["generated_text"]
+    assert said.strip() == tokenizer.decode(answer, skip_special_tokens=True).strip()
+    exec(usage(RunFolder(folder)).replace("Your text here", "the goal").replace("256", "12"), {})
+    assert capsys.readouterr().out.strip() == said.strip()
+
+
 def test_the_printed_line_of_a_chat_asks_as_a_user():
     recipe = {"task": {"type": "causal-lm"}, "data": {"messages_column": "chat"}}
     line = task_class("causal-lm").usage("merged", Questions(recipe).example("unused"))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BertGenerationConfig, Gemma3Config, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    BertGenerationConfig,
+    CLIPVisionConfig,
+    Gemma3Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from glora_search.errors import UserError
-from glora_search.scoring import IGNORED
-from glora_search.training.answers import Answers, predicts_next
+from glora_search.scoring import IGNORED, RowMetric, evaluate, predicts_next
+from glora_search.training.answers import Answers
 
 torch.manual_seed(0)
 
@@ -32,6 +44,16 @@ def test_the_kind_is_told_by_labels_and_model():
     assert Answers.of(plain, draw(2, 1), torch.tensor([[0.5], [1.5]])).kind == "numbers"
     assert Answers.of(plain, draw(2, 2, 3), tokens).kind == "tokens"
     assert Answers.of(causal, draw(2, 2, 3), tokens).kind == "next tokens"
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "kind"),
+    [("regression", 2, "numbers"), ("multi_label_classification", 1, "decisions"), (None, 2, "decisions")],
+)
+def test_a_models_problem_type_tells_numbers_from_decisions(problem, labels, kind):
+    model = nn.Linear(1, 1)
+    model.config = SimpleNamespace(problem_type=problem)
+    assert Answers.of(model, draw(3, labels), draw(3, labels)).kind == kind
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -56,6 +78,18 @@ def test_a_causal_model_is_known_whatever_its_class_is_called(name):
     torch.testing.assert_close(answers.losses(*answers.items(found.logits, labels)).mean(), found.loss)
     wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear", r=1))
     assert predicts_next(wrapped)
+
+
+def test_a_model_that_writes_about_images_predicts_the_next_token_and_counts_no_first_label():
+    text, vision = LlamaConfig(**TEXT), CLIPVisionConfig(**SIZES, image_size=8, patch_size=4, projection_dim=16)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=19))
+    assert predicts_next(model)
+    ids = torch.randint(1, 19, (2, 5))
+    scoring = RowMetric(lambda logits, labels: torch.zeros(len(labels)))
+    parts = [{"input_ids": ids[:1], "labels": ids[:1]}, {"input_ids": ids[1:, :2], "labels": ids[1:, :2]}]
+    with torch.no_grad():
+        losses = [model.eval()(**part).loss for part in parts]
+    assert evaluate(model, parts, scoring).loss == pytest.approx(float(4 * losses[0] + losses[1]) / 5)
 
 
 def test_a_decoder_beside_an_encoder_does_not_predict_the_next_token():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,20 @@ def test_the_best_checkpoint_is_that_of_the_metrics_direction(make_model, rows, 
     trainer = train(get_peft_model(make_model("bert"), config), scoring, rows, rows, args)
     assert trainer.args.greater_is_better is (direction == "maximize")
     assert args.greater_is_better is True  # the caller's own arguments stay
+
+
+def test_a_training_that_goes_on_in_another_folder_still_knows_its_best_checkpoint(make_model, rows, tmp_path):
+    model = get_peft_model(make_model("bert"), GLoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+    best |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 3.0}
+    scoring = RowMetric(lambda logits, labels: logits.argmax(-1) == labels)
+    first = train(model, scoring, rows, rows, training_arguments(settings(**best), tmp_path / "first", 0))
+    (tmp_path / "first").rename(tmp_path / "moved")
+    args = training_arguments(settings(**best), tmp_path / "moved", 0)
+    again = train(model, scoring, rows, rows, args, resume=True)
+    known = Path(first.state.best_model_checkpoint).name
+    assert known != "checkpoint-4"
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / known)
 
 
 def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_path):

@@ -97,7 +97,7 @@ class GLoraModel(AnyHead):
             layer = self.model.get_submodule(name)
             for path, made in layer.path_tensors(adapter_name).items() if layer.has_adapter(adapter_name) else ():
                 for tensor, value in made.items():
-                    value.copy_(tensors[path][tensor])
+                    value.data = tensors[path][tensor].to(value.device)  # in the dtype of what is summed
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

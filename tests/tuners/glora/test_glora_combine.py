@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from glora_models import close, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from peft import PeftModel, get_peft_model
 
 from glora_search import GLoraConfig
 from glora_search.errors import UserError
+from glora_search.tuners.glora import GLoraLinear
 from glora_search.vocabulary import KINDS
 
 
@@ -42,6 +44,19 @@ def test_a_weighted_sum_adds_exactly_the_sum_whatever_the_kinds(data, make_model
     unmerged = logits(model)
     model.merge_adapter()
     close(logits(model), unmerged)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_on_a_model_in_half_precision_is_as_exact_as_what_is_summed(dtype, make_model, randomize):
+    model = get_peft_model(make_model("bert").to(dtype), GLoraConfig(r=2, target_modules=["query"]))
+    randomize(model, 1, "default")
+    model.add_weighted_adapter(["default"], [1.0], "copy")
+    for layer in model.modules():
+        if isinstance(layer, GLoraLinear):
+            for path, tensors in layer.path_tensors("default").items():
+                for name, value in tensors.items():
+                    assert value.dtype == torch.float32
+                    torch.testing.assert_close(layer.path_tensors("copy")[path][name], value, rtol=0, atol=0)
 
 
 def test_ranks_add_up_and_the_active_adapter_stays(make_model, randomize):
