@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import shutil
 from pathlib import Path
@@ -76,7 +77,7 @@ def entrant(contest: Contest, start: str) -> Finalist:
     if start == "lora":
         (method,) = uniform_methods(contest.space, contest.max_params, ["lora"])
         return Finalist(method.name, method, method.params)
-    return next(one for one in subnet_finalists(contest.subnets) if one.inherits == (start == "inherited"))
+    return subnet_finalists(contest.subnets, math.inf if start == "inherited" else -math.inf)[0]
 
 
 def report(path: Path) -> str:

@@ -24,7 +24,7 @@ from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.finals.contest import Contest
-from glora_search.finals.finalists import Finalist, distinct
+from glora_search.finals.finalists import Finalist, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
 from glora_search.ranking import is_finite, rank_key
@@ -34,7 +34,7 @@ from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_di
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
-from glora_search.search.trials import PARAMS, best_trial, trial_key
+from glora_search.search.trials import LOSS, PARAMS, best_trial, trial_key
 from glora_search.space import BoundSpace, Genome, SearchSpace
 from glora_search.supernet import make_sampling
 from glora_search.supernet.teacher import Teacher, draw_members
@@ -273,9 +273,9 @@ def _race(
         (trial for trial in study.get_trials(deepcopy=False) if trial.values),
         key=lambda trial: trial_key(trial, study.directions[0]),
     )
-    scored = ((trial.params, int(trial.user_attrs[PARAMS])) for trial in trials)
+    scored = (Subnet(trial.params, int(trial.user_attrs[PARAMS]), float(trial.user_attrs[LOSS])) for trial in trials)
     subnets = distinct(scored, space, settings.subnets)
-    inherited = {str(genome): evaluator.inherit(genome) for genome, _ in subnets}
+    inherited = {str(subnet.genome): evaluator.inherit(subnet.genome) for subnet in subnets}
     best = evaluator.inherit(best_trial(study).params)
     lesson = None
     if settings.teacher:

@@ -97,8 +97,9 @@ class Contest:
     They have two races. In the first one uniform methods train alone; where LoRA's best learning rate at the first rung
     is the highest or the lowest, a further one joins. In the second one these methods, each at its best
     learning rate, and the search's best subnets, at LoRA's, have a teacher: the supernet, or, where it is poor, those
-    that were trained alone. Where nobody teaches, since the recipe asks for no teacher or since a supernet of tokens is
-    poor, the subnets race by themselves.
+    that were trained alone. A subnet inherits its weights where these are better than all that was trained alone. Where
+    nobody teaches, since the recipe asks for no teacher or since a supernet of tokens is poor, the subnets race by
+    themselves.
 
     Attributes:
         space: the bound space.
@@ -168,8 +169,9 @@ class Contest:
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
             alone = heat(uniform, kept=_never_dropped, joining=self._further)
-            taught = self.lesson is not None and self._choose_teacher(self.lesson, alone)
-            searched = subnet_finalists(self.subnets, best_rate(alone.field, alone.losses), taught=taught)
+            best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
+            taught = self.lesson is not None and self._choose_teacher(self.lesson, alone, best)
+            searched = subnet_finalists(self.subnets, best, best_rate(alone.field, alone.losses), taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
             last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
@@ -179,13 +181,12 @@ class Contest:
         rated = sum(one.rated for one in field)
         return None if rated >= len(self.settings.rates) + FURTHER else further_rate(field, losses)
 
-    def _choose_teacher(self, lesson: Lesson, alone: Result) -> bool:
+    def _choose_teacher(self, lesson: Lesson, alone: Result, best: float) -> bool:
         """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them.
 
         Returns:
             Whether anybody teaches: of tokens, only a supernet does.
         """
-        best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
         if not lesson.poor(best):
             return True
         if lesson.by_token:
@@ -307,8 +308,7 @@ def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: boo
     joining = FURTHER if rates > 1 else 0
     ends = min(rates, 2) + any(not one.rated for one in uniform)
     alone = race_cost(len(uniform), max(ends - 1, 0), joining=joining)
-    searched = len(subnet_finalists([({}, 0)] * subnets))
     if not teacher:
-        return alone + race_cost(searched)
+        return alone + race_cost(subnets)
     twins = Counter(one.method for one in uniform)
-    return alone + race_cost(searched + sum(min(count, 2) for count in twins.values()), 1)
+    return alone + race_cost(subnets + sum(min(count, 2) for count in twins.values()), 1)

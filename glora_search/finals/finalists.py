@@ -1,10 +1,11 @@
-"""Who competes: uniform methods, and the search's best subnets, with inherited weights and from scratch."""
+"""Who competes: uniform methods, and the search's best subnets, with inherited weights or from scratch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from glora_search.finals.rungs import best_first
 from glora_search.space.bound import BoundSpace
@@ -18,13 +19,25 @@ SCRATCH = " from scratch"
 """How the methods of subnets end that inherit nothing."""
 TUNED = ", tuned"
 """How the name of the baseline ends, which is otherwise that of a finalist."""
-Subnet = tuple[Genome, int]
-"""A genome, and its parameters."""
 CLOSE = 1.05
 """Of two learning rates whose losses are so near, as a ratio, each can be the better one at the end."""
 APART = 0.25
 """The share of the layers in which subnets have to differ. A search's best ones are often one gene apart, and train
 alike: two of them are one finalist at twice the cost."""
+
+
+class Subnet(NamedTuple):
+    """A subnet that a search has scored.
+
+    Attributes:
+        genome: its choices.
+        params: of the adapter.
+        loss: its validation loss with inherited weights.
+    """
+
+    genome: Genome
+    params: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -86,23 +99,29 @@ def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[S
         count: how many; fewer where there are no others.
     """
     found, known = list[Subnet](), list[list[LayerPaths]]()
-    for genome, params in subnets:
+    for subnet in subnets:
         if len(found) == count:
             break
-        paths = list(space.layer_paths(genome).values())
+        paths = list(space.layer_paths(subnet.genome).values())
         apart = (sum(one != other for one, other in zip(paths, others, strict=True)) for others in known)
-        if params and all(layers >= APART * len(paths) for layers in apart):
-            found.append((genome, params))
+        if subnet.params and all(layers >= APART * len(paths) for layers in apart):
+            found.append(subnet)
             known.append(paths)
     return found
 
 
-def subnet_finalists(subnets: Sequence[Subnet], rate: float = 1.0, *, taught: bool = False) -> list[Finalist]:
-    """The search's best subnets, best first: each with inherited weights, and from scratch."""
+def subnet_finalists(
+    subnets: Sequence[Subnet], trained: float, rate: float = 1.0, *, taught: bool = False
+) -> list[Finalist]:
+    """The search's best subnets, best first; each inherits its weights if they are good, or begins from scratch.
+
+    Args:
+        trained: the validation loss of the best method that was trained alone. Weights with a lower one are good.
+    """
+    starts = ((number, subnet, subnet.loss < trained) for number, subnet in enumerate(subnets, 1))
     return [
-        Finalist(f"subnet {number}{'' if inherits else SCRATCH}", genome, params, rate, taught, inherits)
-        for number, (genome, params) in enumerate(subnets, 1)
-        for inherits in (True, False)
+        Finalist(f"subnet {number}{'' if good else SCRATCH}", subnet.genome, subnet.params, rate, taught, good)
+        for number, subnet, good in starts
     ]
 
 

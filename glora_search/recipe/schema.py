@@ -245,7 +245,8 @@ class Finals(Section):
     The winner's best checkpoint is the final adapter.
 
     Attributes:
-        subnets: how many of the search's best subnets compete, each with its inherited weights and from scratch.
+        subnets: how many of the search's best subnets compete. A subnet starts with its inherited weights if these are
+            better than the best uniform method, otherwise from scratch.
         methods: the uniform methods that compete, if they fit the budget: ``lora``, ``ia3`` (vectors that scale the
             outputs), ``bitfit`` (biases), ``hira`` (low-rank A), ``lora+vectors`` (LoRA with vectors A and E).
         rates: learning rates of LoRA, as multiples of the one in ``training``. If, after a quarter of the steps, the

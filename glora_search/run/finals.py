@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,17 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
 def _best_subnets(run: Context, count: int) -> list[Subnet]:
     table = pd.read_csv(run.view.trials())
     best = ranked(table, run.recipe.search.score, run.task.direction).sort_values("rank")
-    return distinct(((genome_of(row), int(row["user_attrs_params"])) for _, row in best.iterrows()), run.space, count)
+    scored = (
+        Subnet(genome_of(row), int(row["user_attrs_params"]), float(row["user_attrs_loss"]))
+        for _, row in best.iterrows()
+    )
+    return distinct(scored, run.space, count)
 
 
 def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
     """The weights that subnets inherit, each as an adapter folder; one with ``done`` is whole."""
-    inheriting = (one for one in subnet_finalists(contest.subnets) if one.inherits)
-    missing = [one for one in inheriting if not (folder / STARTS / one.start / "done").is_file()]
+    subnets = subnet_finalists(contest.subnets, math.inf)  # which of them inherit is not known yet
+    missing = [one for one in subnets if not (folder / STARTS / one.start / "done").is_file()]
     if not missing:
         return
     evaluator = evaluator_of(run, folder)

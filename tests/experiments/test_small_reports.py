@@ -85,12 +85,26 @@ def test_supernets_of_several_learning_rates_are_beside_the_tuned_lora(tmp_path)
 def test_starts_of_a_subnet_are_beside_lora_at_the_same_rates(tmp_path):
     import starts
 
-    losses = {("inherited", "0.5"): 0.36, ("fresh", "0.5"): 0.37, ("lora", "1"): 0.4, ("inherited", "1"): 0.38}
+    losses = {("inherited", "0.5"): 0.36, ("scratch", "0.5"): 0.37, ("lora", "1"): 0.4, ("inherited", "1"): 0.38}
     rows = [
         {"data": "mpqa", "seed": 0, "start": start, "rate": rate, "validation_loss": loss, "teacher_loss": 0.367}
         for (start, rate), loss in losses.items()
     ]
     append_rows(tmp_path / "starts.csv", rows)
     lines = starts.report(tmp_path / "starts.csv").splitlines()
-    assert lines[0] == "| data | seed | teacher | inherited x0.5 | inherited x1 | fresh x0.5 | lora x1 |"
+    assert lines[0] == "| data | seed | teacher | inherited x0.5 | inherited x1 | scratch x0.5 | lora x1 |"
     assert lines[2] == "| mpqa | 0 | 0.367 | 0.360 | 0.380 | 0.370 | 0.400 |"
+
+
+def test_what_selection_gains_is_what_is_lost_on_other_rows(tmp_path):
+    import selection
+
+    names = ("data", "seen", "unseen", "random_seen", "random_unseen")
+    rows = [("mpqa", 0.4, 0.45, 0.5, 0.5), ("mpqa", 0.8, 0.9, 1.0, 1.0), ("trec", 0.3, 0.3, 0.6, 0.6)]
+    append_rows(tmp_path / "s.csv", [dict(zip(names, row, strict=True)) for row in rows])
+    lines = selection.report(tmp_path / "s.csv").splitlines()
+    assert lines[2:] == [
+        "| mpqa | 2 | 0.800 | 0.900 | +12.5% |",
+        "| trec | 1 | 0.500 | 0.500 | +0.0% |",
+        "| mean | 3 | 0.650 | 0.700 | +7.7% |",
+    ]

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from glora_search.finals.contest import Contest, own_factors
-from glora_search.finals.finalists import Finalist
+from glora_search.finals.finalists import Finalist, Subnet
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.rungs import Standing
 from glora_search.recipe.schema import Finals
@@ -52,7 +52,7 @@ class MadeUp(Contest):
 def contest(bind, tmp_path):
     """``contest(ends, taught)``: three subnets against six trainings of uniform methods."""
 
-    def make(ends, *, taught, poor=False, subnets=3):
+    def make(ends, *, taught, poor=False, subnets=3, losses=(0.0, 0.1, 0.2)):
         space = bind("glora-paper")
         genome = {gene.name: gene.choices[0] for gene in space.genes}
         lesson = None
@@ -62,7 +62,7 @@ def contest(bind, tmp_path):
             )
         found = MadeUp(
             space=space,
-            subnets=[(genome, 10)] * subnets,
+            subnets=[Subnet(genome, 10, loss) for loss in losses[:subnets]],
             scoring=None,
             train=Dataset.from_dict({"labels": [0] * 16}),
             validation=None,
@@ -136,12 +136,20 @@ def test_of_tokens_subnets_race_without_a_teacher_that_is_poor(contest, poor):
 
 
 @pytest.mark.parametrize("taught", [True, False])
-def test_subnets_race_at_loras_best_learning_rate_with_inherited_weights_and_from_scratch(contest, taught):
-    outcome = contest({"LoRA r=8 x2": 0.2, "(IA)3": 0.1}, taught=taught).run()
+def test_subnets_race_at_loras_best_learning_rate_and_inherit_what_is_better_than_all_trained_alone(contest, taught):
+    ends = {"LoRA r=8 x2": 0.9, "(IA)3": 0.8}  # divided by 16 steps, the best loss is .05
+    outcome = contest(ends, taught=taught, losses=(0.049, 0.05, math.nan)).run()
     searched = [one for one in outcome.result.field if not one.uniform]
     assert {one.rate for one in searched} == {2}
-    assert [one.inherits for one in searched] == 3 * [True, False]
-    assert len({one.slug for one in searched}) == 6
+    assert [one.inherits for one in searched] == [True, False, False]
+    names = ["subnet 1", "subnet 2 from scratch", "subnet 3 from scratch"]
+    assert [one.method for one in searched] == names
+
+
+def test_where_no_method_fits_the_budget_subnets_inherit(contest):
+    one = contest({}, taught=True)
+    one.max_params = 0
+    assert all(finalist.inherits and finalist.rate == 1 for finalist in one.run().result.field)
 
 
 def test_without_lora_subnets_race_at_the_learning_rate_of_the_finals(contest):

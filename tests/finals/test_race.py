@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from glora_search.finals.finalists import (
     APART,
     Finalist,
+    Subnet,
     distinct,
     further_rate,
     subnet_finalists,
@@ -165,11 +166,15 @@ def test_the_field_has_lora_at_each_rate_and_taught_twins_at_its_best_rate_and_t
     twins = taught_twins(alone, losses | {"LoRA r=8 x0.5": 0.2})
     names = ["LoRA r=8 x0.5 + teacher", "(IA)3 + teacher", "BitFit + teacher", "LoRA r=8 + teacher"]
     assert [one.name for one in twins] == names
-    searched = subnet_finalists([({gene.name: gene.choices[0] for gene in space.genes}, 70)], 2.0, taught=True)
+    genome = {gene.name: gene.choices[0] for gene in space.genes}
+    subnets = [Subnet(genome, 70, 0.1), Subnet(genome, 70, 0.3), Subnet(genome, 70, math.nan)]
+    searched = subnet_finalists(subnets, 0.2, 2.0, taught=True)
     field = [*searched, *alone, *twins]
-    assert [one.name for one in searched] == ["subnet 1 x2 + teacher", "subnet 1 from scratch x2 + teacher"]
+    names = ["subnet 1 x2 + teacher", "subnet 2 from scratch x2 + teacher", "subnet 3 from scratch x2 + teacher"]
+    assert [one.name for one in searched] == names
+    assert [one.inherits for one in searched] == [True, False, False]
     assert len({one.slug for one in field}) == len(field)
-    assert [one.uniform for one in field] == 2 * [False] + 9 * [True]
+    assert [one.uniform for one in field] == 3 * [False] + 9 * [True]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_subnets_that_compete_differ_in_a_quarter_of_the_layers(bind):
 
     def subnet(layers):
         chosen = {f"{name}.B": "vector" if name in names[:layers] else "none" for name in names}
-        return {gene.name: gene.choices[0] for gene in space.genes} | chosen, layers
+        return Subnet({gene.name: gene.choices[0] for gene in space.genes} | chosen, layers, 0.5)
 
     empty, first, near, far = subnet(0), subnet(1), subnet(quarter), subnet(1 + quarter)
     assert distinct([empty, first, near, far, subnet(len(names))], space, 2) == [first, far]
