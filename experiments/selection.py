@@ -5,10 +5,11 @@
 
 A race compares searched subnets with uniform methods on the rows that the subnets were searched on, where they are
 better than on other rows. On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), the 500
-validation rows are drawn into two halves; a search on either one, with the run's settings, ends in its best subnet. Its
-loss, with inherited weights, is given as a share of the mean loss of the search's random subnets, which nobody chose:
-on the half that was searched on, and on the other one. No test row is read, and nothing is trained but a supernet that
-is missing. The csv grows by a row for each search; one that is there is not done again.
+validation rows are drawn into two halves; a search on either one, with the run's trials and budget, ends in its best
+subnet. Its loss, with inherited weights, is given as a share of the mean loss of the search's random subnets, which
+nobody chose: on the half that was searched on, and on the other one. Half of the rows select more than all do, so a
+race suffers less than these figures say. No test row is read, and nothing is trained but a supernet that is missing.
+The csv grows by a row for each search; one that is there is not done again.
 """
 
 from __future__ import annotations

@@ -135,8 +135,9 @@ def find_adapter(
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
     Raises:
-        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels, an
-            option of the search is wrong, or the supernet's training diverges.
+        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels,
+            finals with a teacher are given rows with a transform, an option of the search is wrong, or the supernet's
+            training diverges.
     """
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
@@ -229,10 +230,12 @@ def find_adapter(
 
 def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
     """The rows without the columns that a model does not take; a batch is made of one, before any training."""
+    if not isinstance(rows, Dataset) or len(rows) == 0:
+        raise invalid(name, f"{type(rows).__name__} of {len(rows)} rows", "a datasets.Dataset with rows")
     if args.remove_unused_columns:
         taken = {*inspect.signature(model.forward).parameters, "label", "label_ids", *(args.label_names or ())}
         rows = rows.remove_columns([column for column in rows.column_names if column not in taken])
-    if len(rows) == 0 or "labels" not in scoring.collator([rows[0]]):
+    if "labels" not in scoring.collator([rows[0]]):
         raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
     return rows
 
@@ -348,5 +351,6 @@ def _digest(supernet: nn.Module, evaluator: SubnetEvaluator) -> str:
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         else:
-            digest.update(repr(value).encode())
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            digest.update((repr(value) if plain else type(value).__name__).encode())
     return digest.hexdigest()[:24]

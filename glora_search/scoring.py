@@ -158,18 +158,29 @@ def items_of(labels: Tensor, *, shifted: bool) -> Tensor:
     return (rows[:, 1:] if shifted else rows).ne(IGNORED).sum(1)
 
 
-def predicts_next(model: Any) -> bool:
-    """Whether a model's logits at a token are those of the next one.
+def base_of(model: Any) -> Any:
+    """A model without what peft has put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_causal_lm(model: Any) -> bool:
+    """Whether a model is a causal language model.
 
     The class says it: by its name, or since ``AutoModelForCausalLM`` makes it, such as Gemma 3's, which is named after
-    conditional generation, or since it writes about images and is no encoder-decoder.
+    conditional generation.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(base_of(model)).__name__
+    return name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def predicts_next(model: Any) -> bool:
+    """Whether a model's logits at a token are those of the next one: a causal language model's, or those of a model
+    that writes about images, unless its text model has an encoder."""
+    base = base_of(model)
     name = type(base).__name__
-    if name.endswith(("ForCausalLM", "LMHeadModel")) or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return True
-    images = name.endswith("ForConditionalGeneration") and name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
-    return images and not getattr(base.config, "is_encoder_decoder", False)
+    if name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() and name.endswith("ForConditionalGeneration"):
+        return not (base.config.is_encoder_decoder or base.config.get_text_config().is_encoder_decoder)
+    return is_causal_lm(base)
 
 
 @dataclass

@@ -302,12 +302,18 @@ def test_rows_are_taken_as_trainer_takes_them_with_options_in_their_batches(find
     assert found.evaluation.metric > 0.3
 
 
-@pytest.mark.parametrize("kept", [40, 0])
-def test_rows_without_labels_are_refused_before_the_training(find, monkeypatch, kept):
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        (rows(40, 1).remove_columns("labels"), r"validation: got 'input_ids.*'; allowed: .*`labels`"),
+        (rows(40, 1).select([]), r"validation: got 'Dataset of 0 rows'; allowed: a datasets\.Dataset with rows"),
+        ([{"labels": 0}], r"validation: got 'list of 1 rows'; allowed: a datasets\.Dataset with rows"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_refused_before_the_training(find, monkeypatch, validation, words):
     monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
-    validation = rows(40, 1).select(range(kept))
-    with pytest.raises(UserError, match=r"validation: got '.*input_ids.*'; allowed: .*`labels`"):
-        find(validation=validation if kept == 0 else validation.remove_columns("labels"))
+    with pytest.raises(UserError, match=words):
+        find(validation=validation)
 
 
 def test_a_transform_is_refused_where_finalists_are_taught(find, monkeypatch):

@@ -21,9 +21,9 @@ from glora_search.files.claims import claimed
 from glora_search.finals.finalists import (
     Finalist,
     Subnet,
-    best_rate,
     best_rates,
     further_rate,
+    rate_of_lora,
     subnet_finalists,
     taught_twins,
     uniform_finalists,
@@ -154,7 +154,7 @@ class Contest:
 
     @property
     def uniform(self) -> list[Finalist]:
-        """The finalists that begin anew, without a teacher."""
+        """The uniform methods, without a teacher."""
         methods = uniform_methods(self.space, self.max_params, self.settings.methods)
         return uniform_finalists(methods, self.settings.rates)
 
@@ -171,7 +171,7 @@ class Contest:
             alone = heat(uniform, kept=_never_dropped, joining=self._further)
             best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
             taught = self.lesson is not None and self._choose_teacher(self.lesson, alone, best)
-            searched = subnet_finalists(self.subnets, best, best_rate(alone.field, alone.losses), taught=taught)
+            searched = subnet_finalists(self.subnets, best, rate_of_lora(alone.field, alone.losses), taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
             last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
             bar.advance(max(0, total - self.trained))  # what ended early is done
@@ -185,15 +185,16 @@ class Contest:
         """Where the supernet is poor, those finalists teach that are not poor themselves; one process asks them.
 
         Returns:
-            Whether anybody teaches: of tokens, only a supernet does.
+            Whether anybody teaches: of tokens, only a supernet does, and no finalist that has diverged does.
         """
-        if not lesson.poor(best):
-            return True
-        if lesson.by_token:
-            return False
-        members = [self.best(one, alone) for one in alone.field if alone.losses[one.name] <= POOR * best]
-        peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
         taught = self.folder / "peers"
+        if not taught.is_dir() and not lesson.poor(best):
+            return True
+        good = [one for one in alone.field if math.isfinite(best) and alone.losses[one.name] <= POOR * best]
+        if lesson.by_token or not good:
+            return False
+        members = [self.best(one, alone) for one in good]
+        peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
         while not taught.is_dir():
             with claimed(self.folder / "peers.lock") as ours:
                 if not ours:

@@ -111,16 +111,23 @@ def distinct(subnets: Iterable[Subnet], space: BoundSpace, count: int) -> list[S
 
 
 def subnet_finalists(
-    subnets: Sequence[Subnet], trained: float, rate: float = 1.0, *, taught: bool = False
+    subnets: Sequence[Subnet], to_beat: float, rate: float = 1.0, *, taught: bool = False
 ) -> list[Finalist]:
     """The search's best subnets, best first; each inherits its weights if they are good, or begins from scratch.
 
     Args:
-        trained: the validation loss of the best method that was trained alone. Weights with a lower one are good.
+        to_beat: the validation loss of the best method that was trained alone. Weights with a lower one are good.
     """
-    starts = ((number, subnet, subnet.loss < trained) for number, subnet in enumerate(subnets, 1))
+    starts = ((number, subnet, subnet.loss < to_beat) for number, subnet in enumerate(subnets, 1))
     return [
-        Finalist(f"subnet {number}{'' if good else SCRATCH}", subnet.genome, subnet.params, rate, taught, good)
+        Finalist(
+            f"subnet {number}{'' if good else SCRATCH}",
+            subnet.genome,
+            subnet.params,
+            rate,
+            taught=taught,
+            inherits=good,
+        )
         for number, subnet, good in starts
     ]
 
@@ -144,10 +151,10 @@ def best_rates(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[s
     return [name for name in found if losses[name] <= CLOSE * losses[found[0]]]
 
 
-def best_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> float:
+def rate_of_lora(field: Sequence[Finalist], losses: Mapping[str, float]) -> float:
     """LoRA's best learning rate, which is that of subnets too; 1 where LoRA does not compete."""
-    rated = [one for one in field if one.rated]
-    return min(rated, key=lambda one: (losses[one.name], one.rate)).rate if rated else 1.0
+    best = best_rates(field, losses)[:1]
+    return next((one.rate for one in field if one.name in best), 1.0)
 
 
 def further_rate(field: Sequence[Finalist], losses: Mapping[str, float]) -> Finalist | None:

@@ -181,12 +181,15 @@ def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
         return [f"the supernet predicts too badly to teach, so {who} without a teacher taught instead. {remedy}"]
     if teacher.get("taught", True):
         return []
-    own, best = (
+    alone = [row for row in finals["finalists"] if not row["method"].startswith("subnet")]  # the methods, best first
+    own, *best = (
         f"{row['validation_loss']:.4f}" if is_finite(row["validation_loss"]) else "not a number"
-        for row in (teacher, finals["finalists"][0])
+        for row in (teacher, *alone[:1])
     )
-    losses = f"its validation loss is {own}, and that of the best finalist is {best}"
-    return [f"the supernet is a poor teacher: {losses}, so the subnets raced without it. {remedy}"]
+    losses = f"its validation loss is {own}" + "".join(
+        f", and that of the best method alone is {loss}" for loss in best
+    )
+    return [f"the supernet is a poor teacher: {losses}; so the subnets raced without it. {remedy}"]
 
 
 def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:

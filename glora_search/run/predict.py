@@ -127,8 +127,8 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
         if name is None:
             answer = max_new_tokens or task["max_length"]
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
-        others = {"pipeline_class": _unended()} if name == "text-generation" else {}
-        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust, **others), **options)
+        custom = {"pipeline_class": _unended()} if name == "text-generation" else {}
+        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust, **custom), **options)
         if cls.target == "tags":
             return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
         return _likely(use) if cls.target == "labels" else use

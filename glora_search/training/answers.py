@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glora_search.errors import invalid
-from glora_search.scoring import IGNORED, predicts_next
+from glora_search.scoring import IGNORED, base_of, predicts_next
 
 Kind = Literal["class", "decisions", "numbers", "tokens", "next tokens"]
 TOP = 16
 """Of a token's distribution, so many of the likeliest classes are kept; the rest is one further class."""
 TINY = 1e-9
-KINDS: dict[str | None, Kind] = {"regression": "numbers", "multi_label_classification": "decisions"}
+BY_PROBLEM: dict[str | None, Kind] = {"regression": "numbers", "multi_label_classification": "decisions"}
 """A model's ``problem_type`` -> how its logits are read where labels are of floating point."""
 
 
@@ -45,7 +45,7 @@ class Answers:
         kind: Kind
         if labels.is_floating_point():
             several = labels.ndim == 2 and labels.shape[1] > 1
-            kind = KINDS.get(_problem(model), "decisions" if several else "numbers")
+            kind = BY_PROBLEM.get(_problem(model), "decisions" if several else "numbers")
             fits = logits.numel() == labels.numel()
         elif labels.ndim == 1:
             kind, fits = "class", logits.ndim == 2 and logits.shape[1] > 1
@@ -130,5 +130,4 @@ class Answers:
 
 def _problem(model: Any) -> str | None:
     """What a model's config says of its labels."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(getattr(base, "config", None), "problem_type", None)
+    return getattr(getattr(base_of(model), "config", None), "problem_type", None)

@@ -168,11 +168,12 @@ def _note_processes(folder: Path, count: int, last: str | None, *, writes: bool)
 def _find_best_beside(checkpoint: Path) -> None:
     """Let a checkpoint know the best one by where it lies now: Trainer forgets a best one whose folder has moved."""
     path = checkpoint / STATE
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = read_json(path)
     best = state.get("best_model_checkpoint")
     beside = checkpoint.parent / Path(best or "").name
-    if best and beside.is_dir():
-        write_text(path, json.dumps({**state, "best_model_checkpoint": str(beside)}, indent=2) + "\n")
+    if best and beside.is_dir() and str(beside) != best:
+        moved = {**state, "best_model_checkpoint": str(beside)}
+        write_text(path, json.dumps(moved, indent=2) + "\n")  # not write_json: Trainer reads NaN, and no null
 
 
 def last_checkpoint(folder: Path) -> str | None:

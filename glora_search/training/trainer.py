@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from glora_search.scoring import items_of, predicts_next
+from glora_search.scoring import is_causal_lm, items_of, predicts_next
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -38,9 +38,9 @@ class PathTrainer(Trainer):
         inner = self.accelerator.unwrap_model(self.model)
         self._running = [module for module in inner.modules() if getattr(module, "running_mean", None) is not None]
         self._shifted = predicts_next(inner)
-        if not self._shifted:
+        if not is_causal_lm(inner):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
-            # such as BERT, and T5, do not: their steps would grow with gradient accumulation and with the number of
+            # such as BERT, T5 and BLIP do not: their steps would grow with gradient accumulation and with the number of
             # processes.
             self.model_accepts_loss_kwargs = False
 

@@ -177,22 +177,18 @@ def test_the_field_has_lora_at_each_rate_and_taught_twins_at_its_best_rate_and_t
     assert [one.uniform for one in field] == 3 * [False] + 9 * [True]
 
 
-@pytest.mark.parametrize(
-    ("rates", "further"), [([1, 2], 4), ([1, 1.0001], None), ([1e-5, 1e-3], 0.1), ([1e-12, 1e-10], 1e-8)]
-)
-def test_a_learning_rate_joins_once_and_is_a_parameter_of_a_trial(bind, rates, further):
-    methods = uniform_methods(bind("glora-paper"), None, ["lora"])
-    field = uniform_finalists(methods, rates)
+@pytest.mark.parametrize(("rates", "further"), [([1, 2], 4), ([1, 1.0001], None), ([1e-5, 1e-3], 0.1)])
+def test_a_learning_rate_that_has_raced_does_not_join_again(bind, rates, further):
+    field = uniform_finalists(uniform_methods(bind("glora-paper"), None, ["lora"]), rates)
     joins = further_rate(field, {one.name: -one.rate for one in field})
     assert (joins and joins.rate) == further
-    study = optuna.create_study()
-    race(
-        [joins or field[0]],
-        lambda some, step: {one.name: Standing(step, 1.0, 0.5, step, {}) for one in some},
-        16,
-        study=study,
-    )
-    assert study.trials[0].params["rate"] == (further or 1)
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1.0, 1e9])
+def test_any_learning_rate_is_a_parameter_of_a_trial(rate):
+    study, one = optuna.create_study(), Finalist("subnet 1", {}, 10, rate)
+    race([one], lambda some, step: {one.name: Standing(step, 1.0, 0.5, step, {})}, STEPS, study=study)
+    assert study.trials[0].params["rate"] == rate
 
 
 def test_subnets_that_compete_differ_in_a_quarter_of_the_layers(bind):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from glora_search.run.evaluate import no_baseline, poor_teacher, rate_at_the_end
+from glora_search.run.evaluate import no_baseline, notes, poor_teacher, rate_at_the_end
 
 
 def recipe_of(rate):
@@ -18,17 +18,33 @@ def recipe_of(rate):
 @pytest.mark.parametrize(
     ("own", "best", "said"),
     [
-        (2.1, 0.9, "loss is 2.1000, and that of the best finalist is 0.9000, so the subnets raced without it"),
-        (None, 0.9, "loss is not a number, and that of the best finalist is 0.9000"),
-        (2.1, None, "loss is 2.1000, and that of the best finalist is not a number"),
+        (2.1, 0.9, "loss is 2.1000, and that of the best method alone is 0.9000; so the subnets raced without it"),
+        (None, 0.9, "loss is not a number, and that of the best method alone is 0.9000"),
+        (2.1, None, "loss is 2.1000, and that of the best method alone is not a number"),
     ],
 )
 def test_a_teacher_that_was_too_poor_to_teach_is_noted(own, best, said):
     teacher = {"by": "supernet", "members": 8, "validation_loss": own}
-    done = {"finalists": [{"validation_loss": best}, {"validation_loss": 3.0}], "teacher": teacher}
+    losses = {"subnet 1 from scratch": 0.5, "LoRA r=1": best, "(IA)3": 3.0}
+    rows = [{"method": method, "validation_loss": loss} for method, loss in losses.items()]
+    done = {"finalists": rows, "teacher": teacher}
     assert poor_teacher(done, recipe_of(2e-3)) == poor_teacher({}, recipe_of(2e-3)) == []
     teacher["taught"] = False
     (note,) = poor_teacher(done, recipe_of(2e-3))
+    assert said in note
+    (note,) = poor_teacher({**done, "finalists": rows[:1]}, recipe_of(2e-3))
+    assert said.partition(",")[0] + "; so the subnets" in note
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.5, "worse on validation (loss 0.7000)"), (0.4, "validation (0.4000)")])
+def test_a_retraining_that_was_worse_is_noted_by_what_decided(score, said):
+    best = {"params": 10, "validation": 0.5, "validation_loss": 0.6}
+    view = SimpleNamespace(
+        result=lambda stage: best,
+        done=lambda stage: {"validation": score, "validation_loss": 0.7},
+        final=lambda: ("best", best),
+    )
+    (note,) = notes(view, SimpleNamespace(constant=None, direction="maximize"), [])
     assert said in note
 
 

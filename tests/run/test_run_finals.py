@@ -187,8 +187,8 @@ def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(
     assert ours == theirs
 
 
-def test_a_subnet_starts_with_what_it_inherits_and_from_scratch_as_the_base_model(raced):
-    run = raced[0].context
+def test_a_subnet_starts_with_what_it_inherits_and_from_scratch_as_the_base_model(raced, tmp_path):
+    run = Run(shutil.copytree(raced[0].folder, tmp_path / "copied")).context
     contest = finals._contest(run, run.folder / "finals", run.recipe.finals)
     finals._write_starts(run, run.folder / "finals", contest)
     batch = {name: value for name, value in run.validation[0].items() if name != "labels"}

@@ -13,6 +13,8 @@ from transformers import (
     BertGenerationConfig,
     CLIPVisionConfig,
     Gemma3Config,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -90,6 +92,13 @@ def test_a_model_that_writes_about_images_predicts_the_next_token_and_counts_no_
     with torch.no_grad():
         losses = [model.eval()(**part).loss for part in parts]
     assert evaluate(model, parts, scoring).loss == pytest.approx(float(4 * losses[0] + losses[1]) / 5)
+
+
+def test_a_model_that_reads_images_and_has_an_encoder_of_texts_does_not_predict_the_next_token():
+    text = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    parts = {"vision_config": VISION, "qformer_config": {**SIZES, "vocab_size": 20, "encoder_hidden_size": 16}}
+    config = InstructBlipConfig(text_config=text.to_dict(), num_query_tokens=2, **parts)
+    assert not predicts_next(InstructBlipForConditionalGeneration(config))
 
 
 def test_a_decoder_beside_an_encoder_does_not_predict_the_next_token():
