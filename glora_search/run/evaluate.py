@@ -186,9 +186,8 @@ def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
         f"{row['validation_loss']:.4f}" if is_finite(row["validation_loss"]) else "not a number"
         for row in (teacher, *alone[:1])
     )
-    losses = f"its validation loss is {own}" + "".join(
-        f", and that of the best method alone is {loss}" for loss in best
-    )
+    compared = f", and that of the best method alone is {best[0]}" if best else ""
+    losses = f"its validation loss is {own}{compared}"
     return [f"the supernet is a poor teacher: {losses}; so the subnets raced without it. {remedy}"]
 
 

@@ -341,12 +341,8 @@ def test_the_end_that_a_tokenizer_puts_after_a_text_is_not_a_part_of_what_is_ask
     assert code == 0, err
     said = json.loads(out)[0]["output"][0]["generated_text"]
     assert said.strip() == tokenizer.decode(answer, skip_special_tokens=True).strip()
-    exec(
-        usage(RunFolder(folder))
-        .replace("Your text here", "the goal")
-        .replace("max_new_tokens=256", "max_new_tokens=12"),
-        {},
-    )
+    line = usage(RunFolder(folder)).replace("Your text here", "the goal")
+    exec(line.replace("max_new_tokens=256", "max_new_tokens=12"), {})
     assert capsys.readouterr().out.strip() == said.strip()
 
 
