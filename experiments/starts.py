@@ -69,6 +69,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         "validation_loss": round(found.loss, 4),
         "best_step": found.best_step,
         "teacher_loss": teacher,
+        "untrained": round(contest.subnets[0].loss, 4),
     }
 
 
