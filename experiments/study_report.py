@@ -18,6 +18,10 @@ from study_statistics import TIE
 from study_tables import by_method, by_set, coverage, curves, found, inside, winners
 
 TEMPLATE = Path(__file__).parent / "study" / "evidence.md"
+FAVOURED = (
+    "Searched subnets race on the validation rows that they were searched on, which favours them\n"
+    "([Finals](race.md#a-searched-subnets-lead-is-partly-selection))."
+)
 WAITING = "not enough rows yet"
 Target = tuple[str, str, str]
 """What is wanted, whether it is ``missed``, `WAITING` or ``met``, and the figures."""
@@ -92,6 +96,8 @@ def write_report(study: Study, folder: Path, page: Path) -> None:
     own = [line for line in genomes if tuple(line[name] for name in ("encoder", "rows", "budget", "method")) == wanted]
     values |= {f"found_{name}": text for name, text in found(own).items()}
     values["inside"] = inside([line for line in own if line.get("finalists")])
+    if values["inside"]:
+        values["inside"] += f"\n\n{FAVOURED}"
     page.parent.mkdir(parents=True, exist_ok=True)
     product = first.ours(500, "lora")
     values |= _pictures(first, product, page)

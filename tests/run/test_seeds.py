@@ -24,7 +24,7 @@ def starts(tiny_recipe, tmp_path, monkeypatch):
         settings = run.context.recipe.finals
         monkeypatch.setattr(finals, "_best_subnets", lambda run, count: [])
         contest = finals._contest(run.context, run.folder, settings)
-        model = contest._fresh(contest.uniform[0])
+        model = contest._begin(contest.uniform[0])
         return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
     return make
