@@ -29,7 +29,7 @@ import optuna
 import pandas as pd
 import transformers
 from csv_rows import fill, read_rows
-from study_plan import Cell, Study
+from study_plan import Study
 from study_runs import open_run
 from study_tables import table
 
@@ -44,7 +44,7 @@ KEY = ("data", "seed", "split", "half")
 def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one search."""
     name, seed, split, half = key
-    cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+    cell = study.ours(name, int(seed))
     run = open_run(cell, study, data, cache)
     run.do("supernet")
     task, settings, supernet = run.context.task, run.context.recipe.search, run.context.load("supernet")
@@ -56,11 +56,15 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     )
     found = search(run.context.space, seen, trials=settings.trials, max_params=settings.max_params, seed=int(split))
     drawn = [trial for trial in found.trials if trial.values and trial.user_attrs["origin"] == "random"]
-    best, figures = best_trial(found), {"random": len(drawn), "params": best_trial(found).user_attrs["params"]}
-    for where, evaluator in (("seen", seen), ("unseen", unseen)):
-        figures[where] = round(evaluator(best.params).loss, 4)
-        figures[f"random_{where}"] = round(float(np.mean([evaluator(trial.params).loss for trial in drawn])), 4)
-    return figures
+    best = best_trial(found)
+    return {
+        "random": len(drawn),
+        "params": best.user_attrs["params"],
+        "seen": round(best.user_attrs["loss"], 4),
+        "random_seen": round(float(np.mean([trial.user_attrs["loss"] for trial in drawn])), 4),
+        "unseen": round(unseen(best.params).loss, 4),
+        "random_unseen": round(float(np.mean([unseen(trial.params).loss for trial in drawn])), 4),
+    }
 
 
 def report(path: Path) -> str:

@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 import transformers
 from csv_rows import fill, read_rows
-from study_plan import Cell, Study
+from study_plan import Study
 from study_runs import run_recipe, teacher_of
 
 from glora_search import Recipe, Run
@@ -40,7 +40,7 @@ LOSSES = {"teacher_loss": "teacher", "best_loss": "best subnet"}
 def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one supernet."""
     space, name, seed = key
-    cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+    cell = study.ours(name, int(seed))
     recipe = Recipe.model_validate({**run_recipe(cell, study, data, cache), "space": space, "finals": None})
     recipe.supernet.training["learning_rate"] = study.rate
     run = Run.create(recipe, folder := cache / "runs" / "-".join(key))

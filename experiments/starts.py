@@ -27,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 import transformers
 from csv_rows import fill, read_rows
-from study_plan import Cell, Study
+from study_plan import Study
 from study_runs import open_run
 from study_tables import table
 
@@ -47,7 +47,7 @@ KEY = ("data", "seed", "start", "rate")
 def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one training."""
     name, seed, start, rate = key
-    cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+    cell = study.ours(name, int(seed))
     run = open_run(cell, study, data, cache)
     for stage in ("supernet", "search"):
         run.do(stage)

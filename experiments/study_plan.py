@@ -146,6 +146,10 @@ class Study(Section):
         """The learning rates that a method is tuned over, before any extension."""
         return self.rates.get(method, self.rates["default"])
 
+    def ours(self, data: str, seed: int) -> Cell:
+        """Our run on a data set, with 500 train rows at the primary budget of MiniLM."""
+        return Cell("minilm", data, 500, seed, self.primary_budget["minilm"], "ours")
+
     def cells(self) -> list[Cell]:
         """All cells in the order of the plan, each once."""
         return list(dict.fromkeys(itertools.chain.from_iterable(map(self._cells, self.blocks))))

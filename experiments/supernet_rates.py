@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 import transformers
 from csv_rows import fill, read_rows
-from study_plan import Cell, Study
+from study_plan import Study
 from study_runs import run_recipe, teacher_of
 from study_tables import table
 
@@ -48,7 +48,7 @@ def measured(key: tuple[str, str, str], study: Study, data: Path, cache: Path) -
     if name == QUICKSTART:
         recipe = Recipe.load(QUICKSTART, [f"seed={seed}"])
     else:
-        cell = Cell("minilm", name, 500, int(seed), study.primary_budget["minilm"], "ours")
+        cell = study.ours(name, int(seed))
         recipe = Recipe.model_validate(run_recipe(cell, study, data, cache))
     recipe.supernet.training["learning_rate"] = float(rate)
     run = Run.create(recipe, folder := cache / "runs" / "-".join(key))

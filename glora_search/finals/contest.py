@@ -168,7 +168,7 @@ class Contest:
         say(f"finals: at most about {planned:.1f} full trainings of {self.steps} steps{rounded}", "dim")
         with track("finals", total) as bar:
             heat = functools.partial(self._race, study=study, bar=bar)
-            alone = heat(uniform, kept=_never_dropped, joining=self._further)
+            alone = heat(uniform, kept=best_rates, joining=self._further)
             best = min((loss for loss in alone.losses.values() if math.isfinite(loss)), default=math.inf)
             taught = self.lesson is not None and self._choose_teacher(self.lesson, alone, best)
             searched = subnet_finalists(self.subnets, best, rate_of_lora(alone.field, alone.losses), taught=taught)
@@ -208,7 +208,7 @@ class Contest:
     def _race(self, competing: list[Finalist], *, study: optuna.Study | None, bar: Bar, **options: Any) -> Result:
         return race(competing, lambda some, step: self._train_to(some, step, bar), self.steps, study=study, **options)
 
-    def _outcome(self, races: Sequence[Result], *, taught: bool = False) -> Outcome:
+    def _outcome(self, races: Sequence[Result], *, taught: bool) -> Outcome:
         competing = [finalist for one in races for finalist in one.field]
         standings = {name: standing for one in races for name, standing in one.standings.items()}
         last = best_first({name: standings[name].loss for one in races for name in one.last})
@@ -296,11 +296,6 @@ def own_factors(one: Finalist, given: Mapping[str, float]) -> dict[str, float]:
     """
     own = one.origin.lr_factors if given and isinstance(one.origin, Uniform) else {}
     return {**{key: factor for key, factor in own.items() if key.partition(".")[2] not in given}, **given}
-
-
-def _never_dropped(field: Sequence[Finalist], losses: Mapping[str, float]) -> list[str]:
-    best = best_first({one.name: losses[one.name] for one in field if one.uniform})[:1]
-    return [*best, *best_rates(field, losses)]
 
 
 def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: bool) -> float:

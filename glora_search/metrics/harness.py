@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from glora_search.errors import UserError, invalid
 from glora_search.metrics.base import Metric, Score
+from glora_search.scoring import base_of
 from glora_search.tasks.language_model import LanguageModel
 
 
@@ -53,7 +54,7 @@ class HarnessTask(Metric):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        plain = base_of(model)
         wrapped = HFLM(pretrained=plain, tokenizer=self.task.tokenizer, batch_size=self.task.recipe.search.batch_size)
         found = lm_eval.simple_evaluate(
             model=wrapped,

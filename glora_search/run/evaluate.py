@@ -135,16 +135,18 @@ def no_baseline(run: Context, tuned: Mapping[str, Any] | None) -> list[str]:
     if run.recipe.finals is None or tuned is not None:
         return []
     methods, budget = ", ".join(run.recipe.finals.methods), run.recipe.search.max_params
-    raced = [
-        row for row in (run.view.done("finals") or {}).get("finalists", ()) if not row["method"].startswith("subnet")
-    ]
-    if raced:
+    if _of_methods(run.view.done("finals") or {}):
         why = f"every one of finals.methods has diverged. Lower {run.rate_to_lower('finals')}"
     elif budget is None:
         why = f"the model has no layer for any of finals.methods, {methods}"
     else:
         why = f"none of finals.methods, {methods}, fits the model and the budget of {budget:,}"
     return [f"the finals have no baseline: {why}"]
+
+
+def _of_methods(finals: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The finalists that are no subnets, best first."""
+    return [row for row in finals.get("finalists", ()) if not row["method"].startswith("subnet")]
 
 
 def short_search(run: Context) -> list[str]:
@@ -181,10 +183,9 @@ def poor_teacher(finals: Mapping[str, Any], recipe: Recipe) -> list[str]:
         return [f"the supernet predicts too badly to teach, so {who} without a teacher taught instead. {remedy}"]
     if teacher.get("taught", True):
         return []
-    alone = [row for row in finals["finalists"] if not row["method"].startswith("subnet")]  # the methods, best first
     own, *best = (
         f"{row['validation_loss']:.4f}" if is_finite(row["validation_loss"]) else "not a number"
-        for row in (teacher, *alone[:1])
+        for row in (teacher, *_of_methods(finals)[:1])  # as nobody taught, all of them raced alone
     )
     compared = f", and that of the best method alone is {best[0]}" if best else ""
     losses = f"its validation loss is {own}{compared}"

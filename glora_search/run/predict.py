@@ -49,7 +49,7 @@ def usage(run: RunFolder) -> str:
     task, merged = run.recipe["task"], str(run.path / "merged")
     cls, questions = task_class(task["type"]), _questions(run)
     example = questions.example(cls.example)
-    if cls.writes and cls.taken and not questions.chats and _ends_texts(merged, task):
+    if getattr(cls, "pipeline", None) == "text-generation" and not questions.chats and _ends_texts(merged, task):
         return _ENDED.format(folder=merged, example=example)
     return cls.usage(merged, example)
 

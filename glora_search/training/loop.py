@@ -99,11 +99,12 @@ def train(
     last = last_checkpoint(Path(args.output_dir)) if resume else None
     if resume:
         _note_processes(Path(args.output_dir), args.world_size, last, writes=trainer.is_world_process_zero())
-    if last is not None and trainer.is_world_process_zero():
-        _find_best_beside(Path(last))
-    trainer.accelerator.wait_for_everyone()
-    if last is not None and description:
-        say(f"{description}: resuming from {Path(last).name}", "dim")
+    if last is not None:
+        if trainer.is_world_process_zero():
+            _find_best_beside(Path(last))
+        trainer.accelerator.wait_for_everyone()
+        if description:
+            say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
     if not args.disable_tqdm or not description:
         _go(trainer, last)
