@@ -173,7 +173,8 @@ class Contest:
             taught = self.lesson is not None and self._choose_teacher(self.lesson, alone, best)
             searched = subnet_finalists(self.subnets, best, rate_of_lora(alone.field, alone.losses), taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
-            last = heat([*searched, *twins], kept=lambda field, losses: [one.name for one in twins[:1]])
+            certain = [one.name for one in [*twins[:1], *[one for one in twins if one.rated][:1]]]
+            last = heat([*searched, *twins], kept=lambda field, losses: certain)
             bar.advance(max(0, total - self.trained))  # what ended early is done
         return self._outcome([alone, last], taught=taught)
 
@@ -307,4 +308,5 @@ def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: boo
     if not teacher:
         return alone + race_cost(subnets)
     twins = Counter(one.method for one in uniform)
-    return alone + race_cost(subnets + sum(min(count, 2) for count in twins.values()), 1)
+    certain = min(len(twins), 2 if rates else 1)
+    return alone + race_cost(subnets + sum(min(count, 2) for count in twins.values()), certain)

@@ -95,6 +95,13 @@ def test_the_best_uniform_method_and_its_taught_twin_are_never_dropped(contest, 
     assert outcome.winner != f"{best} + teacher"
 
 
+def test_lora_with_a_teacher_is_never_dropped_at_the_rate_that_was_best_without_one(contest):
+    ends = {"LoRA r=8 x2 + teacher": 9.0, "+ teacher": 0.1, "LoRA r=8 x2": 0.6, "(IA)3": 0.5}
+    outcome = contest(ends, taught=True).run()
+    whole = {row["name"] for row in outcome.table() if row["steps"] == 16}
+    assert {"LoRA r=8 x2 + teacher", "(IA)3 + teacher"} <= whole
+
+
 @pytest.mark.parametrize("taught", [True, False])
 @pytest.mark.parametrize(
     ("ends", "rates"),

@@ -79,7 +79,7 @@ def test_finals_are_counted_with_their_teacher(made, tiny_recipe):
 
 @pytest.mark.parametrize(
     ("rates", "subnets", "teacher", "trainings"),
-    [([0.5, 1, 2], 2, True, 6.75), ([1], 2, True, 4.5), ([0.5, 1, 2], 2, False, 5.0), ([0.5, 1, 2], 0, False, 3.75)],
+    [([0.5, 1, 2], 2, True, 7.25), ([1], 2, True, 5.25), ([0.5, 1, 2], 2, False, 5.0), ([0.5, 1, 2], 0, False, 3.75)],
 )
 def test_finals_are_counted_with_the_learning_rates_that_may_join(bind, rates, subnets, teacher, trainings):
     methods = uniform_methods(bind("glora-paper"), None, ["lora", "ia3"])
