@@ -108,3 +108,19 @@ def test_what_selection_gains_is_what_is_lost_on_other_rows(tmp_path):
         "| trec | 1 | 0.500 | 0.500 | +0.0% |",
         "| mean | 3 | 0.650 | 0.700 | +7.7% |",
     ]
+
+
+def test_students_are_compared_with_the_same_teacher_and_rate(tmp_path):
+    import students
+
+    def row(loss, **own):
+        row = {"data": "mpqa", "seed": "0", "rate": "0.5", **students.PLAIN, **own}
+        return {**{name: row[name] for name in students.KEY}, "validation_loss": loss}
+
+    rows = [row(0.36), row(0.4, rate="1"), row(0.35, share="0.8"), row(0.38, share="0.8", rate="1")]
+    append_rows(tmp_path / "s.csv", [*rows, row(0.37, method="ia3", rate="2"), row(0.3, data="trec", share="0.8")])
+    lines = [line.replace(" |  |", " |").rstrip("| ") for line in students.report(tmp_path / "s.csv").splitlines()]
+    assert lines[2:] == [
+        "| method ia3, rate 2 | 0.370 (0.360)",
+        "| share 0.8 | 0.350 (0.360), 0.380 (0.400) | 0.300",
+    ]

@@ -1,0 +1,234 @@
+"""What a taught student gains from another method, another share of the loss, another supernet, or averaged weights.
+
+    python experiments/students.py --part cells --data FOLDER [--datasets mpqa trec] [--minutes 60]
+    python experiments/students.py --part report
+
+On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), one uniform method is trained with
+the supernet as teacher, as in finals, and one thing at a time is changed. Validation losses are the lowest of a
+training; no test row is read. The csv grows by a row for each training; one that is there is not done again. A
+supernet that is missing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import transformers
+from csv_rows import fill, read_rows
+from safetensors.torch import load_file, save_file
+from study_plan import Study
+from study_runs import open_run, run_recipe
+from study_tables import table
+
+from glora_search import Recipe, Run
+from glora_search.finals.contest import Contest
+from glora_search.finals.finalists import Finalist
+from glora_search.finals.race import Result
+from glora_search.finals.rungs import Standing
+from glora_search.progress import track
+from glora_search.run import finals
+from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.space.bound import BoundSpace
+from glora_search.space.layers import SpaceLayer
+from glora_search.training.uniform import Uniform, uniform_methods
+from glora_search.tuners.glora.config import paths_to_config
+from glora_search.vocabulary import LayerPaths
+
+HERE = Path(__file__).resolve().parent
+RATES = {
+    "bbc-headlines": "0.5",
+    "mpqa": "0.5",
+    "trec": "1",
+    "trec-fine": "2",
+    "clinc150": "2",
+    "tweet-emotion": "0.5",
+    "sst2": "0.25",
+}
+"""Data set -> a good learning rate of LoRA with a teacher, as a factor of the study's."""
+ATTENTION = ("query", "key", "value", "attention.output.dense")
+KEY = ("data", "seed", "method", "rate", "share", "supernet_epochs", "supernet_rate", "orders")
+PLAIN = {"method": "lora", "share": "0.5", "supernet_epochs": "12", "supernet_rate": "0.008", "orders": "0"}
+CHANGES: list[dict[str, str]] = [
+    {},
+    {"method": "ia3", "rate": "1"},
+    {"method": "ia3", "rate": "2"},
+    {"method": "lora-qv"},
+    {"method": "ia3+lora-attention"},
+    {"share": "0.8"},
+    {"supernet_epochs": "24"},
+    {"supernet_rate": "0.002"},
+    {"orders": "1"},
+    {"orders": "2"},
+    {"orders": "0+1+2"},
+]
+"""What is changed; ``orders`` are of the train rows, and the weights of several are averaged."""
+
+
+def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
+    """The figures of one training, or of an average of several."""
+    asked = dict(zip(KEY, key, strict=True))
+    run, folder = supernet(asked, study, data, cache), cache / "students" / "-".join(key)
+    settings = run.context.recipe.finals
+    assert settings is not None
+    settings.teacher_share = float(asked["share"])
+    folder.mkdir(parents=True, exist_ok=True)
+    finals._teach(run.context, folder, settings)
+    contest = finals._contest(run.context, folder, settings)
+    assert contest.lesson is not None
+    method = METHODS[asked["method"]](contest)
+    one = Finalist(method.name, method, method.params, float(asked["rate"]), taught=True)
+    orders = asked["orders"].split("+")
+    reached = [student(contest, one, order) for order in orders]
+    found = reached[0][0]
+    metric, loss = found.metric, found.loss
+    if len(reached) > 1:
+        metric, loss = averaged(contest, [checkpoint for _, checkpoint in reached], folder / "average")
+    shutil.rmtree(folder)
+    return {
+        "params": method.params,
+        "validation": round(metric, 4),
+        "validation_loss": round(loss, 4),
+        "best_step": found.best_step if len(reached) == 1 else "",
+        "teacher_loss": round(contest.lesson.validation_loss, 4),
+    }
+
+
+def student(contest: Contest, one: Finalist, order: str) -> tuple[Standing, Path]:
+    """Train a finalist to the end, on the train rows in an order; how it stands, and its best checkpoint."""
+    lesson = contest.lesson
+    assert lesson is not None
+    rows = lesson.rows if order == "0" else lesson.rows.shuffle(seed=int(order))
+    own = dataclasses.replace(contest, lesson=dataclasses.replace(lesson, rows=rows), folder=contest.folder / order)
+    with track("train", own.steps) as bar:
+        found = own._train_one(one, own.steps, bar)
+    return found, own.best(one, Result({one.name: found}, [], []))
+
+
+def supernet(asked: dict[str, str], study: Study, data: Path, cache: Path) -> Run:
+    """A run with the supernet that is asked for: the study's own, or one that differs in its epochs or rate."""
+    cell = study.ours(asked["data"], int(asked["seed"]))
+    if all(asked[name] == PLAIN[name] for name in ("supernet_epochs", "supernet_rate")):
+        run = open_run(cell, study, data, cache)
+    else:
+        recipe = Recipe.model_validate(run_recipe(cell, study, data, cache))
+        recipe.supernet.training["num_train_epochs"] = float(asked["supernet_epochs"])
+        recipe.supernet.training["learning_rate"] = float(asked["supernet_rate"])
+        recipe.search.trials = 2  # finals ask for a search; nobody here uses what it finds
+        name = "-".join(asked[name] for name in ("data", "seed", "supernet_epochs", "supernet_rate"))
+        run = Run.create(recipe, cache / "students" / "supernets" / name)
+    for stage in ("supernet", "search"):
+        run.do(stage)
+    return run
+
+
+def averaged(contest: Contest, checkpoints: list[Path], folder: Path) -> tuple[float, float]:
+    """Metric and loss of the mean of several adapters' weights."""
+    shutil.copytree(checkpoints[0], folder)
+    files = [load_file(checkpoint / "adapter_model.safetensors") for checkpoint in checkpoints]
+    means = {name: sum(file[name].float() for file in files) / len(files) for name in files[0]}
+    save_file(means, folder / "adapter_model.safetensors")
+    batches = length_sorted_batches(contest.validation, contest.scoring.collator, 64)
+    found = evaluate(contest.load(folder), batches, contest.scoring)
+    return found.metric, found.loss
+
+
+def of_layers(name: str, paths: Callable[[SpaceLayer], LayerPaths], space: BoundSpace) -> Uniform:
+    """A method with these paths; A's vectors at the rate factor that (IA)3 has."""
+    chosen = {layer.name: paths(layer) for layer in space.layers}
+    params = sum(layer.params(chosen[layer.name]) for layer in space.layers)
+    others = [*(layer.name for layer in space.layers), *space.namesakes]
+
+    def config(task_type: str | None, saved: Any) -> Any:
+        return paths_to_config(chosen, others, task_type=task_type, modules_to_save=list(saved) or None)
+
+    return Uniform(name, params, config, {"A.vector": 5.0})
+
+
+def uniform(name: str, contest: Contest) -> Uniform:
+    """A method of the finals."""
+    (method,) = uniform_methods(contest.space, contest.max_params, [name])
+    return method
+
+
+METHODS: dict[str, Callable[[Contest], Uniform]] = {
+    "lora": functools.partial(uniform, "lora"),
+    "ia3": functools.partial(uniform, "ia3"),
+    "lora-qv": lambda contest: of_layers(
+        "LoRA r=4 on query+value",
+        lambda layer: LayerPaths(B="lora", r=4) if layer.name.endswith(("query", "value")) else LayerPaths(),
+        contest.space,
+    ),
+    "ia3+lora-attention": lambda contest: of_layers(
+        "(IA)3, and LoRA r=1 on attention",
+        lambda layer: (
+            LayerPaths(A="vector", B="lora", r=1) if layer.name.endswith(ATTENTION) else LayerPaths(A="vector")
+        ),
+        contest.space,
+    ),
+}
+
+
+def keys(datasets: list[str], seeds: list[str]) -> list[tuple[str, ...]]:
+    """What is trained, one change after the other."""
+    asked = (
+        {"data": data, "seed": seed, "rate": RATES[data], **PLAIN, **change}
+        for change in CHANGES
+        for seed in seeds
+        for data in datasets
+    )
+    return [tuple(one[name] for name in KEY) for one in asked]
+
+
+def report(path: Path) -> str:
+    """Validation losses, a row for each change; in parentheses, LoRA's as in finals, with the same teacher and rate."""
+    rows = [{name: row[name] for name in (*KEY, "validation_loss")} for row in read_rows(path)]
+    losses = {tuple(row[name] for name in KEY): float(row["validation_loss"]) for row in rows}
+    found = []
+    for change in CHANGES[1:]:
+        cells = []
+        for data in RATES:
+            values = []
+            for row in rows:
+                if row["data"] == data and all(row[name] == {**PLAIN, **change}[name] for name in {*PLAIN, *change}):
+                    same = {**row, **PLAIN, **({"rate": RATES[data]} if "rate" in change else {})}
+                    plain = losses.get(tuple(same[name] for name in KEY))
+                    values.append(f"{float(row['validation_loss']):.3f}" + (f" ({plain:.3f})" if plain else ""))
+            cells.append(", ".join(values))
+        if any(cells):
+            found.append([", ".join(f"{name} {value}" for name, value in change.items()), *cells])
+    return table(["changed", *RATES], found)
+
+
+def main() -> None:
+    """Do one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["cells", "report"], required=True)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
+    parser.add_argument("--datasets", nargs="+", default=list(RATES), choices=RATES)
+    parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "students")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
+    args = parser.parse_args()
+    path = args.results / "students.csv"
+    if args.part == "report":
+        print(report(path))
+        return
+    transformers.logging.set_verbosity_error()
+    study = Study.load(HERE / "study" / "plan.yaml")
+    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
+    fill(path, KEY, keys(args.datasets, args.seeds), figures, args.cache / "students", args.minutes)
+
+
+if __name__ == "__main__":
+    main()
