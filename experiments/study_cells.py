@@ -102,10 +102,36 @@ def _known(rate: float, losses: dict[float, float]) -> bool:
     return any(math.isclose(rate, other) for other in losses)
 
 
-def losses_of(cell: Cell, rows: Sequence[dict[str, str]]) -> dict[float, float]:
-    """Rate -> validation loss of a cell's finished trainings."""
+def losses_of(cell: Cell, rows: Sequence[dict[str, str]], epochs: float | None = None) -> dict[float, float]:
+    """Rate -> validation loss of a cell's finished trainings.
+
+    Args:
+        epochs: of those trainings that count; None is all.
+    """
     own = [row for row in rows if all(row[name] == value for name, value in cell.key.items())]
-    return {float(row["rate"] or 0): float(row["validation_loss"] or "nan") for row in own}
+    return {
+        float(row["rate"] or 0): float(row["validation_loss"] or "nan")
+        for row in own
+        if epochs is None or float(row["epochs"] or 0) == epochs
+    }
+
+
+def next_training(cell: Cell, rows: Sequence[dict[str, str]], study: Study) -> tuple[float, float] | None:
+    """The learning rate and the epochs to train a cell with next; None where nothing is left to train."""
+    whole, rates = study.epochs[cell.rows], study.rates_of(cell.method)
+    losses = losses_of(cell, rows, whole)
+    rate = next_rate(losses, rates, study.extensions)
+    if rate is not None:
+        return rate, whole
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    if cell.method != "lora" or len(rates) < 2 or not finite:
+        return None
+    best = min(finite, key=finite.__getitem__)
+    for epochs in study.shorter.get(cell.rows, ()):
+        for rate in (best, float(f"{best * rates[1] / rates[0]:.6g}")):
+            if not _known(rate, losses_of(cell, rows, epochs)):
+                return rate, epochs
+    return None
 
 
 def is_done(cell: Cell, rows: Sequence[dict[str, str]], study: Study) -> bool:
@@ -113,7 +139,7 @@ def is_done(cell: Cell, rows: Sequence[dict[str, str]], study: Study) -> bool:
     losses = losses_of(cell, rows)
     if cell.method in RUNS or 0 in losses:
         return bool(losses)
-    return next_rate(losses, study.rates_of(cell.method), study.extensions) is None
+    return next_training(cell, rows, study) is None
 
 
 def is_ready(cell: Cell, rows: Sequence[dict[str, str]]) -> bool:
@@ -132,14 +158,15 @@ def do_cell(cell: Cell, desk: Desk, late: Any) -> None:
     task: Any = None
     taught, facts = None, dict[str, Any]()
     while not late():
-        rate = next_rate(losses_of(cell, desk.rows()), study.rates_of(cell.method), study.extensions)
-        if rate is None:
+        wanted = next_training(cell, desk.rows(), study)
+        if wanted is None:
             return
+        rate, epochs = wanted
         if task is None:
             task = make_task(Recipe.model_validate({**recipe_of(cell, study, desk.data, desk.cache), "space": "glora"}))
             if cell.method == "taught":
                 taught, facts = teach(cell, study, task, desk.data, desk.cache)
-        settings = settings_of(rate, study.epochs[cell.rows], study.batch)
+        settings = settings_of(rate, epochs, study.batch)
         steps = round(-(-len(task.train) // study.batch) * settings["num_train_epochs"])
         start = fresh(cell.method, task, cell.budget, cell.seed, steps, study.batch)
         if start is None:
@@ -148,6 +175,7 @@ def do_cell(cell: Cell, desk: Desk, late: Any) -> None:
         options = {"lr_factors": {"head": study.head, **start.lr_factors}, "after": start.after}
         options |= {"taught": taught, "teacher_share": study.teacher_share, "callbacks": start.callbacks}
         found = fit(start.model, task, settings, cell.seed, **options)
+        found["trainings"] = epochs / study.epochs[cell.rows]
         desk.append({**shared, "rate": rate, "params": start.params, **found, **facts})
 
 

@@ -101,6 +101,8 @@ class Study(Section):
     Attributes:
         encoders: the base models.
         epochs: train rows -> epochs of every training; the best checkpoint on validation is its result.
+        shorter: train rows -> epochs of shorter trainings, each with a schedule of its own, of the tuned LoRA alone; at
+            its best learning rate and at the next higher one.
         supernet_epochs: train rows -> epochs of a supernet.
         supernet_rates: train rows -> learning rate of a supernet, where it is not ``rate``.
         batch, max_length: of every training.
@@ -119,6 +121,7 @@ class Study(Section):
 
     encoders: dict[str, Encoder]
     epochs: dict[int, float]
+    shorter: dict[int, list[float]] = Field(default_factory=dict)
     supernet_epochs: dict[int, float]
     supernet_rates: dict[int, float] = Field(default_factory=dict)
     batch: int = 16

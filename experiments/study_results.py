@@ -185,7 +185,7 @@ class Results:
         found = []
         for row in self.chosen.to_dict("records"):
             cell = Cell(*(row[name] for name in Cell.__dataclass_fields__))
-            tried = losses_of(cell, self.done[cell])
+            tried = losses_of(cell, self.done[cell], self.study.epochs[cell.rows])
             if cell.method not in RUNS and len(tried) > 1 and row["rate"] in (min(tried), max(tried)):
                 found.append(cell.name)
         return found

@@ -123,7 +123,7 @@ def fit(
         rows = task.train if taught is None else taught
         train(model, task, rows, task.validation, args, description="train", callbacks=[*callbacks, kept], **options)
     test_rows = task.test_split()
-    found: dict[str, Any] = {"epochs": settings["num_train_epochs"], "metric": task.metric, "trainings": 1.0}
+    found: dict[str, Any] = {"epochs": settings["num_train_epochs"], "metric": task.metric}
     figures = dict.fromkeys(("validation", "validation_loss", "test", "test_loss"), math.nan)
     if kept.best is not None:
         kept.restore()

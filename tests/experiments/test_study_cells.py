@@ -12,7 +12,7 @@ import pytest
 import study_cells
 import study_runs
 import torch
-from study_cells import UNFIT, is_done, is_ready, next_rate, work
+from study_cells import UNFIT, is_done, is_ready, next_rate, next_training, work
 from study_found import read_genomes
 from study_methods import fresh
 from study_plan import Cell, matching
@@ -64,6 +64,24 @@ def test_the_range_grows_until_the_best_rate_is_inside_or_as_often_as_it_may(bes
     assert tried[0] < chosen < tried[-1] or len(tried) == len(RATES) + 3
 
 
+def test_lora_alone_also_trains_for_fewer_epochs_at_its_best_rate_and_the_next_one(desk):
+    study = desk(["lora", "dora"], shorter={32: [1, 0.5]}).study
+    lora, dora = study.cells()
+    rows, trained = [row(lora, 2e-3, 0.5), row(lora, 4e-3, 0.7)], []
+    while (wanted := next_training(lora, rows, study)) is not None:
+        trained.append(wanted)
+        rows.append(row(lora, wanted[0], 0.1, epochs=str(wanted[1])))  # the best of all do not move the rates
+    assert trained == [(2e-3, 1), (4e-3, 1), (2e-3, 0.5), (4e-3, 0.5)]
+    assert next_training(dora, [row(dora, rate) for rate in (2e-3, 4e-3)], study) is None
+    assert next_training(lora, [row(lora, rate, NAN) for rate in (2e-3, 4e-3)], study) is None
+
+
+def test_a_shorter_training_costs_less_and_is_chosen_where_it_is_better(desk):
+    own = desk(["lora"], shorter={32: [1]})
+    work(own.study.cells(), own)
+    assert [(line["epochs"], line["trainings"]) for line in own.rows()] == 2 * [("2.0", "1.0")] + 2 * [("1.0", "0.5")]
+
+
 def test_a_single_rate_is_not_extended():
     assert next_rate({1.0: 5}, [1.0], 3) is None
 
@@ -72,7 +90,7 @@ def test_a_single_rate_is_not_extended():
 
 
 def row(cell, rate=0.0, loss=1.0, **others):
-    return {**cell.key, "rate": str(rate), "validation_loss": str(loss), "winner": "", **others}
+    return {**cell.key, "rate": str(rate), "epochs": "2.0", "validation_loss": str(loss), "winner": "", **others}
 
 
 def test_a_cell_is_done_with_all_of_its_rates_a_run_with_its_row_and_what_does_not_fit_at_once(desk):
@@ -143,7 +161,6 @@ def test_a_training_that_diverges_has_no_figures_and_its_time(desk):
         next(parameter for parameter in start.model.parameters() if parameter.requires_grad).fill_(NAN)
     found = fit(start.model, task, settings_of(1e-3, 1, 16), 0, lr_factors={})
     assert all(math.isnan(found[name]) for name in ("validation", "validation_loss", "test", "test_loss"))
-    assert found["trainings"] == 1
     assert found["test_rows"] == 20
 
 

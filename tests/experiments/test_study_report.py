@@ -44,6 +44,7 @@ def rows_of(cell, loss=0.5, test=0.8, seconds=60, **others):
     units = {"ours": 5.0, "random": 4.0, "paper": ""}.get(cell.method, 1.0)
     values = {
         "metric": "accuracy",
+        "epochs": 20,
         "params": 10,
         "seconds": seconds,
         "trainings": units,
