@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from study_cells import UNFIT, is_done, losses_of
 from study_plan import BASELINES, RUNS, Cell, Study
-from study_statistics import LOSS, PAIR, Difference, best_of, difference, paired, tuned
+from study_statistics import COST, LOSS, PAIR, Difference, best_of, difference, paired, tuned
 
+from glora_search.finals.rungs import SHARES
 from glora_search.run.cost import SUPERNET_STEP
 
 STRUCTURELESS = ("taught", "random")
@@ -31,6 +32,8 @@ NUMBERS = (
     "test_loss",
     "trainings",
     "seconds",
+    "epochs",
+    "best_epoch",
 )
 
 
@@ -62,9 +65,9 @@ class Comparison:
         return float(self.pairs["trainings"].mean() / self.pairs["other_trainings"].mean())
 
     @property
-    def time(self) -> float:
-        """Of ours, in that of the other, by the clock."""
-        return float(self.pairs["minutes"].mean() / self.pairs["other_minutes"].mean())
+    def cost_stopped(self) -> float:
+        """The same, if the trainings of the other had also ended early."""
+        return float(self.pairs["trainings"].mean() / self.pairs["other_stopped"].mean())
 
     def on(self, sets: Sequence[str]) -> Comparison:
         """The same on some of the sets."""
@@ -104,7 +107,7 @@ class Results:
         self.done = {cell: own for cell, own in self.cells.items() if is_done(cell, own, study)}
         frame = pd.DataFrame([row for own in self.done.values() for row in own], columns=list(_columns(rows)))
         frame = frame.assign(**{name: [float(text or "nan") for text in frame[name]] for name in NUMBERS})
-        frame = frame.astype(dict.fromkeys(("rows", "seed", "budget"), int))
+        frame = frame.astype(dict.fromkeys(("rows", "seed", "budget"), int)).assign(stopped=_stopped)
         self.chosen, self.by_score = (self._with_cost(tuned(frame, by=by)) for by in (LOSS, "validation"))
 
     def _with_cost(self, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -112,11 +115,12 @@ class Results:
         chosen = chosen.copy()
         lora = chosen[(chosen["method"] == "lora") & (chosen["budget"] == self.budget)].set_index(PAIR)
         units = (lora["seconds"] / lora["trainings"]).reindex(pd.MultiIndex.from_frame(chosen[PAIR])).to_numpy()
-        chosen["trainings"] = chosen["trainings"].fillna(chosen["seconds"] / units)
+        for name in ("trainings", "stopped"):
+            chosen[name] = chosen[name].fillna(chosen["seconds"] / units)
         settings = self.study
         supernet = chosen["rows"].map(lambda n: SUPERNET_STEP * settings.supernet_epochs[n] / settings.epochs[n])
         share = np.where(chosen["method"] == "taught", supernet / chosen["trainings"], 0.0).astype(float)
-        return chosen.assign(**{name: chosen[name] * (1 + share) for name in ("trainings", "seconds")})
+        return chosen.assign(**{name: chosen[name] * (1 + share) for name in COST})
 
     def at(self, rows: int, method: str | None = None, *, by: str = LOSS) -> pd.DataFrame:
         """What was chosen at the primary budget, or of methods of one size, with so many train rows."""
@@ -189,6 +193,15 @@ class Results:
             if cell.method not in RUNS and len(tried) > 1 and row["rate"] in (min(tried), max(tried)):
                 found.append(cell.name)
         return found
+
+
+def _stopped(rows: pd.DataFrame) -> pd.Series:
+    """What trainings would have cost with the rule of finals: after the first rung, at twice the best step.
+
+    One that has diverged ends with the first rung; runs have ended early already.
+    """
+    early = (2 * rows["best_epoch"].fillna(0) / rows["epochs"]).clip(SHARES[0], 1)
+    return rows["trainings"] * early.where(~rows["method"].isin(RUNS), 1.0)
 
 
 _KEY = list(Cell.__dataclass_fields__)

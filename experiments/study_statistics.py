@@ -15,6 +15,8 @@ PAIR = ["encoder", "data", "rows", "seed"]
 """What two methods have in common where they are compared."""
 CELL = [*PAIR, "budget", "method"]
 LOSS = "validation_loss"
+COST = ["trainings", "stopped", "seconds"]
+"""What a cell has cost: in LoRA trainings; in those, if they ended as early as in finals; in seconds."""
 UNSEEN = ["test", "test_loss", "baseline_test"]
 """What no choice may look at."""
 RESAMPLES = 10_000
@@ -32,8 +34,8 @@ def tuned(trainings: pd.DataFrame, *, by: str = LOSS) -> pd.DataFrame:
         by: the lowest ``validation_loss``, or the highest ``validation``, which is the metric.
 
     Returns:
-        A row for each cell with a training that has not diverged. ``trainings`` and ``seconds`` are of all of its
-        rates, and ``tried`` is their number.
+        A row for each cell with a training that has not diverged. `COST` is that of all of its rates, and ``tried`` is
+        their number.
     """
     return _choose(trainings, CELL, by).rename(columns={"count": "tried"})
 
@@ -52,11 +54,11 @@ def _choose(rows: pd.DataFrame, groups: list[str], by: str) -> pd.DataFrame:
     rows = rows.reset_index(drop=True)
     unseen = rows[[name for name in UNSEEN if name in rows]]
     seen = rows.drop(columns=unseen.columns)
-    sums = seen.groupby(groups)[["trainings", "seconds"]].sum(min_count=1)
+    sums = seen.groupby(groups)[COST].sum(min_count=1)
     sums = sums.assign(count=seen.groupby(groups).size()).reset_index()
     finite = seen[np.isfinite(seen[LOSS])]
     best = finite.sort_values([by, LOSS], ascending=[by == LOSS, True], kind="stable").drop_duplicates(groups)
-    best = best.drop(columns=["trainings", "seconds"]).reset_index().merge(sums, on=groups).sort_values(groups)
+    best = best.drop(columns=COST).reset_index().merge(sums, on=groups).sort_values(groups)
     return best.join(unseen, on="index").drop(columns="index").reset_index(drop=True)
 
 
@@ -68,7 +70,7 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``data``, ``seed``, ``points`` (of the test), ``loss`` (the test loss as a share of the other's), and the cost
-        of both, ``trainings`` and ``other_trainings``.
+        of both in LoRA trainings, see `COST`.
     """
     both = one.merge(other, on=PAIR, suffixes=("", "_other"))
     return pd.DataFrame(
@@ -78,8 +80,7 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
             "loss": both["test_loss"] / both["test_loss_other"],
             "trainings": both["trainings"],
             "other_trainings": both["trainings_other"],
-            "minutes": both["seconds"] / 60,
-            "other_minutes": both["seconds_other"] / 60,
+            "other_stopped": both["stopped_other"],
             "params": both["params"],
             "other_params": both["params_other"],
         }

@@ -93,7 +93,7 @@ def _mean(frame: pd.DataFrame, pairs: pd.DataFrame, name: str) -> str:
 
 
 def by_method(chosen: pd.DataFrame, primary: int) -> str:
-    """A row for each method and budget: its test score, its difference to LoRA of the same budget, and its cost.
+    """A row for each method and budget: its difference to LoRA of the same budget in the same pairs, and its cost.
 
     Args:
         chosen: of `study_statistics.tuned`, of one encoder and number of train rows.
@@ -103,26 +103,24 @@ def by_method(chosen: pd.DataFrame, primary: int) -> str:
     for (budget, method), own in sorted(chosen.groupby(["budget", "method"]), key=_order):
         reference = primary if method in UNSIZED else budget
         lora = chosen[(chosen["method"] == "lora") & (chosen["budget"] == reference)]
-        found = difference(paired(own, lora))
-        what, over = "", ""
+        pairs = paired(own, lora)
+        found, what, over = difference(pairs), "", ""
         if found is not None and method != "lora":
             what, over = str(found), f"{found.sets} x {found.seeds}"
+        lower = f"{pairs.groupby('data')['loss'].mean().mean() - 1:+.0%}" if what else ""
         rows.append(
             [
                 f"{budget:,}" if budget else "",
                 NAMES[method],
                 f"{own['params'].mean():,.0f}",
-                str(len(own)),
-                f"{100 * own['test'].mean():.1f}",
-                f"{own['test_loss'].mean():.3f}",
                 what,
-                over,
+                lower,
+                over or f"{len(own)} runs",
                 _number(own["trainings"].mean()),
-                f"{own['seconds'].mean() / 60:.0f}",
             ]
         )
-    header = ["budget", "method", "parameters", "runs", "test", "loss"]
-    return table([*header, "difference to LoRA", "sets x seeds", "LoRA trainings", "minutes"], rows)
+    header = ["budget", "method", "parameters", "points above LoRA", "test loss", "sets x seeds", "LoRA trainings"]
+    return table(header, rows)
 
 
 def _order(group: Any) -> tuple[int, int]:
@@ -165,16 +163,21 @@ def inside(races: Sequence[dict[str, Any]]) -> str:
             loss = math.inf if one["validation_loss"] is None else one["validation_loss"]
             losses[kind] = min(loss, losses.get(kind, math.inf))
         lowest.append(losses)
-    alone = "uniform methods, without a teacher"
+    alone, taught = "uniform methods, without a teacher", "uniform methods, with a teacher"
     rows = []
     for kind in sorted({kind for losses in lowest for kind in losses} - {alone}, reverse=True):
         own = [losses for losses in lowest if math.isfinite(losses.get(kind, math.inf)) and alone in losses]
         ratio = sum(losses[kind] / losses[alone] for losses in own) / len(own) if own else math.nan
         best = sum(losses[kind] == min(losses.values()) for losses in own)
-        rows.append([kind, str(len(own)), f"{ratio - 1:+.1%}", str(best)])
-    return table(
-        ["who", "races", "lowest validation loss against that of uniform methods alone", "lowest of all"], rows
-    )
+        rows.append([kind, str(len(own)), f"{ratio - 1:+.1%}", _against(own, alone, taught), str(best)])
+    header = ["who", "races", "lowest validation loss against that of uniform methods alone"]
+    return table([*header, "in the same races, uniform methods with a teacher", "lowest of all"], rows)
+
+
+def _against(races: Sequence[dict[str, float]], alone: str, who: str) -> str:
+    """The mean lowest loss of some against that of others; nothing if a race lacks one of the two."""
+    ratios = [losses[who] / losses[alone] for losses in races if who in losses]
+    return f"{sum(ratios) / len(ratios) - 1:+.1%}" if ratios and len(ratios) == len(races) else ""
 
 
 def found(genomes: Sequence[dict[str, Any]]) -> dict[str, str]:

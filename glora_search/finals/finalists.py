@@ -18,7 +18,7 @@ TAUGHT = " + teacher"
 SCRATCH = " from scratch"
 """How the methods of subnets end that inherit nothing."""
 TUNED = ", tuned"
-"""How the name of the baseline ends, which is otherwise that of a finalist."""
+"""How the name of the baseline ends if its learning rate was raced; it is otherwise that of a finalist."""
 CLOSE = 1.05
 """Of two learning rates whose losses are so near, as a ratio, each can be the better one at the end."""
 APART = 0.25

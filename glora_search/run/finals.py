@@ -122,7 +122,11 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
     figures, baseline = kept(outcome.winner, folder), None
     if outcome.baseline is not None and outcome.finite(outcome.baseline):
         own = outcome.named(outcome.baseline)
-        baseline = {"name": own.name + TUNED, "method": own.method, **kept(own.name, folder / "baseline")}
+        baseline = {
+            "name": own.name + (TUNED if own.rated else ""),
+            "method": own.method,
+            **kept(own.name, folder / "baseline"),
+        }
     per_step = contest.seconds / contest.trained if contest.trained else None
     return {
         "winner": outcome.winner,

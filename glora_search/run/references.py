@@ -52,12 +52,12 @@ def constants(task: Task, test: Dataset, measured: Scores) -> list[dict[str, Any
 def no_better(metrics: Mapping[str, Any]) -> list[str]:
     """What the final model is not better than on test: a note for the chosen metric, and one for the task's."""
     found, said = measures(metrics), list[str]()
-    won = metrics["final"]["source"] + TUNED
+    source = metrics["final"]["source"]
+    won = [entry["name"] for entry in metrics["baselines"] if entry["name"].removesuffix(TUNED) == source]
     baselines = [
-        {**entry, "name": f"baseline {entry['name']}"} for entry in metrics["baselines"] if entry["name"] != won
+        {**entry, "name": f"baseline {entry['name']}"} for entry in metrics["baselines"] if entry["name"] not in won
     ]
-    if len(baselines) < len(metrics["baselines"]):
-        said.append(f"the baseline won the finals: the final model is {won}")
+    said += [f"the baseline won the finals: the final model is {name}" for name in won]
     for measure in dict.fromkeys([found[0], found[-1]]):
         ours = measure.of(metrics["final"], "test")
         key = rank_key(ours, direction=measure.direction)

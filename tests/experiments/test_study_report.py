@@ -164,7 +164,16 @@ def test_the_teacher_costs_its_supernet_and_the_paper_its_time(study):
     assert cost.loc["taught"].tolist() == pytest.approx([3 + supernet, 180 * (1 + supernet / 3)])
     assert cost.loc["paper"].tolist() == [9, 450]
     assert own.ours(500, "lora").cost == pytest.approx(5 / 3)
-    assert own.ours(500, "lora").time == pytest.approx(300 / 150)
+
+
+def test_trainings_that_end_early_cost_twice_their_best_step_or_the_first_rung(study):
+    rows = rows_of(cell_of("lora"))
+    for row, best in zip(rows, ("1", "8", ""), strict=True):  # of 20 epochs; the last one has diverged
+        row["best_epoch"] = best
+    rows[-1]["validation_loss"] = "nan"
+    own = Results(study, [*rows, *rows_of(cell_of("ours"))], "minilm")
+    assert own.chosen.set_index("method")["stopped"].to_dict() == pytest.approx({"lora": 0.25 + 0.8 + 0.25, "ours": 5})
+    assert own.ours(500, "lora").cost_stopped == pytest.approx(5 / 1.3)
 
 
 # -- the targets -------------------------------------------------------------------------------------------------------
@@ -200,7 +209,7 @@ def test_one_set_far_below_misses_its_target_whatever_the_mean(study):
 
 def test_the_page_of_nothing_says_so(study, tmp_path, capsys):
     text = written(study, [], tmp_path)
-    assert text.startswith("# Evidence\n\n**0 of the plan's 54 cells are there**, from 0 trainings.")
+    assert text.startswith("# Evidence\n\n**0 of the 54 planned cells are finished**, from 0 trainings.")
     assert "## 500 training rows" not in text
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "product claim: not enough rows yet",
@@ -211,7 +220,7 @@ def test_the_page_of_nothing_says_so(study, tmp_path, capsys):
 def test_the_page_says_first_what_is_there_and_then_what_was_missed(study, tmp_path, capsys):
     text = written(study, all_rows(study, ours={"test": 0.81}), tmp_path)
     first, second = text.split("\n## ")[:2]
-    assert "54 of the plan's 54 cells" in first
+    assert "54 of the 54 planned cells" in first
     assert "3 sets with 2 seeds, in 6 of 6 planned pairs" in first
     assert second.startswith("The targets\n\n- **missed**")
     assert "$" not in text
@@ -265,7 +274,8 @@ def test_the_lowest_losses_inside_the_races_are_compared_by_who_was_taught():
         "searched subnets from scratch, with a teacher",
     ]
     assert [row[2] for row in rows] == ["-10.0%", "-10.0%", "-20.0%"]
-    assert [row[3].strip(" |") for row in rows] == ["1", "0", "1"]
+    assert [row[3] for row in rows] == ["-10.0%", "-20.0%", "+0.0%"]
+    assert [row[4].strip(" |") for row in rows] == ["1", "0", "1"]
     assert inside([]) == ""
 
 

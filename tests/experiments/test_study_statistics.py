@@ -19,7 +19,7 @@ def trainings(seed, sets=4, seeds=3, rates=5, diverged=0.1):
     rng = np.random.default_rng(seed)
     grid = itertools.product([f"set {n}" for n in range(sets)], range(seeds), METHODS, range(rates))
     frame = pd.DataFrame(list(grid), columns=["data", "seed", "method", "rate"])
-    frame = frame.assign(encoder="e", rows=500, budget=10, params=7, seconds=60.0, trainings=1.0)
+    frame = frame.assign(encoder="e", rows=500, budget=10, params=7, seconds=60.0, trainings=1.0, stopped=0.5)
     for name in ("validation", "validation_loss", "test", "test_loss"):
         frame[name] = rng.random(len(frame))
     frame.loc[rng.random(len(frame)) < diverged, ["validation", "validation_loss", "test", "test_loss"]] = math.nan

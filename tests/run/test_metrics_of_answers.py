@@ -123,6 +123,9 @@ def test_a_result_is_compared_with_all_that_is_known_by_the_chosen_metric_and_by
     metrics["final"]["source"] = "lora r=2"
     metrics["baselines"] = [{**entry("lora r=2, tuned", 1.1, 0.5)}]
     assert no_better(metrics) == ["the baseline won the finals: the final model is lora r=2, tuned"]
+    metrics["final"]["source"] = "(IA)3"
+    metrics["baselines"] = [{**entry("(IA)3", 1.1, 0.5)}]
+    assert no_better(metrics) == ["the baseline won the finals: the final model is (IA)3"]
 
 
 def test_runs_of_different_metrics_or_settings_are_said_not_to_compare(finished, tmp_path):
