@@ -165,7 +165,7 @@ def find_adapter(
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
-    Sums().add(model, [Batches(validation, scoring.collator, 2)[0]], scoring)  # a metric is refused before the training
+    _check_metric(model, validation, scoring, args)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,
@@ -248,6 +248,13 @@ def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingAr
     if "labels" not in scoring.collator([rows[0]]):
         raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
     return rows
+
+
+def _check_metric(model: PreTrainedModel, validation: Dataset, scoring: RowMetric, args: TrainingArguments) -> None:
+    """Score two rows, where Trainer will put the model: a metric that is wrong is refused before the training."""
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(args.device)
+    Sums().add(model, [Batches(validation, scoring.collator, 2)[0]], scoring)
 
 
 def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:
