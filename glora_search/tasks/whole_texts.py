@@ -69,5 +69,5 @@ def never_empty(encoded: Mapping[str, list[list[int]]], tokenizer: Any) -> dict[
     The padding is the last choice: a decoder finds a row's last token by it.
     """
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    alone = {"input_ids": next((token for token in tokens if token is not None), None), "attention_mask": 1}
+    alone = {"input_ids": next((token for token in tokens if token is not None), 0), "attention_mask": 1}
     return {name: [row or [alone.get(name, 0)] for row in rows] for name, rows in encoded.items()}
