@@ -30,7 +30,7 @@ from glora_search.finals.race import STUDY_NAME
 from glora_search.ranking import is_finite, rank_key
 from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import TEACHER_SIZE, Finals
-from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
+from glora_search.scoring import Batches, Evaluation, Metric, RowMetric, Sums, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
@@ -39,6 +39,7 @@ from glora_search.space import BoundSpace, Genome, SearchSpace
 from glora_search.supernet import make_sampling
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
+from glora_search.tasks.models import heads_of
 from glora_search.training.loop import train as train_on
 from glora_search.tuners.heads import HEADS, bare, loss_in_float32, train_in_float32
 from glora_search.vocabulary import check_lr_factors
@@ -127,7 +128,8 @@ def find_adapter(
         fold: score subnets folded into the base weights; None does so where memory allows, see `SubnetEvaluator`.
         batch_size: rows of an evaluation batch.
         data_collator: rows -> batch, as in ``Trainer``; None needs rows of one length.
-        modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows.
+        modules_to_save: as in peft: what is trained as it is, besides the head that the task type knows. None without
+            a task type is the head, such as an image classifier's, but not that of a language model.
         lr_factors: learning rates by kind of path, see `PathTrainer`; ``{}`` is one rate for all.
         patience: stop the supernet's training after so many evaluations that did not better it, see `train_supernet`;
             the arguments must evaluate and load the best model at the end.
@@ -135,10 +137,12 @@ def find_adapter(
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
     Raises:
-        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels,
-            finals with a teacher are given rows with a transform, an option of the search is wrong, or the supernet's
-            training diverges.
+        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels, the
+            metric gives something else than a value for each row, finals with a teacher are given rows with a
+            transform, an option of the search is wrong, or the supernet's training diverges.
     """
+    if modules_to_save is None and task_type is None:
+        modules_to_save = _own_heads(model)
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
     bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
     if task_type == "SEQ_2_SEQ_LM":
@@ -161,6 +165,7 @@ def find_adapter(
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
+    _check_metric(model, validation, scoring, args)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,
@@ -228,6 +233,11 @@ def find_adapter(
     )
 
 
+def _own_heads(model: PreTrainedModel) -> list[str]:
+    """The head that peft does not know of without a task type; a language model's stays as it is."""
+    return heads_of(model) if model.get_output_embeddings() is None else []
+
+
 def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
     """The rows without the columns that a model does not take; a batch is made of one, before any training."""
     if not isinstance(rows, Dataset) or len(rows) == 0:
@@ -238,6 +248,13 @@ def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingAr
     if "labels" not in scoring.collator([rows[0]]):
         raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
     return rows
+
+
+def _check_metric(model: PreTrainedModel, validation: Dataset, scoring: RowMetric, args: TrainingArguments) -> None:
+    """Score two rows, where Trainer will put the model: a metric that is wrong is refused before the training."""
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(args.device)
+    Sums().add(model, [Batches(validation, scoring.collator, 2)[0]], scoring)
 
 
 def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:

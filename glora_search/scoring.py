@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from glora_search.errors import invalid
+
 Batch = dict[str, Any]
 """What a model's forward is given: tensors, and seldom an option."""
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -99,8 +101,16 @@ class RowMetric:
         self.collator = collator or default_data_collator
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What each row is worth, and 1: ``[rows, 2]``."""
-        worth = self.worth(logits, labels).float()
+        """What each row is worth, and 1: ``[rows, 2]``.
+
+        Raises:
+            UserError: ``worth`` gives something else than a value for each row.
+        """
+        worth: Any = self.worth(logits, labels)
+        if not isinstance(worth, Tensor) or worth.shape != labels.shape[:1]:
+            given = f"a tensor {list(worth.shape)}" if isinstance(worth, Tensor) else type(worth).__name__
+            raise invalid("metric", given, f"a tensor [rows], here [{len(labels)}]: one value a row")
+        worth = worth.float()
         return torch.stack([worth, torch.ones_like(worth)], dim=1)
 
     def score(self, sums: np.ndarray) -> float:

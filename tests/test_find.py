@@ -7,7 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import TaskType
-from transformers import BertForTokenClassification, TrainingArguments, default_data_collator
+from transformers import (
+    BertForTokenClassification,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    default_data_collator,
+)
 
 from glora_search import GLoraConfig, SearchSpace, SupernetTrainer, find_adapter
 from glora_search.errors import UserError
@@ -106,6 +112,28 @@ def test_a_head_that_only_peft_knows_is_trained_in_float32(tmp_path, make_model,
     head = found.model.base_model.model.classifier.modules_to_save["default"]
     assert head.weight.dtype == torch.float32
     assert {p.dtype for p in found.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize(("saved", "trained"), [(None, True), ([], False)])
+def test_the_head_of_an_image_classifier_is_trained_unless_that_is_refused(tmp_path, saved, trained):
+    pixels = np.random.default_rng(0).normal(size=(16, 3, 16, 16))
+    images = Dataset.from_dict({"pixel_values": pixels, "labels": [0, 1] * 8}).with_format("torch")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=2))
+    drawn = model.classifier.weight.detach().clone()
+    found = find_adapter(
+        model,
+        images,
+        images,
+        task_type=None,
+        metric=accuracy,
+        args=TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"),
+        modules_to_save=saved,
+        trials=2,
+    )
+    heads = [name for name, own in found.model.named_parameters() if own.requires_grad and "classifier" in name]
+    assert bool(heads) == trained
+    assert torch.equal(found.model.merge_and_unload().classifier.weight, drawn) != trained
 
 
 def test_training_on_betters_it(find):
@@ -314,6 +342,21 @@ def test_rows_that_cannot_be_scored_are_refused_before_the_training(find, monkey
     monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(UserError, match=words):
         find(validation=validation)
+
+
+@pytest.mark.parametrize(
+    ("metric", "given"),
+    [
+        (lambda logits, labels: logits > 0, r"a tensor \[2, 3\]"),
+        (lambda logits, labels: logits[:, :1] - labels, r"a tensor \[2, 2\]"),
+        (lambda logits, labels: accuracy(logits, labels).float().mean(), r"a tensor \[\]"),
+        (lambda logits, labels: accuracy(logits, labels).numpy(), "ndarray"),
+    ],
+)
+def test_a_metric_without_a_value_for_each_row_is_refused_before_the_training(find, monkeypatch, metric, given):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(UserError, match=rf"metric: got '{given}'; allowed: a tensor \[rows\].*one value a row"):
+        find(metric=metric)
 
 
 def test_a_transform_is_refused_where_finalists_are_taught(find, monkeypatch):

@@ -127,7 +127,8 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
         if name is None:
             answer = max_new_tokens or task["max_length"]
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
-        custom = {"pipeline_class": _unended()} if name == "text-generation" else {}
+        made = {"text-generation": _unended, "text-classification": _never_empty}.get(name)
+        custom = {"pipeline_class": made()} if made else {}
         use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust, **custom), **options)
         if cls.target == "tags":
             return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
@@ -149,6 +150,24 @@ def _unended() -> Any:
             return inputs
 
     return Unended
+
+
+def _never_empty() -> Any:
+    """transformers' pipeline for classification, which reads an empty text as the model did in training."""
+    import torch
+    from transformers import BatchEncoding, TextClassificationPipeline
+
+    from glora_search.tasks.whole_texts import never_empty
+
+    class NeverEmpty(TextClassificationPipeline):
+        def preprocess(self, *args: Any, **kwargs: Any) -> Any:
+            inputs = super().preprocess(*args, **kwargs)
+            if inputs["input_ids"].numel():
+                return inputs
+            filled = never_empty({name: [[]] for name in inputs}, self.tokenizer)
+            return BatchEncoding({name: torch.tensor(rows) for name, rows in filled.items()})
+
+    return NeverEmpty
 
 
 def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:

@@ -133,8 +133,10 @@ def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
         whole: the file is one text, and not one in each line that is not empty.
 
     Raises:
-        UserError: a line of json lines is no object.
+        UserError: a line of json lines is no object, or the file has columns of another kind.
     """
+    if file.lower().endswith((".csv", ".tsv")):
+        raise invalid("--file", file, "json lines, one object for each row of this table, or plain text")
     rows = _parsed(text) if text.lstrip().startswith(("[", "{")) else None
     rows = [rows] if isinstance(rows, dict) else rows
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):

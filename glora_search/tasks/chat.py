@@ -17,6 +17,8 @@ Message = dict[str, Any]
 """A role, a content, and whatever else the template reads."""
 ASSISTANT = "assistant"
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+STAND_IN = "glora-search-stand-in"
+"""A content that is in no template, unlike an answer, which may be one letter or empty."""
 
 
 def messages_in(value: Any, column: Column) -> list[Message]:
@@ -90,7 +92,8 @@ class ChatTemplate:
 
     def ends(self, messages: list[Message]) -> list[int]:
         """The special token after the last message's content, which ends a turn; none where there is none."""
-        _, _, rest = self._text(messages).rpartition(_last_line(messages[-1]))
+        text = self._text([*messages[:-1], {**messages[-1], "content": STAND_IN}])
+        _, _, rest = text.partition(STAND_IN)
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"][:1]
         special = {*self.tokenizer.all_special_ids, *_special_tokens(self.tokenizer)}
         return [token for token in ids if token in special]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -59,4 +60,14 @@ class WholeTexts(TextTask):
         texts = [texts_of(rows, column) for column in self.inputs()]
         self._blank = sum(not any(map(str.strip, row)) for row in zip(*texts, strict=True))
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-        return Dataset.from_dict({**encoded, "labels": self.answers(rows)})
+        return Dataset.from_dict({**never_empty(encoded, self.tokenizer), "labels": self.answers(rows)})
+
+
+def never_empty(encoded: Mapping[str, list[list[int]]], tokenizer: Any) -> dict[str, list[list[int]]]:
+    """The columns of encoded texts; one without a token, as some tokenizers leave an empty text, is what begins a text.
+
+    The padding is the last choice: a decoder finds a row's last token by it.
+    """
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    alone = {"input_ids": next((token for token in tokens if token is not None), 0), "attention_mask": 1}
+    return {name: [row or [alone.get(name, 0)] for row in rows] for name, rows in encoded.items()}

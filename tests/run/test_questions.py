@@ -80,3 +80,9 @@ def test_what_is_no_conversation_or_asks_nothing_is_refused(value):
 def test_a_list_of_words_is_the_text_that_it_makes():
     ask = Questions({"task": {"type": "token-classification"}, "data": {"text_column": "words"}}, words=True)
     assert ask({"words": ["the", "goal"]}) == ask("the goal") == "the goal"
+
+
+@pytest.mark.parametrize("file", ["test.csv", "TEST.TSV"])
+def test_a_table_is_not_read_as_texts(file):
+    with pytest.raises(UserError, match=rf"--file: got '{file}'; allowed: json lines, one object for each row"):
+        questions_in("text,label\na goal,sports\n", file, whole=False)

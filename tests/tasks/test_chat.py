@@ -249,3 +249,17 @@ def test_the_last_message_of_a_completion_is_the_answer(chat):
     rows = [{"prompt": shifted(turns("the team"), n), "completion": completion} for n in range(12)]
     made = chat(rows, {"text_column": "prompt", "response_column": "completion"})
     assert {question.expected for question in made.questions(made.data.validation)} == {"a goal"}
+
+
+@pytest.mark.parametrize("answers", ["de", ["", "the team"]], ids=["letters of the end's own name", "empty ones"])
+def test_the_end_of_a_turn_is_known_whatever_the_answers_are(chat, answers):
+    rows = [
+        {"messages": [*shifted(turns("a goal"), n), *turns(answers[n % 2], roles=["assistant"])]} for n in range(12)
+    ]
+    made = chat(rows)
+    end = made.tokenizer.convert_tokens_to_ids("<|end|>")
+    for number in (0, 1):  # whichever answer comes first
+        data = made.data.train
+        first = next(n for n, row in enumerate(data["messages"]) if row[1]["content"] == answers[number])
+        assert made.ends(data.select([first])) == [made.tokenizer.eos_token_id, end]
+    assert made.model().generation_config.eos_token_id == [made.tokenizer.eos_token_id, end]

@@ -11,6 +11,9 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score
 
+from glora_search.recipe.schema import Recipe
+from glora_search.run.predict import predict
+from glora_search.run.runner import Run
 from glora_search.scoring import Batches, evaluate
 from glora_search.tasks.text_classification import TextClassification
 
@@ -69,3 +72,26 @@ def test_a_decoder_finds_the_last_token_of_a_row_however_rows_are_batched(task, 
     assert model.config.pad_token_id == made.tokenizer.pad_token_id
     one, all_ = (evaluate(model, Batches(made.train, made.collator, size), made).loss for size in (1, 64))
     assert one == pytest.approx(all_, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["qwen2", "llama"])  # whose tokenizer leaves an empty text empty, or begins it
+def test_an_empty_text_has_one_token_and_the_same_logits_in_any_batch(task, make, model):
+    rows = [{**row, "text": "" if n % 3 == 0 else row["text"]} for n, row in enumerate(make.rows(40))]
+    made = task(model, "text-classification", rows)
+    assert min(map(len, made.train["input_ids"])) == min(map(sum, made.train["attention_mask"])) == 1
+    trained = made.model().eval()
+    one, all_ = (evaluate(trained, Batches(made.train, made.collator, size), made).loss for size in (1, 64))
+    assert one == pytest.approx(all_, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_empty_text_is_learned_alone_in_a_batch_and_predicted(tiny, recipe, make, tmp_path):
+    rows = [{**row, "text": "" if n % 7 == 0 else row["text"]} for n, row in enumerate(make.rows(40))]
+    data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows)}
+    settings = recipe(tiny("qwen2"), data, type="text-classification")
+    for stage in ("supernet", "retrain"):
+        settings[stage]["training"] |= {"per_device_train_batch_size": 1, "max_steps": 30}
+    run = Run.create(Recipe.model_validate(settings), tmp_path / "run")
+    run.all_stages()
+    (answer,) = predict(run.view, [""])
+    assert answer[0]["label"] in ("sports", "tech")
