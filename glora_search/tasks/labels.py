@@ -19,6 +19,7 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset
 
 from glora_search.errors import invalid
+from glora_search.files.cells import NOT_MARKS, are_marks
 from glora_search.tasks.rows import Column, with_column
 
 Target = Literal["label", "tags", "labels", "number"]
@@ -85,7 +86,10 @@ def read_targets(
     if target == "number":
         made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":
-        made = [_several(value, classes) for value in values]
+        items = [_items(value) for value in values]
+        if split == "train" and classes is None and are_marks([own for own in items if own is not None]):
+            raise invalid(key, values[0], NOT_MARKS)
+        made = [None if own is None else _several(own, classes) for own in items]
     else:
         made = [_named(value, classes) for value in values]
         several = next((value for value, names in zip(values, made, strict=True) if isinstance(names, list)), None)
@@ -191,11 +195,14 @@ def _named(value: Any, classes: ClassLabel | None) -> Any:
     return clean(value if classes is None else classes.int2str(int(value)))
 
 
-def _several(value: Any, classes: ClassLabel | None) -> list[str] | None:
-    if value is None:
-        return None
+def _items(value: Any) -> list[Any] | None:
+    """What a row has several of."""
     items = value.split(SEPARATOR) if isinstance(value, str) else value
-    names = [_named(item, classes) for item in (items if isinstance(items, list) else [items])]
+    return items if isinstance(items, list) or items is None else [items]
+
+
+def _several(items: list[Any], classes: ClassLabel | None) -> list[str]:
+    names = [_named(item, classes) for item in items]
     return list(dict.fromkeys(name for name in names if name))
 
 

@@ -154,6 +154,19 @@ def test_several_labels_are_a_list_or_text(tmp_path):
         read(tmp_path / "a.json", ["a", "b", None], 8, "labels")
 
 
+@pytest.mark.parametrize(
+    "marks", [[[1, 0, 1], [0, 1, 0]], [[True, False], [True, True]], [[1.0, 0.0], [0.0, 1.0]], ["1|0|0", "0|1|0"]]
+)
+def test_a_0_or_1_for_each_label_is_no_list_of_names(tmp_path, marks):
+    with pytest.raises(UserError, match=r"data\.label_column: got .*lists of the names.*not a 0 or 1 for each label"):
+        read(tmp_path / "a.json", marks, 8, "labels")
+
+
+def test_names_of_labels_that_are_0_and_1_are_kept(tmp_path):
+    for labels in ([["0"], ["1"]], [["0", "1"], ["1"]], [["1", "0"], ["1", "2"]], ["0", "1"]):
+        assert read(tmp_path / "a.json", labels, 8, "labels").labels in (["0", "1"], ["0", "1", "2"])
+
+
 @pytest.mark.parametrize("wrong", ["good", "", "nan", "inf", "1,5", "1_5", None])
 def test_what_is_no_number_is_named_with_its_row(tmp_path, wrong):
     lines = [{"text": str(n), "label": value} for n, value in enumerate(["1.5", " 2 ", wrong] * 8)]
