@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 NOT_MARKS = "lists of the names of a row's labels, not a 0 or 1 for each label"
 """What several labels are."""
 MARKS = {"0", "1", "0.0", "1.0", "false", "true"}
+
+
+def is_missing(value: object) -> bool:
+    """Whether there is no value; pandas and ``json.dumps`` write NaN for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(value: object) -> str:
+    """A value as a part of a prompt: what is missing is empty."""
+    return "" if is_missing(value) else str(value)
 
 
 def are_marks(rows: Sequence[Sequence[Any]]) -> bool:
