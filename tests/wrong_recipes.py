@@ -26,6 +26,7 @@ from wrong_world import (
 
 LISTS = "\n".join(json.dumps({"text": [f"a goal {row}"], "label": "xy"[row % 2]}) for row in range(40))
 MAPPINGS = "\n".join(json.dumps({"text": f"a goal {row}", "label": {"is": "xy"[row % 2]}}) for row in range(40))
+MULTI_HOT = "\n".join(json.dumps({"text": f"a goal {row}", "label": [1, 0, row % 2]}) for row in range(40))
 
 WRONG = {
     # recipes
@@ -251,6 +252,14 @@ WRONG = {
             "data={source: json, train: own.json}", world.write("own.json", MAPPINGS) and "task.max_length=16"
         )(world),
         "a column of names or numbers", ["data.label_column", "{'is': 'x'}"],
+    ),
+    "marks for several labels": (
+        lambda world: setting(
+            "data={source: json, train: own.json}",
+            "task.type=multi-label",
+            world.write("own.json", MULTI_HOT) and "task.max_length=16",
+        )(world),
+        "not a 0 or 1 for each label", ["data.label_column", "[1, 0, 0]", "lists of the names"],
     ),
     "words for numbers": (
         setting("task.type=text-regression"), "a number as every row's target", ["data.train", "'sports'", "row 1"],

@@ -130,7 +130,7 @@ def _is_saved(folder: Path) -> bool:
 def _saved(folder: Path) -> Sample:
     from datasets import DatasetDict, load_from_disk
 
-    found = load_from_disk(str(folder))
+    found = load_from_disk(str(folder)).with_format(None)
     return _of_splits(
         {"source": "saved", "folder": str(folder)}, found if isinstance(found, DatasetDict) else {"train": found}
     )

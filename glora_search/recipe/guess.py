@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glora_search.errors import invalid
+from glora_search.files.cells import NOT_MARKS, are_marks
 from glora_search.files.samples import Sample, shown
 
 ALPACA = ["### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"]
@@ -144,6 +145,9 @@ def _label(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     if label is None or text is None:
         return None
     names = {"text_column": text, **({"text_pair_column": pair[1]} if pair else {}), "label_column": label}
+    lists = [value for value in columns.values(label) if isinstance(value, list)]
+    if told.get("type") in (None, "multi-label") and are_marks(lists):
+        raise invalid("--label-column", lists[0], NOT_MARKS)
     return _made(_kind_of(columns.values(label)), **names)
 
 

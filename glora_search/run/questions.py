@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glora_search.errors import invalid
+from glora_search.files.cells import is_missing, text_of
 from glora_search.recipe.prompts import columns_of, prompt_columns, template_for
 
 Question = str | Mapping[str, Any]
@@ -81,7 +82,7 @@ class Questions:
     def _row(self, question: Question) -> Mapping[str, Any]:
         if not isinstance(question, str):
             read = [prompt_columns(template) for template in self.templates] or [self.columns]
-            empty = all(question.get(name) is None for name in self.columns)
+            empty = all(is_missing(question.get(name)) for name in self.columns)
             if empty or not any(question.keys() >= set(names) for names in read):
                 raise invalid("a row", list(question), f"the columns {', '.join(self.columns)}")
             return question
@@ -97,7 +98,7 @@ class Questions:
             return " ".join(map(str, value))
         if isinstance(value, (list, dict)):
             raise invalid("a row", reprlib.repr(value), f"text in the column {name}")
-        return "" if value is None else str(value)
+        return text_of(value)
 
     def _conversation(self, value: Any) -> list[dict[str, Any]]:
         """A conversation up to the question; a text is what a user says first."""

@@ -19,14 +19,16 @@ def rows_digest(rows: Dataset) -> str:
     digest = hashlib.sha256()
     for batch in rows.with_format(None).iter(1000):
         for column in images:
-            batch[column] = [None if image is None else image_digest(image) for image in batch[column]]
+            batch[column] = [image_digest(image) for image in batch[column]]
         # Not UTF-8: a json file can hold half of a surrogate pair.
         digest.update(json.dumps(batch, default=repr, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
 
 
-def image_digest(image: Mapping[str, Any]) -> str:
-    """The name of an image that is not decoded."""
+def image_digest(image: Mapping[str, Any] | None) -> str | None:
+    """The name of an image that is not decoded; None where there is none."""
+    if image is None:
+        return None
     content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
     return hashlib.sha256(content).hexdigest()
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset
 
 from glora_search.errors import invalid
+from glora_search.files.cells import NOT_MARKS, are_marks
+from glora_search.scoring import IGNORED
 from glora_search.tasks.rows import Column, with_column
 
 Target = Literal["label", "tags", "labels", "number"]
@@ -50,7 +52,9 @@ def folded(name: str) -> str:
 
 def labels_of(rows: Dataset, column: str) -> Labels:
     """The labels of each row, of a column that `read_targets` made."""
-    return [[value] if isinstance(value, str) else value for value in rows[column]]
+    return [
+        [value] if isinstance(value, str) else [name for name in value if name is not None] for value in rows[column]
+    ]
 
 
 def counted(labels: Labels) -> Counter[str]:
@@ -62,6 +66,8 @@ def read_targets(
     rows: Dataset, column: Column, target: Target, *, split: str, shown: Callable[[int], str] = "row {}".format
 ) -> Dataset:
     """The rows with names of labels, lists of them, or numbers, in place of what a file has.
+
+    The tag -100 is None: it does not count.
 
     Args:
         column: of the targets, with its key.
@@ -83,9 +89,13 @@ def read_targets(
         )
         raise invalid(key, written[0], allowed)
     if target == "number":
+        values = values if classes is None else [_named(value, classes) for value in values]
         made: list[Any] = [_number_in(value) for value in values]
     elif target == "labels":
-        made = [_several(value, classes) for value in values]
+        items = [_items(value) for value in values]
+        if split == "train" and classes is None and are_marks([own for own in items if own is not None]):
+            raise invalid(key, values[0], NOT_MARKS)
+        made = [None if own is None else _several(own, classes) for own in items]
     else:
         made = [_named(value, classes) for value in values]
         several = next((value for value, names in zip(values, made, strict=True) if isinstance(names, list)), None)
@@ -149,6 +159,10 @@ def check_classes(found: Counter[str], key: str) -> None:
     """
     numbers = {name: number for name in found if (number := _number(name)) is not None}
     broken = [name for name, number in numbers.items() if not number.is_integer()]
+    nan = next((name for name in found if name.lower() == "nan"), None)
+    if nan is not None and 0 < len(numbers) == len(found) - 1:
+        allowed = "labels that are all numbers; this is how pandas writes a missing one: remove these rows"
+        raise invalid(key, f"{nan} ({found[nan]} times)", allowed)
     if len(numbers) == len(found) and (broken or len(found) > max(FEW, found.total() / 2)):
         shown = f"numbers such as {(broken or list(numbers))[0]}, {len(found)} different ones in {found.total()} rows"
         raise invalid(key, shown, "names of classes; numbers on a scale are learned by task.type text-regression")
@@ -185,17 +199,20 @@ def _classes(rows: Dataset, column: str) -> ClassLabel | None:
 
 def _named(value: Any, classes: ClassLabel | None) -> Any:
     if isinstance(value, list):
-        return [_named(item, classes) for item in value]
+        return [None if item in (IGNORED, str(IGNORED)) else _named(item, classes) for item in value]
     if value is None or (classes is not None and value < 0):
         return ""
     return clean(value if classes is None else classes.int2str(int(value)))
 
 
-def _several(value: Any, classes: ClassLabel | None) -> list[str] | None:
-    if value is None:
-        return None
+def _items(value: Any) -> list[Any] | None:
+    """What a row has several of."""
     items = value.split(SEPARATOR) if isinstance(value, str) else value
-    names = [_named(item, classes) for item in (items if isinstance(items, list) else [items])]
+    return items if isinstance(items, list) or items is None else [items]
+
+
+def _several(items: list[Any], classes: ClassLabel | None) -> list[str]:
+    names = [_named(item, classes) for item in items]
     return list(dict.fromkeys(name for name in names if name))
 
 

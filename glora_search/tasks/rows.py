@@ -6,9 +6,10 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from datasets import Dataset, DatasetInfo, Features
+from datasets import Dataset, DatasetInfo, Features, Value
 
 from glora_search.errors import invalid
+from glora_search.files.cells import is_missing, text_of
 
 Column = tuple[str, str]
 """The key of a recipe that names a column, and the column."""
@@ -26,7 +27,7 @@ def texts_of(rows: Dataset, column: Column) -> list[str]:
     odd = next((value for value in values if value is not None and not isinstance(value, kinds)), None)
     if odd is not None:
         raise invalid(key, name, f"a column of text, not of {reprlib.repr(odd)}{_chats(odd)}")
-    return ["" if value is None else str(value) for value in values]
+    return [text_of(value) for value in values]
 
 
 def _chats(value: Any) -> str:
@@ -42,6 +43,23 @@ def counted_notes(key: str, rows: int, counts: Iterable[tuple[int, str]], share:
         counts: of how many rows, and what.
     """
     return [f"{count} of {rows} rows of {key} {what}" for count, what in counts if count > share * rows]
+
+
+def without_nan(rows: Dataset) -> Dataset:
+    """The rows with None in place of NaN, in columns of numbers and of lists of them."""
+    for name, feature in rows.features.items():
+        inner = getattr(feature, "feature", feature)  # of a list, what it holds
+        if isinstance(inner, Value) and inner.dtype.startswith("float"):
+            values = list(rows[name])
+            if (made := [_without_nan(value) for value in values]) != values:
+                rows = with_column(rows, name, made)
+    return rows
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if is_missing(value) else value
 
 
 def with_column(rows: Dataset, column: str, values: list[Any]) -> Dataset:

@@ -263,7 +263,7 @@ def _load_hub(data: Hub) -> DatasetDict:
 
 def _load_saved(data: Saved) -> DatasetDict:
     try:
-        found = load_from_disk(data.folder)
+        found = load_from_disk(data.folder).with_format(None)  # which it keeps, such as tensors
     except Exception as error:
         allowed = f"a folder that datasets' save_to_disk wrote ({_reason(error)})"
         raise invalid("data.folder", data.folder, allowed) from error

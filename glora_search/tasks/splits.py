@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from glora_search.tasks.labels import (
     labels_of,
     read_targets,
 )
-from glora_search.tasks.rows import Column
+from glora_search.tasks.rows import Column, without_nan
 from glora_search.tasks.sources import Source, open_source
 
 
@@ -113,7 +113,7 @@ def load_data(
         reader.check("test")
         test, test_digest = lambda: reader.read("test"), lambda: reader.source.digest("test")
         if getattr(data, "unlabelled", None) is not None:
-            others.append(reader.source.read("test", reader.inputs))
+            others.append(reader.rows("test", reader.inputs))
     if getattr(data, "validation", None) is None:
         rows, validation = reader.cut(rows, data.validation_fraction, rng)
     else:
@@ -159,15 +159,20 @@ class _Reader:
                     key, name, f"a column of {self.source.place(split)}: {shown([_seen(one) for one in found])}"
                 )
 
+    def rows(self, split: str, columns: Sequence[str]) -> Dataset:
+        """These columns of a split, as they are but for what is missing."""
+        rows = without_nan(self.source.read(split, columns))
+        self._check_there(split, rows)
+        return rows
+
     def read(self, split: str, targets_only: bool = False) -> Dataset:
         """A split; labels are their names."""
         self.check(split)
         columns = [self.column] if targets_only else [column for _, column in self.used]
-        rows = self.source.read(split, list(dict.fromkeys(columns)))
+        rows = self.rows(split, list(dict.fromkeys(columns)))
         if len(rows) == 0:
             raise invalid(f"data.{split}", "no rows", "rows" + (" that each have a label" if self.column else ""))
         if self.target is None:
-            self._check_there(split, rows)
             return rows
         if split == "train":
             self.declared = declared_names(rows, self.column)
@@ -175,12 +180,21 @@ class _Reader:
         return read_targets(rows, (self.key, self.column), self.target, split=split, shown=shown)
 
     def _check_there(self, split: str, rows: Dataset) -> None:
-        """Refuse a row without what is to be learned in it."""
-        for key, name in self.needed:
-            missing = next((number for number, value in enumerate(rows[name], 1) if value is None), None)
-            if missing is not None:
-                allowed = f"a column with a value in every row: {self.source.row(split, missing)} has none"
-                raise invalid(key, name, allowed)
+        """Refuse a row without its image, without one of its words, or without a text that is to be learned."""
+        for key, name in self.used:
+            image = isinstance(rows.features.get(name), Image)
+            words = self.target == "tags" and name in self.inputs
+            needed = self.target is None and (key, name) in self.needed
+            if name not in rows.column_names or not (image or words or needed):
+                continue
+            lacks = [
+                value is None or (isinstance(value, list) and words and None in value)
+                for value in _undecoded(rows, name)
+            ]
+            if True in lacks:
+                every = "for every word" if words else "in every row"
+                row = self.source.row(split, lacks.index(True) + 1)
+                raise invalid(key, name, f"a column with a value {every}: {row} has none")
 
     def check_train(self, rows: Dataset, known: Counter[str]) -> None:
         """Raise a UserError where nothing can be learned from the train rows: of their targets, or of their inputs."""
@@ -201,7 +215,7 @@ class _Reader:
     def unlabelled(self, known: Sequence[Dataset]) -> Dataset:
         """The unlabelled rows, without those whose inputs are in another split."""
         self.check("unlabelled", inputs_only=True)
-        rows = self.source.read("unlabelled", self.inputs)
+        rows = self.rows("unlabelled", self.inputs)
         seen = {key for split in known for key in _keys(split, self.inputs)}
         new = [number for number, key in enumerate(_keys(rows, self.inputs)) if key not in seen]
         if not new:
@@ -245,12 +259,18 @@ def _seen(name: object) -> str:
     return text if text.isprintable() and text == text.strip() else repr(text)
 
 
+def _undecoded(rows: Dataset, column: str) -> Iterable[Any]:
+    """A column's values; images are in their file's form."""
+    image = isinstance(rows.features[column], Image)
+    return (rows.cast_column(column, Image(decode=False)) if image else rows)[column]
+
+
 def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
     """For each row what is equal where its inputs are."""
     parts: list[list[Hashable]] = []
     for column in columns:
         if isinstance(rows.features[column], Image):
-            parts.append([image_digest(image) for image in rows.cast_column(column, Image(decode=False))[column]])
+            parts.append([image_digest(image) for image in _undecoded(rows, column)])
         else:
             values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
             parts.append([repr(value) if isinstance(value, (list, dict)) else value for value in values])

@@ -64,7 +64,7 @@ class TokenClassification(Labelled, TextTask):
         return DataCollatorForTokenClassification(self.tokenizer)
 
     def encode(self, rows: Dataset) -> Dataset:
-        """Columns of the tokenizer and ``labels``, one a token; rows without a word that has a token are left
+        """Columns of the tokenizer and ``labels``, one a token; rows without a word that has a token and a tag are left
         out."""
         words = [self._list(value, "text_column") for value in rows[self.column("text_column")]]
         tags = [self._list(value, "label_column") for value in rows[self.column("label_column")]]
@@ -72,7 +72,8 @@ class TokenClassification(Labelled, TextTask):
             if len(row_words) != len(row_tags):
                 found = f"{len(row_tags)} tags for {len(row_words)} words in row {number}"
                 raise invalid("data.label_column", found, "a tag for each word")
-        index = {label: number for number, label in enumerate(self.data.labels)}
+        index: dict[str | None, int] = {None: IGNORED}
+        index.update((label, number) for number, label in enumerate(self.data.labels))
         kept = [number for number, row in enumerate(words) if row]
         texts = [[str(word) for word in words[number]] for number in kept]
         texts = [_spaced(row) for row in texts] if self.spaced else texts

@@ -287,6 +287,7 @@ WRONG = {
     "a task that they do not fit": ({"text": "x", "label": "y"}, ("--task", "token-classification"), "--label-column"),
     "many columns": ({f"column {n}": "x" * 999 for n in range(999)}, (), "and 979 more"),
     "long names": ({"x" * 9999: "a", "y": "b"}, (), "xxx..."),
+    "marks for labels": ({"text": "x", "labels": [1, 0, 1]}, (), "--label-column: got [1, 0, 1]; allowed: lists"),
     "another column": ({"text": "x", "label": "y"}, ("--messages-column", "chat"), "--messages-column: got 'chat'"),
 }
 

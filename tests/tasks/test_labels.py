@@ -154,6 +154,19 @@ def test_several_labels_are_a_list_or_text(tmp_path):
         read(tmp_path / "a.json", ["a", "b", None], 8, "labels")
 
 
+@pytest.mark.parametrize(
+    "marks", [[[1, 0, 1], [0, 1, 0]], [[True, False], [True, True]], [[1.0, 0.0], [0.0, 1.0]], ["1|0|0", "0|1|0"]]
+)
+def test_a_0_or_1_for_each_label_is_no_list_of_names(tmp_path, marks):
+    with pytest.raises(UserError, match=r"data\.label_column: got .*lists of the names.*not a 0 or 1 for each label"):
+        read(tmp_path / "a.json", marks, 8, "labels")
+
+
+def test_names_of_labels_that_are_0_and_1_are_kept(tmp_path):
+    for labels in ([["0"], ["1"]], [["0", "1"], ["1"]], [["1", "0"], ["1", "2"]], ["0", "1"]):
+        assert read(tmp_path / "a.json", labels, 8, "labels").labels in (["0", "1"], ["0", "1", "2"])
+
+
 @pytest.mark.parametrize("wrong", ["good", "", "nan", "inf", "1,5", "1_5", None])
 def test_what_is_no_number_is_named_with_its_row(tmp_path, wrong):
     lines = [{"text": str(n), "label": value} for n, value in enumerate(["1.5", " 2 ", wrong] * 8)]
@@ -170,6 +183,37 @@ def test_the_numbers_of_the_test_split_are_checked_before_the_work(tmp_path):
     test = csv(tmp_path / "t.csv", rows(5, labels=("1", "many")))
     with pytest.raises(UserError, match=r"data\.test: got 'many'.*row 2"):
         load(Files(source="csv", train=train, test=test), "number")
+
+
+def test_the_numbers_of_declared_classes_are_those_in_their_names(tmp_path):
+    for names in (["1", "10", "2.5"], ["1", "10", "many"]):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        rows = {"text": [str(n) for n in range(30)], "label": [n % 3 for n in range(30)]}
+        Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / names[2])
+    found = load(Saved(source="saved", folder=str(tmp_path / "2.5")), "number")
+    assert all(row["label"] == [1, 10, 2.5][int(row["text"]) % 3] for row in found.train)
+    with pytest.raises(UserError, match=r"data\.train: got 'many'.*a number as every row's target; this is row 3"):
+        load(Saved(source="saved", folder=str(tmp_path / "many")), "number")
+
+
+@pytest.mark.parametrize("labels", [[0.0, float("nan"), 1.0], [["a"], float("nan")], ["a", float("nan")]])
+def test_nan_is_a_label_that_is_missing(tmp_path, labels):
+    with pytest.raises(UserError, match=r"data\.train: got 'no label in row 2 of .*rows that each have a label"):
+        read(tmp_path / "a.json", labels, target="labels" if isinstance(labels[0], list) else "label")
+
+
+def test_nan_in_a_list_is_a_tag_that_is_missing_and_the_tag_minus_100_is_none(tmp_path):
+    with pytest.raises(UserError, match="no label in row 1"):
+        read(tmp_path / "a.json", [[0.0, float("nan")], [1.0, 0.0]], target="tags")
+    data = read(tmp_path / "b.json", [[-100, 0], [1, -100]], target="tags")
+    assert data.labels == ["0", "1"]
+    assert {tuple(tags) for tags in data.train["label"]} == {(None, "0"), ("1", None)}
+
+
+def test_nan_as_text_among_numbers_is_refused_and_among_names_it_is_one(tmp_path):
+    with pytest.raises(UserError, match=r"data\.label_column: got 'NaN \(4 times\)'; allowed: labels that are all num"):
+        read(tmp_path / "a.json", ["1", "NaN", "2"])
+    assert read(tmp_path / "a.json", ["nan", "baguette"]).labels == ["baguette", "nan"]
 
 
 # -- any labels at all ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from glora_search.errors import UserError
 from glora_search.recipe.data import Files, Hub, Saved
@@ -158,6 +158,41 @@ def test_a_split_of_a_saved_data_set_that_is_missing_is_named(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=r"data\.test: got 'holdout'.*train"):
         load(Saved(source="saved", folder=str(tmp_path / "saved"), test="holdout"))
+
+
+@pytest.mark.parametrize("format_", ["torch", "numpy", "pandas"])
+def test_a_saved_data_set_is_read_without_its_format(tmp_path, format_):
+    rows = [{"text": ["a", str(n)], "label": n % 12, "tags": ["O", f"B-{n % 2}"]} for n in range(48)]
+    saved = Dataset.from_list(rows).with_format(format_)
+    saved.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
+    for folder in ("one", "splits"):
+        data = Saved(source="saved", folder=str(tmp_path / folder))
+        assert load(data).labels == [str(n) for n in range(12)]
+        assert load(data, target="tags", kind="tags").labels == ["B-0", "B-1", "O"]
+        assert load(data, target="tags", kind="labels").labels == ["B-0", "B-1", "O"]
+
+
+def test_nan_is_missing_in_inputs_too_and_in_what_is_learned(tmp_path):
+    rows = [{"text": f"text {n % 30}", "number": float("nan") if n % 3 else n % 30 / 2} for n in range(60)]
+    train = write("jsonl", tmp_path, [{**row, "answer": n / 2} for n, row in enumerate(rows)])
+    data = load(Files(source="json", train=train), inputs=("text", "number"), target="answer", kind=None)
+    parts = (data.train, data.validation, data.read_test())
+    assert {number is None for part in parts for number in part["number"]} == {True, False}
+    assert sum(len(set(part["text"])) for part in parts) == 30  # equal inputs stay together
+    with pytest.raises(UserError, match=r"data\.label_column: got 'number'.*value in every row: row 2 of .* has none"):
+        load(Files(source="json", train=train), target="number", kind=None)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_missing_image_is_named_with_its_row(make, tmp_path, split):
+    make.images(tmp_path / "a", 20)
+    whole = load_dataset("imagefolder", data_dir=str(tmp_path / "a"), split="train")
+    lacking = whole.map(lambda row, n: {"image": None if n == 3 else row["image"]}, with_indices=True)
+    DatasetDict({"train": whole, "validation": whole, split: lacking}).save_to_disk(tmp_path / "saved")
+    data = Saved(source="saved", folder=str(tmp_path / "saved"), validation="validation")
+    with pytest.raises(UserError, match=rf"value in every row: row 4 of .*, split {split} has none"):
+        load(data, inputs=("image",))
 
 
 def test_a_hub_folder_of_json_lines_is_read_too(tmp_path):

@@ -60,6 +60,30 @@ def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refu
         task("bert", "text-classification", rows, COLUMNS)
 
 
+def test_a_missing_word_is_refused_with_its_row(task, make):
+    rows = tagged(make)
+    rows[4]["words"][1] = None
+    with pytest.raises(
+        UserError, match=r"data\.text_column: got 'words'.*a value for every word: row 5 of .* has none"
+    ):
+        task("bert", "token-classification", rows, COLUMNS)
+
+
+def test_a_word_of_the_tag_minus_100_does_not_count(task, make):
+    rows = [{**row, "tags": ["-100", *row["tags"][1:]]} for row in tagged(make, kinds=False)]
+    made = task("bert", "token-classification", rows, COLUMNS)
+    assert made.data.labels == ["S", "T", "other"]
+    batch = made.collator([made.train[0], made.train[1]])
+    assert (batch["labels"][:, 1] == -100).all()
+    words = (batch["labels"] != -100).sum(1)
+    assert words.tolist() == [len(tags) - 1 for tags in made.data.train["tags"][:2]]
+    output = made.model()(**batch)
+    assert made.tally(output.logits, batch["labels"])[:, 1].tolist() == words.tolist()
+    counted = batch["labels"] != -100
+    loss = F.cross_entropy(output.logits[counted], batch["labels"][counted])
+    assert output.loss.item() == pytest.approx(loss.item())
+
+
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
