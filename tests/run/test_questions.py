@@ -41,9 +41,11 @@ def test_brackets_without_an_end_are_a_text():
     [
         ({"instruction": "a"}, ALPACA, "do a"),
         ({"instruction": "a", "input": None}, BOTH, "do a with "),
+        ({"instruction": "a", "input": float("nan")}, BOTH, "do a with "),
         ({"instruction": "a", "inputs": "b"}, BOTH, None),
         ({"instructions": "a", "input": "b"}, ALPACA, None),
         ({"text": None}, LABELS, None),
+        ({"text": float("nan")}, LABELS, None),
     ],
 )
 def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
