@@ -29,7 +29,7 @@ POOR = 1.25
 Of tokens, 1.16 to 1.23 made students worse too (docs/language-models.md): this saves a part of the race's cost.
 """
 POOR_SUPERNET = 1.4
-"""The same for a supernet of classes or numbers: one at 1.36 taught well, one at 2.4 did harm (docs/race-history.md)."""
+"""The same for a supernet of classes or numbers: 1.36 taught well, 2.4 did harm (docs/race-history.md)."""
 
 
 @dataclass(frozen=True)
