@@ -240,8 +240,7 @@ def test_a_page_of_half_of_the_rows_has_no_gap(study, tmp_path):
     assert "nan" not in text
     assert "\n\n\n" not in text
     assert (
-        "No rows yet for these sections: Sensitivity; Inside the races; Fewer parameters; 2,000 training rows;"
-        in text
+        "No rows yet for these sections: Sensitivity; Inside the races; Fewer parameters; 2,000 training rows;" in text
     )
 
 
