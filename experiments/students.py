@@ -38,10 +38,7 @@ from glora_search.finals.rungs import Standing
 from glora_search.progress import track
 from glora_search.run import finals
 from glora_search.scoring import evaluate, length_sorted_batches
-from glora_search.space.bound import BoundSpace
-from glora_search.space.layers import SpaceLayer
-from glora_search.training.uniform import Uniform, uniform_methods
-from glora_search.tuners.glora.config import paths_to_config
+from glora_search.training.uniform import Uniform, of_paths, uniform_methods
 from glora_search.vocabulary import LayerPaths
 
 HERE = Path(__file__).resolve().parent
@@ -142,38 +139,34 @@ def averaged(contest: Contest, checkpoints: list[Path], folder: Path) -> tuple[f
     return found.metric, found.loss
 
 
-def of_layers(name: str, paths: Callable[[SpaceLayer], LayerPaths], space: BoundSpace) -> Uniform:
-    """A method with these paths; A's vectors at the rate factor that (IA)3 has."""
-    chosen = {layer.name: paths(layer) for layer in space.layers}
-    params = sum(layer.params(chosen[layer.name]) for layer in space.layers)
-    others = [*(layer.name for layer in space.layers), *space.namesakes]
-
-    def config(task_type: str | None, saved: Any) -> Any:
-        return paths_to_config(chosen, others, task_type=task_type, modules_to_save=list(saved) or None)
-
-    return Uniform(name, params, config, {"A.vector": 5.0})
-
-
 def uniform(name: str, contest: Contest) -> Uniform:
     """A method of the finals."""
     (method,) = uniform_methods(contest.space, contest.max_params, [name])
     return method
 
 
+def names(contest: Contest) -> list[str]:
+    """The layers that are adapted."""
+    return [layer.name for layer in contest.space.layers]
+
+
 METHODS: dict[str, Callable[[Contest], Uniform]] = {
     "lora": functools.partial(uniform, "lora"),
     "ia3": functools.partial(uniform, "ia3"),
-    "lora-qv": lambda contest: of_layers(
+    "lora-qv": lambda contest: of_paths(
+        contest.space,
         "LoRA r=4 on query+value",
-        lambda layer: LayerPaths(B="lora", r=4) if layer.name.endswith(("query", "value")) else LayerPaths(),
-        contest.space,
+        {name: LayerPaths(B="lora", r=4) for name in names(contest) if name.endswith(("query", "value"))},
+        {},
     ),
-    "ia3+lora-attention": lambda contest: of_layers(
-        "(IA)3, and LoRA r=1 on attention",
-        lambda layer: (
-            LayerPaths(A="vector", B="lora", r=1) if layer.name.endswith(ATTENTION) else LayerPaths(A="vector")
-        ),
+    "ia3+lora-attention": lambda contest: of_paths(
         contest.space,
+        "(IA)3, and LoRA r=1 on attention",
+        {
+            name: LayerPaths(A="vector", B="lora", r=1) if name.endswith(ATTENTION) else LayerPaths(A="vector")
+            for name in names(contest)
+        },
+        {"A.vector": 5.0},
     ),
 }
 

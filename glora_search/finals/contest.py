@@ -173,7 +173,8 @@ class Contest:
             taught = self.lesson is not None and self._choose_teacher(self.lesson, alone, best)
             searched = subnet_finalists(self.subnets, best, rate_of_lora(alone.field, alone.losses), taught=taught)
             twins = taught_twins(alone.field, alone.losses) if taught else []
-            certain = [one.name for one in [*twins[:1], *[one for one in twins if one.rated][:1]]]
+            rated = [one for one in twins if one.rated]
+            certain = [one.name for one in (*twins[:1], *rated[:1])]
             last = heat([*searched, *twins], kept=lambda field, losses: certain)
             bar.advance(max(0, total - self.trained))  # what ended early is done
         return self._outcome([alone, last], taught=taught)

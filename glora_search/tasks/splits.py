@@ -187,6 +187,8 @@ class _Reader:
             needed = self.target is None and (key, name) in self.needed
             if name not in rows.column_names or not (image or words or needed):
                 continue
+            if not words and rows.data.column(name).null_count == 0:
+                continue  # no image is read for this
             lacks = [
                 value is None or (isinstance(value, list) and words and None in value)
                 for value in _undecoded(rows, name)

@@ -79,14 +79,25 @@ def _of(
     space: BoundSpace, name: str, paths: LayerPaths, layers: Sequence[SpaceLayer], lr_factors: Mapping[str, float]
 ) -> Uniform | None:
     """A method with these paths in these layers; None where no layer can have them."""
-    chosen = {layer.name: _fitted(paths, layer) for layer in layers}
-    params = sum(layer.params(chosen[layer.name]) for layer in layers)
+    made = of_paths(space, name, {layer.name: _fitted(paths, layer) for layer in layers}, lr_factors)
+    return made if made.params else None
+
+
+def of_paths(
+    space: BoundSpace, name: str, chosen: Mapping[str, LayerPaths], lr_factors: Mapping[str, float]
+) -> Uniform:
+    """A method with these paths.
+
+    Args:
+        chosen: layer -> its paths; the others have none.
+    """
+    params = sum(layer.params(chosen[layer.name]) for layer in space.layers if layer.name in chosen)
 
     def config(task_type: str | None, saved: Sequence[str]) -> Any:
         others = [*(layer.name for layer in space.layers), *space.namesakes]
         return paths_to_config(chosen, others, task_type=task_type, modules_to_save=list(saved) or None)
 
-    return Uniform(name, params, config, lr_factors) if params else None
+    return Uniform(name, params, config, lr_factors)
 
 
 def _fitted(paths: LayerPaths, layer: SpaceLayer) -> LayerPaths:
