@@ -157,7 +157,15 @@ def _targets(results: Results) -> str:
 def _at(results: Results, rows: int) -> dict[str, str]:
     """What is said of a number of train rows."""
     picked, against = results.picked(rows), results.against_picked(rows)
-    said = [sentence(results.ours(rows, "lora"), "the tuned LoRA")]
+    own = results.ours(rows, "lora")
+    said = [sentence(own, "the tuned LoRA")]
+    new = [name for name in dict.fromkeys(own.pairs["data"]) if name not in DEVELOPED]
+    if new and len(new) < own.pairs["data"].nunique():
+        said.append(
+            sentence(
+                own.on(new), f"the tuned LoRA, on the sets that the method was not developed on ({', '.join(new)})"
+            )
+        )
     if against.found is not None:
         fewest, most = picked["choices"].min(), picked["choices"].max()
         of = str(most) if fewest == most else f"{fewest} to {most}"
@@ -183,9 +191,6 @@ def _robust(results: Results) -> str:
         said.append(f"to the best uniform method without a teacher in the same runs, it is {other}")
     if (other := difference(own.pairs.replace({"data": {"trec-fine": "trec"}}))) is not None and other.sets < one.sets:
         said.append(f"with both TRECs, which have the same questions, as one set, it is {other}")
-    new = [name for name in dict.fromkeys(own.pairs["data"]) if name not in DEVELOPED]
-    if (other := own.on(new).found) is not None:
-        said.append(f"on the sets that the method was not developed on ({', '.join(new)}), it is {other}")
     return "\n".join(f"- {text[0].upper()}{text[1:]}." for text in said)
 
 
