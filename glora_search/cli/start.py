@@ -59,7 +59,7 @@ def init(
     budget: Annotated[
         int | None, typer.Option(help="Maximum trainable adapter parameters.", show_default="depends on the task")
     ] = None,
-    trials: Annotated[int, typer.Option(help="Number of subnets to evaluate.")] = 500,
+    trials: Annotated[int, typer.Option(help="Number of subnets to evaluate.")] = 40,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented recipe to edit and run; task and columns are guessed from the data where they are clear.

@@ -47,7 +47,7 @@ supernet:                       # holds all choices of every layer, with shared 
 
 search:                         # finds the best subnet on the validation split
   max_params: {budget}          # the budget: maximum number of trainable adapter parameters; null sets no budget
-  trials: {trials}              # number of subnets to evaluate
+  trials: {trials}                  # number of subnets to evaluate; the study in docs/evidence.md has 40
   #budgets: []                  # smaller budgets, each with a final adapter of its own on the same supernet
   #sampler: evolution           # or paper, nsga2, tpe, random
   #objective: best              # or front: the Pareto front of score and parameters, with nsga2 or tpe
@@ -102,7 +102,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 32,
     "space": "glora-ranks",
     "budget": 60_000,
-    "trials": 500,
+    "trials": 40,
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "causal-lm": {"model": "HuggingFaceTB/SmolLM2-135M", "max_length": 512, "batch_size": 8, "budget": 500_000},
