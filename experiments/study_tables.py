@@ -105,8 +105,8 @@ def by_method(chosen: pd.DataFrame, primary: int) -> str:
         lora = chosen[(chosen["method"] == "lora") & (chosen["budget"] == reference)]
         pairs = paired(own, lora)
         found, what, over = difference(pairs), "", ""
-        if found is not None and method != "lora":
-            what, over = str(found), f"{found.sets} x {found.seeds}"
+        if found is not None:
+            what, over = "" if method == "lora" else str(found), f"{found.sets} x {found.seeds}"
         lower = f"{pairs.groupby('data')['loss'].mean().mean() - 1:+.0%}" if what else ""
         rows.append(
             [
