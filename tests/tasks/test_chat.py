@@ -16,6 +16,7 @@ from glora_search.run.predict import predict
 from glora_search.run.prepare import check
 from glora_search.run.runner import Run
 from glora_search.tasks import make_task
+from glora_search.tasks.chat import ChatTemplate
 
 GROWING = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
@@ -28,6 +29,11 @@ MARKED = (
 )
 FORGETFUL = GROWING.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '' }}")
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + GROWING
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}\n{% else %}Team:GAP"
+    "{% generation %}{{ m.content }}\n{% endgeneration %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Team:END{% endif %}"
+)
 COLUMN = {"messages_column": "messages"}
 
 
@@ -263,3 +269,28 @@ def test_the_end_of_a_turn_is_known_whatever_the_answers_are(chat, answers):
         first = next(n for n, row in enumerate(data["messages"]) if row[1]["content"] == answers[number])
         assert made.ends(data.select([first])) == [made.tokenizer.eos_token_id, end]
     assert made.model().generation_config.eos_token_id == [made.tokenizer.eos_token_id, end]
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_what_is_asked_and_what_is_learned_are_all_tokens_though_one_crosses_from_the_prompt(tiny, marks):
+    template = SPACED.replace("GAP", " ").replace("END", " ")
+    if not marks:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
+    assert tokenizer.tokenize(" goal") == ["\u0120goal"]  # one token
+    tokenizer.chat_template = template
+    chat = ChatTemplate(tokenizer, name="gpt2")
+    messages = turns("old", "goal", "new", "match team")
+    ids, labels = chat.encode(messages)
+    asked = chat.question(messages[:1])[1]
+    assert ids[: len(asked)] == asked
+    assert (labels[len(asked) - 1], labels[len(asked)]) == (-100, ids[len(asked)])
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode([label for label in labels if label != -100]) == "goal\nmatch team\n"
+
+
+def test_a_mark_within_a_token_of_the_answer_leaves_the_token_whole(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
+    tokenizer.chat_template = SPACED.replace("GAP", " ").replace("END", "")  # asked without the space
+    _, labels = ChatTemplate(tokenizer, name="gpt2").encode(turns("old", "goal"))
+    assert tokenizer.decode([label for label in labels if label != -100]) == " goal\n"
