@@ -97,6 +97,15 @@ class ChatTemplate:
         special = {*self.tokenizer.all_special_ids, *_special_tokens(self.tokenizer)}
         return [token for token in ids if token in special]
 
+    def lead(self, messages: list[Message]) -> list[int]:
+        """The tokens that stand between the prompt for the last message and its content, such as the empty block of
+        thoughts that Qwen3's template writes; none where there are none."""
+        last = {"role": messages[-1]["role"], "content": STAND_IN}
+        before = self._text(messages[:-1], add_generation_prompt=True)
+        text, _, _ = self._text([*messages[:-1], last]).partition(STAND_IN)
+        lead = text.removeprefix(before) if text.startswith(before) else ""
+        return list(self.tokenizer(lead, add_special_tokens=False)["input_ids"])
+
     def _marked(self, messages: list[Message], first: int) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the parts that the template marks; not by tokens, as `apply_chat_template` gives them: where a
         part ends with a white space that is in no token, it takes all that follows."""

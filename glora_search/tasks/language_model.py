@@ -235,6 +235,10 @@ class LanguageModel(TextTask):
         """The tokens that end an answer."""
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
+    def lead(self, rows: Dataset) -> list[int]:
+        """The tokens that a model writes before every answer, and that are no part of it."""
+        return []
+
     def beside(self) -> list[Column]:
         """The columns of choices."""
         columns = [getattr(metric, "choices_column", None) for metric in self.recipe.task.metrics]

@@ -6,10 +6,13 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextGenerationPipeline
 
 from glora_search.errors import UserError
 from glora_search.files.text import read_json
+from glora_search.metrics import Panel
 from glora_search.recipe.schema import Recipe
 from glora_search.report import write_report
 from glora_search.run.predict import predict
@@ -34,6 +37,7 @@ SPACED = (
     "{% generation %}{{ m.content }}\n{% endgeneration %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Team:END{% endif %}"
 )
+THOUGHTFUL = GROWING.replace("|>{{ m.content }}", "|>{{ 'big of ' if m.role == 'assistant' else '' }}{{ m.content }}")
 COLUMN = {"messages_column": "messages"}
 
 
@@ -294,3 +298,30 @@ def test_a_mark_within_a_token_of_the_answer_leaves_the_token_whole(tiny):
     tokenizer.chat_template = SPACED.replace("GAP", " ").replace("END", "")  # asked without the space
     _, labels = ChatTemplate(tokenizer, name="gpt2").encode(turns("old", "goal"))
     assert tokenizer.decode([label for label in labels if label != -100]) == " goal\n"
+
+
+class Writer(nn.Module):
+    """Writes one text, cut where it has to be."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.unused, self.ids = nn.Parameter(torch.zeros(1)), ids
+
+    def generate(self, input_ids, attention_mask, generation_config):
+        new = torch.tensor([self.ids[: generation_config.max_new_tokens]] * len(input_ids))
+        return torch.cat([input_ids, new], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("big of the team", 1), ("the team", 1), ("big the team", 0), ("big of a team", 0)]
+)
+def test_what_the_template_writes_before_every_answer_is_no_part_of_an_answer(chat, written, value):
+    rows = [{"messages": [*shifted(turns("a goal"), n), *turns("the team", roles=["assistant"])]} for n in range(12)]
+    made = chat(rows, template=THOUGHTFUL, metrics=[{"type": "exact-match", "max_new_tokens": 2}])
+    assert learned(made) == [["big", "of", "the", "team", "<|end|>"]]
+    panel = Panel(made, {"validation": made.data.validation})
+    assert panel.check() == []
+    end = made.tokenizer.eos_token_id
+    ids = [*made.tokenizer(written, add_special_tokens=False)["input_ids"], end, end]
+    values, _ = panel.score(Writer(ids))
+    assert values == {"exact_match": {"validation": value}}
