@@ -156,6 +156,18 @@ def test_soft_labels_of_tokens_take_four_bytes_a_number_and_are_read_as_arrays(r
         assert {name: row[name] for name in rows.column_names} == rows[source]
 
 
+def test_rows_keep_the_format_that_a_collator_may_need(rows):
+    def stack(batch):
+        return {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
+
+    some = rows.select([0]).with_format("torch")
+    made = with_soft_labels(some, SOFT[:1])
+    assert (made.format["type"], made.column_names) == ("torch", [*some.column_names, SOFT_LABELS])
+    batch = SoftCollator(stack)([made[0]])
+    torch.testing.assert_close(batch.pop(SOFT_LABELS), SOFT[:1])
+    torch.testing.assert_close(batch, stack([some[0]]))
+
+
 def test_a_batch_pads_the_soft_labels_of_rows_with_fewer_tokens(rows, collator):
     soft = [torch.rand(items, 3) for items in (2, 0, 1, 4)]
     classes = [torch.randint(1, 99, (items, 3)) for items in (2, 0, 1, 4)]
