@@ -68,7 +68,7 @@ class DistillationTrainer(PathTrainer):
         if soft is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        if labels.ndim == 1 and not labels.is_floating_point():
+        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == IGNORED).any()):
             loss, outputs = self._class_loss(model, inputs, soft)
         else:
             plain, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -79,7 +79,7 @@ class DistillationTrainer(PathTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _class_loss(self, model: nn.Module, inputs: dict[str, Any], soft: Tensor) -> tuple[Tensor, Any]:
-        """The loss of rows with one label each, where some may have none."""
+        """The loss of rows with one label each, where some have none: what a model makes of those is not known."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs["logits"].float()
