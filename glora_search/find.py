@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glora_search.adapters.load import adapter_params, load_adapter
+from glora_search.compat import BaseTunerLayer
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.finals.contest import Contest
@@ -137,10 +138,16 @@ def find_adapter(
         search_options: further arguments of `search`, e.g. ``sampler`` or ``storage``.
 
     Raises:
-        UserError: the space does not fit the model, the budget is below the cheapest subnet, rows have no labels, the
-            metric gives something else than a value for each row, finals with a teacher are given rows with a
-            transform, an option of the search is wrong, or the supernet's training diverges.
+        UserError: the model has adapters already, the space does not fit the model, the budget is below the cheapest
+            subnet, rows have no labels, the metric gives something else than a value for each row, finals with a
+            teacher are given rows with a transform, an option of the search is wrong, or the supernet's training
+            diverges.
     """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        allowed = (
+            "one without adapters, such as those of an earlier search: load it anew, or call merge_and_unload first"
+        )
+        raise invalid("model", type(model).__name__, allowed)
     if modules_to_save is None and task_type is None:
         modules_to_save = _own_heads(model)
     loaded = SearchSpace.load(space) if isinstance(space, str) else space

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import TaskType
+from peft import TaskType, get_peft_model
 from transformers import (
     BertForTokenClassification,
     TrainingArguments,
@@ -357,6 +357,17 @@ def test_a_metric_without_a_value_for_each_row_is_refused_before_the_training(fi
     monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(UserError, match=rf"metric: got '{given}'; allowed: a tensor \[rows\].*one value a row"):
         find(metric=metric)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_model_that_has_adapters_already_is_refused(make_model, plain):
+    """As the model is that an earlier search was given."""
+    base = make_model("bert")
+    adapted = get_peft_model(base, GLoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    with pytest.raises(UserError, match=r"model: got '.*'; allowed: one without adapters, .*load it anew"):
+        find_adapter(
+            base if plain else adapted, rows(8, 0), rows(8, 1), task_type="SEQ_CLS", metric=accuracy, args=None
+        )
 
 
 def test_a_transform_is_refused_where_finalists_are_taught(find, monkeypatch):

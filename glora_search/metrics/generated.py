@@ -23,10 +23,15 @@ from glora_search.tasks.language_model import LanguageModel
 def generate(task: LanguageModel, model: Any, rows: Dataset, max_new_tokens: int) -> list[str]:
     """What a model answers in each row, without sampling; all else is as its own generation config says, its ends too.
 
+    What a chat template has every answer begin with is left out (`LanguageModel.lead`).
+
     Args:
         rows: as read; those that ask something, see `LanguageModel.asked`.
         max_new_tokens: an answer that has no end is cut here.
     """
+    lead = task.lead(rows)
+    before = task.tokenizer.decode(lead, skip_special_tokens=True).strip()
+    max_new_tokens += len(lead)
     limit = longest_prompt(task, max_new_tokens)
     asked = [question.ids for question in task.questions(rows)]
     prompts = asked if limit is None else [ids[-limit:] for ids in asked]
@@ -47,8 +52,13 @@ def generate(task: LanguageModel, model: Any, rows: Dataset, max_new_tokens: int
         found = model.generate(**given, generation_config=settings)
         new = found if reads else found[:, given["input_ids"].shape[1] :]
         for row, text in zip(chosen, task.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            texts[row] = text
+            texts[row] = _without(text, before)
     return texts
+
+
+def _without(text: str, before: str) -> str:
+    begun = text.lstrip()
+    return begun.removeprefix(before).lstrip() if before and begun.startswith(before) else text
 
 
 class GeneratedMetric(Metric):
@@ -90,7 +100,7 @@ class GeneratedMetric(Metric):
 
     def check(self, rows: Dataset, split: str) -> list[str]:
         """See `Metric`; prompts have to leave room for an answer."""
-        limit = longest_prompt(self.task, self.max_new_tokens)
+        limit = longest_prompt(self.task, self.max_new_tokens + len(self.task.lead(rows)))
         if limit is None:
             return []
         if limit < 1:

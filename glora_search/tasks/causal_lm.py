@@ -266,6 +266,11 @@ class CausalLM(LanguageModel):
         turns = next((turns for turns in self._turns(rows) if turns), [])
         return list(dict.fromkeys([*super().ends(rows), *(self._template().ends(turns) if turns else ())]))
 
+    def lead(self, rows: Dataset) -> list[int]:
+        """See `LanguageModel`; what a chat template puts before a turn's content."""
+        turns = next((turns for turns in self._turns(rows) if len(turns) > 1), []) if self._in_turns(rows) else []
+        return self._template().lead(turns) if turns else []
+
     def _turns(self, rows: Dataset) -> Iterator[list[Message]]:
         """A row's messages up to the last one of the assistant."""
         return (last_turn([*chain(*parts)]) for parts in self._messages(rows))

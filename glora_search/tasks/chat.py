@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -70,6 +71,7 @@ class ChatTemplate:
         """
         try:
             text, spans = self._marked(messages, first) if MARK.search(self.template) else self._grown(messages, first)
+            ids, places = self._tokens(text, messages, [begin for begin, _ in spans])
         except (TemplateError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -78,10 +80,7 @@ class ChatTemplate:
         for message in messages[first:]:
             if message["role"] == ASSISTANT and _last_line(message) not in written:
                 raise self._refused(messages, f"one that writes the content of the {ASSISTANT}'s turns")
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids: list[int] = encoded["input_ids"]
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        learned = [any(begin <= start < end for begin, end in spans) for start in starts]
+        learned = [any(begin <= start < end or start < begin < stop for begin, end in spans) for start, stop in places]
         return ids, [token if own else IGNORED for token, own in zip(ids, learned, strict=True)]
 
     def question(self, messages: list[Message]) -> tuple[str, list[int]]:
@@ -97,6 +96,15 @@ class ChatTemplate:
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"][:1]
         special = {*self.tokenizer.all_special_ids, *_special_tokens(self.tokenizer)}
         return [token for token in ids if token in special]
+
+    def lead(self, messages: list[Message]) -> list[int]:
+        """The tokens that stand between the prompt for the last message and its content, such as the empty block of
+        thoughts that Qwen3's template writes; none where there are none."""
+        last = {"role": messages[-1]["role"], "content": STAND_IN}
+        before = self._text(messages[:-1], add_generation_prompt=True)
+        text, _, _ = self._text([*messages[:-1], last]).partition(STAND_IN)
+        lead = text.removeprefix(before) if text.startswith(before) else ""
+        return list(self.tokenizer(lead, add_special_tokens=False)["input_ids"])
 
     def _marked(self, messages: list[Message], first: int) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the parts that the template marks; not by tokens, as `apply_chat_template` gives them: where a
@@ -126,6 +134,34 @@ class ChatTemplate:
         if not text.startswith(before):
             raise self._unclear(messages)
         return before
+
+    def _tokens(self, text: str, messages: list[Message], begins: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text and their places in it.
+
+        A token may hold the end of a prompt and the first letters of the answer, as one of " yes" does after
+        "Assistant: ". Where a model is asked with such a prompt, prompt and answer are tokens apart.
+
+        Args:
+            begins: where turns begin.
+        """
+        ids, places = self._pieces(text, [])
+        within = [begin for begin in begins if any(start < begin < stop for start, stop in places)]
+        if not within:
+            return ids, places
+        numbers = [number for number, own in enumerate(messages) if number and own["role"] == ASSISTANT]
+        asked = [self._text(messages[:number], add_generation_prompt=True) for number in numbers]
+        return self._pieces(text, [begin for begin in within if text[:begin] in asked])
+
+    def _pieces(self, text: str, cuts: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for begin, end in pairwise([0, *cuts, len(text)]):
+            piece = self.tokenizer(
+                text[begin:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            ids += piece["input_ids"]
+            places += [(begin + start, begin + stop) for start, stop in piece["offset_mapping"]]
+        return ids, places
 
     def _text(self, messages: list[Message], **options: Any) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -162,7 +162,7 @@ class LanguageModel(TextTask):
         model = super().model(seed)
         known = [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
         if new := [end for end in self.ends(self.data.train) if end not in known]:
-            model.generation_config.eos_token_id = [*known, *new]
+            set_generation(model, eos_token_id=[*known, *new])
         return model
 
     def token_ids(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
@@ -235,6 +235,10 @@ class LanguageModel(TextTask):
         """The tokens that end an answer."""
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
+    def lead(self, rows: Dataset) -> list[int]:
+        """The tokens that a model writes before every answer, and that are no part of it."""
+        return []
+
     def beside(self) -> list[Column]:
         """The columns of choices."""
         columns = [getattr(metric, "choices_column", None) for metric in self.recipe.task.metrics]
@@ -243,6 +247,15 @@ class LanguageModel(TextTask):
     def answered(self, rows: Dataset, answers: Sequence[str]) -> Dataset:
         """The rows with other responses."""
         return with_column(rows, self.column("response_column"), list(answers))
+
+
+def set_generation(model: PreTrainedModel, **settings: Any) -> None:
+    """Change how a model generates, so that it can still be saved: transformers refuses a config with settings that do
+    not fit together, as a published one's may not, unless it is as it was loaded."""
+    config: Any = model.generation_config
+    for name, value in settings.items():
+        setattr(config, name, value)
+    config._original_object_hash = hash(config)
 
 
 def _answer(labels: Sequence[int]) -> tuple[int, ...]:

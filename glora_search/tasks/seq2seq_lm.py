@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
-from glora_search.tasks.language_model import Fit, LanguageModel, Question
+from glora_search.tasks.language_model import Fit, LanguageModel, Question, set_generation
 from glora_search.tasks.rows import Column
 from glora_search.tuners.heads import loss_in_float32
 
@@ -56,7 +56,7 @@ class Seq2SeqLM(LanguageModel):
     def model(self, seed: int | None = None) -> PreTrainedModel:
         """See `Task.model`; the model writes answers as long as those that it learned, not generate's 20 tokens."""
         model = super().model(seed)
-        model.generation_config.max_new_tokens = self.max_length
+        set_generation(model, max_new_tokens=self.max_length)
         loss_in_float32(model)
         return model
 

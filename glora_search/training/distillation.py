@@ -68,7 +68,7 @@ class DistillationTrainer(PathTrainer):
         if soft is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        if labels.ndim == 1 and not labels.is_floating_point():
+        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == IGNORED).any()):
             loss, outputs = self._class_loss(model, inputs, soft)
         else:
             plain, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -79,7 +79,7 @@ class DistillationTrainer(PathTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _class_loss(self, model: nn.Module, inputs: dict[str, Any], soft: Tensor) -> tuple[Tensor, Any]:
-        """The loss of rows with one label each, where some may have none."""
+        """The loss of rows with one label each, where some have none: what a model makes of those is not known."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs["logits"].float()
@@ -124,7 +124,7 @@ class SoftCollator:
         batch = dict(self.collator(plain))
         for name, kind in zip(own, (torch.float32, torch.long), strict=True):
             if name in rows[0]:
-                values = [torch.tensor(row[name], dtype=kind).flatten() for row in rows]
+                values = [torch.as_tensor(row[name], dtype=kind).flatten() for row in rows]
                 batch[name] = nn.utils.rnn.pad_sequence(values, batch_first=True)
         return batch
 
@@ -132,18 +132,22 @@ class SoftCollator:
 def with_soft_labels(
     rows: Dataset, soft: Tensor | Sequence[Tensor], classes: Sequence[Tensor] | None = None
 ) -> Dataset:
-    """The rows with what a teacher says of them, which is read as numpy arrays.
+    """The rows with what a teacher says of them, which is read as numpy arrays, or in the format that the rows have.
 
     Args:
         soft: ``[rows, k]``; or for each row ``[items, top]``.
         classes: for each row ``[items, top]``.
     """
+    form = rows.format
     columns = {SOFT_LABELS: _lists([*soft], torch.float32)}
     if classes is not None:
         columns[SOFT_CLASSES] = _lists(classes, torch.int32)
     for name, column in columns.items():
         rows = with_column(rows, name, column)
-    return rows.with_format("numpy", columns=sorted(columns), output_all_columns=True)  # as select would sort them
+    if form["type"] is None:
+        return rows.with_format("numpy", columns=sorted(columns), output_all_columns=True)  # as select would sort them
+    shown = sorted([*form["columns"], *columns])
+    return rows.with_format(form["type"], shown, form["output_all_columns"], **form["format_kwargs"])
 
 
 def _lists(rows: Sequence[Tensor], dtype: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ from glora_search import Recipe, Run, SearchSpace, SupernetConfig
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import UserError
 from glora_search.run import merge
+from glora_search.tuners.glora import save_adapter, to_lora, to_stock
 
 NEW = ["<tool>", "<end>"]
 
@@ -129,6 +130,25 @@ def test_a_model_whose_embeddings_were_resized_in_memory_is_saved_loaded_and_mer
         assert again.model.embed_tokens.weight.shape[0] == model.config.vocab_size
         assert (again.lm_head.weight is again.model.embed_tokens.weight) is tied
         torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("convert", [to_lora, to_stock])
+@pytest.mark.parametrize("tied", [False, True])
+def test_formats_of_plain_peft_have_resized_embeddings_too(base, tied, convert, tmp_path, randomize):
+    def resized(seed):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(model.config.vocab_size + 5)
+        return model.eval()
+
+    folder = base(tied=tied)
+    space = SearchSpace.load("lora-ranks").bind(resized(1))
+    model = randomize(get_peft_model(resized(1), space.to_config(space.largest, task_type="CAUSAL_LM"))).eval()
+    new = torch.arange(model.config.vocab_size - 5, model.config.vocab_size)[None]
+    save_adapter(tmp_path / "adapter", *convert(model))
+    again = PeftModel.from_pretrained(resized(2), tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(input_ids=new).logits, model(input_ids=new).logits)
 
 
 @pytest.mark.slow

@@ -6,16 +6,20 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextGenerationPipeline
 
 from glora_search.errors import UserError
 from glora_search.files.text import read_json
+from glora_search.metrics import Panel
 from glora_search.recipe.schema import Recipe
 from glora_search.report import write_report
 from glora_search.run.predict import predict
 from glora_search.run.prepare import check
 from glora_search.run.runner import Run
 from glora_search.tasks import make_task
+from glora_search.tasks.chat import ChatTemplate
 
 GROWING = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
@@ -28,6 +32,12 @@ MARKED = (
 )
 FORGETFUL = GROWING.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '' }}")
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + GROWING
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}\n{% else %}Team:GAP"
+    "{% generation %}{{ m.content }}\n{% endgeneration %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Team:END{% endif %}"
+)
+THOUGHTFUL = GROWING.replace("|>{{ m.content }}", "|>{{ 'big of ' if m.role == 'assistant' else '' }}{{ m.content }}")
 COLUMN = {"messages_column": "messages"}
 
 
@@ -263,3 +273,55 @@ def test_the_end_of_a_turn_is_known_whatever_the_answers_are(chat, answers):
         first = next(n for n, row in enumerate(data["messages"]) if row[1]["content"] == answers[number])
         assert made.ends(data.select([first])) == [made.tokenizer.eos_token_id, end]
     assert made.model().generation_config.eos_token_id == [made.tokenizer.eos_token_id, end]
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_what_is_asked_and_what_is_learned_are_all_tokens_though_one_crosses_from_the_prompt(tiny, marks):
+    template = SPACED.replace("GAP", " ").replace("END", " ")
+    if not marks:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
+    assert tokenizer.tokenize(" goal") == ["\u0120goal"]  # one token
+    tokenizer.chat_template = template
+    chat = ChatTemplate(tokenizer, name="gpt2")
+    messages = turns("old", "goal", "new", "match team")
+    ids, labels = chat.encode(messages)
+    asked = chat.question(messages[:1])[1]
+    assert ids[: len(asked)] == asked
+    assert (labels[len(asked) - 1], labels[len(asked)]) == (-100, ids[len(asked)])
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode([label for label in labels if label != -100]) == "goal\nmatch team\n"
+
+
+def test_a_mark_within_a_token_of_the_answer_leaves_the_token_whole(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
+    tokenizer.chat_template = SPACED.replace("GAP", " ").replace("END", "")  # asked without the space
+    _, labels = ChatTemplate(tokenizer, name="gpt2").encode(turns("old", "goal"))
+    assert tokenizer.decode([label for label in labels if label != -100]) == " goal\n"
+
+
+class Writer(nn.Module):
+    """Writes one text, cut where it has to be."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.unused, self.ids = nn.Parameter(torch.zeros(1)), ids
+
+    def generate(self, input_ids, attention_mask, generation_config):
+        new = torch.tensor([self.ids[: generation_config.max_new_tokens]] * len(input_ids))
+        return torch.cat([input_ids, new], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("big of the team", 1), ("the team", 1), ("big the team", 0), ("big of a team", 0)]
+)
+def test_what_the_template_writes_before_every_answer_is_no_part_of_an_answer(chat, written, value):
+    rows = [{"messages": [*shifted(turns("a goal"), n), *turns("the team", roles=["assistant"])]} for n in range(12)]
+    made = chat(rows, template=THOUGHTFUL, metrics=[{"type": "exact-match", "max_new_tokens": 2}])
+    assert learned(made) == [["big", "of", "the", "team", "<|end|>"]]
+    panel = Panel(made, {"validation": made.data.validation})
+    assert panel.check() == []
+    end = made.tokenizer.eos_token_id
+    ids = [*made.tokenizer(written, add_special_tokens=False)["input_ids"], end, end]
+    values, _ = panel.score(Writer(ids))
+    assert values == {"exact_match": {"validation": value}}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, TrainingArguments
 
 from glora_search.errors import UserError
+from glora_search.files.text import read_json, write_json
 from glora_search.recipe.schema import Recipe
 from glora_search.run.prepare import check
 from glora_search.scoring import Batches, evaluate
@@ -277,3 +280,18 @@ def test_an_encoder_decoders_loss_in_half_precision_is_that_of_its_perplexity(ta
     model.save_pretrained(tmp_path / "merged")
     merged = made.load_merged(str(tmp_path / "merged")).eval()
     assert evaluate(merged, Batches(made.train, made.collator, 4), made).loss == pytest.approx(found.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "llama"])
+def test_a_model_whose_way_to_generate_was_changed_can_be_saved_whatever_else_its_author_set(
+    task, make, architecture, tiny, tmp_path
+):
+    shutil.copytree(tiny(architecture), tmp_path / "base")
+    published = {"temperature": 0.9, "top_p": 0.6, "early_stopping": True}  # without do_sample, and without num_beams
+    write_json(tmp_path / "base" / "generation_config.json", {**published, "decoder_start_token_id": 0})
+    type_ = {"t5": "seq2seq-lm", "llama": "causal-lm"}[architecture]
+    made = task(tmp_path / "base", type_, make.rows(), {"response_column": "label"})
+    made.model().save_pretrained(tmp_path / "merged")
+    saved = read_json(tmp_path / "merged" / "generation_config.json")
+    assert {name: saved[name] for name in published} == published
+    assert saved["eos_token_id"] == [made.tokenizer.eos_token_id]

@@ -62,17 +62,39 @@ def reference(model, batch, share):
     return (1 - share) * loss + share * divergence
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_loss_is_that_of_the_labels_and_of_the_teacher(trainer, rows, collator, share):
-    made = trainer(with_soft_labels(rows, SOFT), teacher_share=share)
-    model = made.model.train()
+def without_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    return model.train()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_is_that_of_the_labels_and_of_the_teacher(trainer, rows, collator, share):
+    made = trainer(with_soft_labels(rows, SOFT), teacher_share=share)
+    model = without_dropout(made.model)
     batch = made.data_collator([made.train_dataset[row] for row in range(4)])
     plain = dict(collator([rows[row] for row in range(4)]))
     found = made.compute_loss(model, dict(batch))
     torch.testing.assert_close(found.double(), reference(model, plain, share), rtol=1e-5, atol=1e-6)
+
+
+def test_the_models_own_loss_stays_its_own(trainer, rows, collator, monkeypatch):
+    """Such as one with a weight for each class."""
+    made = trainer(with_soft_labels(rows, SOFT), teacher_share=0.0)
+    weight = torch.tensor([1.0, 5.0, 0.1])
+    base = made.model.get_base_model()
+    forward = type(base).forward
+
+    def weighted(self, labels=None, **inputs):
+        output = forward(self, **inputs)
+        output["loss"] = F.cross_entropy(output.logits, labels, weight)
+        return output
+
+    monkeypatch.setattr(type(base), "forward", weighted)
+    batch = collator(list(rows))
+    loss = made.compute_loss(without_dropout(made.model), made.data_collator(list(made.train_dataset)))
+    torch.testing.assert_close(loss, F.cross_entropy(made.model.eval()(**batch).logits, batch["labels"], weight))
 
 
 def test_an_unlabelled_row_learns_from_the_teacher_alone(trainer, rows, collator):
@@ -95,7 +117,9 @@ def test_an_unlabelled_row_learns_from_the_teacher_alone(trainer, rows, collator
 def test_a_batch_of_unlabelled_rows_alone_has_a_finite_loss(trainer, rows):
     hidden = rows.remove_columns("labels").add_column("labels", [IGNORED] * 4)
     made = trainer(with_soft_labels(hidden, SOFT))
-    loss = made.compute_loss(made.model.train(), made.data_collator([made.train_dataset[row] for row in range(4)]))
+    loss = made.compute_loss(
+        without_dropout(made.model), made.data_collator([made.train_dataset[row] for row in range(4)])
+    )
     assert torch.isfinite(loss)
     assert loss > 0
 
@@ -154,6 +178,18 @@ def test_soft_labels_of_tokens_take_four_bytes_a_number_and_are_read_as_arrays(r
         assert row[SOFT_LABELS].tolist() == soft[source].flatten().tolist()
         assert row[SOFT_CLASSES].tolist() == classes[source].flatten().tolist()
         assert {name: row[name] for name in rows.column_names} == rows[source]
+
+
+def test_rows_keep_the_format_that_a_collator_may_need(rows):
+    def stack(batch):
+        return {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
+
+    some = rows.select([0]).with_format("torch")
+    made = with_soft_labels(some, SOFT[:1])
+    assert (made.format["type"], made.column_names) == ("torch", [*some.column_names, SOFT_LABELS])
+    batch = SoftCollator(stack)([made[0]])
+    torch.testing.assert_close(batch.pop(SOFT_LABELS), SOFT[:1])
+    torch.testing.assert_close(batch, stack([some[0]]))
 
 
 def test_a_batch_pads_the_soft_labels_of_rows_with_fewer_tokens(rows, collator):

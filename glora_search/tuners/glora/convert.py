@@ -143,7 +143,8 @@ def save_adapter(folder: str | Path, config: PeftConfig, weights: Weights) -> No
     """Write a config and its weights as an adapter folder, which ``PeftModel.from_pretrained`` loads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    # Copies, since tied embeddings, which are saved where they were resized, are one tensor of two names.
+    kept = {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
@@ -172,7 +173,7 @@ def _read(
         for name, module in model.base_model.model.named_modules()
         if isinstance(module, GLoraLayer) and module.has_adapter(adapter_name)
     }
-    weights = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(model, adapter_name=adapter_name)
     return adapter_name, layers, weights
 
 

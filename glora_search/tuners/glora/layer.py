@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from glora_search.compat import BaseTunerLayer, check_adapters_to_merge
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.tuners.glora.functional import (
     Packed,
     Terms,
@@ -34,13 +34,17 @@ def base_linear(module: nn.Module, name: str) -> nn.Module:
         UserError: another type; the message names the module and the types that are supported.
     """
     if isinstance(module, BaseTunerLayer) and not isinstance(module, FrozenLinear):
-        # Computing from the innermost layer would drop what the other tuner adds, without a word.
-        raise invalid(f"target module {name!r}", f"{type(module).__module__} layer", "a layer without another adapter")
+        raise _adapted_already(module, name)
     base = module.get_base_layer() if isinstance(module, FrozenLinear) else module
     if check_quantization(base, name) is None and type(base) not in SUPPORTED_LAYERS:
         supported = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in SUPPORTED_LAYERS)
         raise invalid(f"target module {name!r}", type(base).__qualname__, supported)
     return base
+
+
+def _adapted_already(module: nn.Module, name: str) -> UserError:
+    """Computing from the innermost layer would drop what the other tuner adds, without a word."""
+    return invalid(f"target module {name!r}", f"{type(module).__module__} layer", "a layer without another adapter")
 
 
 def linear_features(base: nn.Module) -> tuple[int, int]:
@@ -97,6 +101,8 @@ class FrozenLinear(BaseTunerLayer):
     active_adapters: list[str]
 
     def _init_base(self, base_layer: nn.Module, name: str) -> None:
+        if isinstance(base_layer, BaseTunerLayer):
+            raise _adapted_already(base_layer, name)
         self.base_layer = base_layer
         base = base_linear(base_layer, name)
         self.in_features, self.out_features = linear_features(base)
@@ -291,7 +297,7 @@ class GLoraLinear(nn.Module, GLoraLayer):
     """A frozen ``nn.Linear`` or ``Conv1D`` with GLoRA adapters.
 
     Args:
-        base_layer: the layer to adapt, possibly wrapped by another tuner layer.
+        base_layer: the layer to adapt.
         adapter_name: name of the first adapter.
         paths: its paths on this layer.
         name: the module's name, for error messages.

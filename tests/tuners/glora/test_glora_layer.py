@@ -149,6 +149,12 @@ def test_another_type_of_layer_is_refused_by_the_modules_name(base):
     assert "transformers.pytorch_utils.Conv1D" in message
 
 
+def test_a_layer_that_is_adapted_already_is_refused():
+    """Its own weight is all that would be computed from."""
+    with pytest.raises(UserError, match=r"target module 'a\.b': got '.*layer layer'; allowed: a layer without another"):
+        GLoraLinear(adapted(linear(), one=FULL), "default", FULL, name="a.b")
+
+
 def test_a_layer_prints_as_a_glora_layer():
     assert repr(adapted(linear(), one=FULL)).startswith("glora.GLoraLinear(")
 
