@@ -121,12 +121,15 @@ class GLoraConfig(PeftConfig):
         tied = {path: tie for tie, paths in TIED.items() for path in paths}
         kinds = {path: getattr(self, f"config_{tied.get(path, path)}") for path in PATHS}
         kinds |= {path: own for path in ("A", "B", "D", "E") if (own := getattr(self, f"config_{path}")) is not None}
-        settings = self.path_pattern.get(module_name)
-        if settings is None:
-            settings = self.path_pattern.get(get_pattern_key(list(self.path_pattern), module_name), {})
+        settings = self.path_pattern.get(self.pattern_of(module_name), {})
         kinds |= expand_tied({name: value for name, value in settings.items() if name != "r"})
         paths = LayerPaths(**kinds, r=settings.get("r", self.r))
         return paths if has_bias else paths.without_bias()
+
+    def pattern_of(self, module_name: str) -> str:
+        """The key of ``path_pattern`` that holds for a module; one that is no key where none does."""
+        exact = module_name in self.path_pattern
+        return module_name if exact else get_pattern_key(list(self.path_pattern), module_name)
 
 
 def paths_to_config(layer_paths: Mapping[str, LayerPaths], namesakes: Iterable[str] = (), **kwargs: Any) -> GLoraConfig:

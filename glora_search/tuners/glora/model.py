@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -55,6 +56,23 @@ class GLoraModel(AnyHead):
             self._replace_module(parent, target_name, layer, target)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # type: ignore[operator]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """As in peft; a pattern of ``path_pattern`` that holds for no layer is warned of."""
+        found = super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = self.peft_config[adapter_name]
+        layers = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, GLoraLayer) and module.has_adapter(adapter_name)
+        ]
+        unused = sorted({*config.path_pattern} - {config.pattern_of(name) for name in layers})
+        if unused:
+            example = f", e.g. {layers[0]}" if layers else ""
+            warnings.warn(
+                f"path_pattern: {', '.join(unused)} hold for none of the adapted layers{example}", stacklevel=2
+            )
+        return found
 
     @torch.no_grad()
     def add_weighted_adapter(

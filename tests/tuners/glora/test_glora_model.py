@@ -40,6 +40,15 @@ def test_every_layer_gets_the_paths_of_its_pattern(make_model):
     )
 
 
+def test_a_pattern_that_holds_for_no_layer_is_warned_of(make_model, recwarn):
+    known = {"query": {"A": "vector"}, "bert.encoder.layer.0.attention.self.value": {"A": "vector"}}
+    model = get_peft_model(make_model("bert"), config(path_pattern=known))
+    assert not [one for one in recwarn if "path_pattern" in str(one.message)]
+    typo = {"query": {"A": "vector"}, "valeu": {"A": "vector"}}
+    with pytest.warns(UserWarning, match=r"path_pattern: valeu hold for none of the adapted layers, e\.g\. bert\."):
+        model.add_adapter("other", config(path_pattern=typo))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_new_adapter_changes_nothing_unless_its_weights_are_drawn(architecture, make_model, logits):
     expected = logits(make_model(architecture))
