@@ -98,6 +98,16 @@ WRONG = {
         setting("search.max_params=600", "search.budgets=[700]"), "budgets below max_params",
         ["search.budgets", "700"],
     ),
+    "a smaller budget below the cheapest subnet": (
+        space("targets: [query]\npaths: {B: [lora]}\nranks: [1, 2]", "search.max_params=[600, 10]"),
+        "the parameters of the cheapest subnet", ["search.budgets", "10"],
+    ),
+    "a budget with which nobody can race": (
+        setting("search.max_params=0", "finals={}"), "a subnet or a method can train", ["search.max_params", "got 0"],
+    ),
+    "a smaller budget with which nobody can race": (
+        setting("search.max_params=[600, 0]", "finals={}"), "a subnet or a method can train", ["got 0"],
+    ),
     "budgets twice": (
         setting("search.max_params=[600, 300]", "search.budgets=[200]"), "where max_params lists all budgets", ["200"],
     ),

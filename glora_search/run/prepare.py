@@ -17,6 +17,7 @@ from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from glora_search.errors import UserError, invalid
+from glora_search.finals.contest import check_field
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import finalist_args
 from glora_search.metrics import Panel
@@ -71,6 +72,11 @@ def check(recipe: Recipe) -> Task:
         options=search.options,
         racing=search.racing,
     )
+    for budget in search.budgets:
+        space.check_budget(budget, key="search.budgets")
+    if recipe.finals is not None:
+        for each in (search.max_params, *search.budgets):
+            check_field(space, each, recipe.finals)
     if isinstance(sampler, EvolutionSampler) and (note := sampler.note(search.trials)):
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
