@@ -195,6 +195,10 @@ WRONG = {
         space("targets: '*query'\npaths: {B: [lora, none]}"), "a regular expression", ["targets", "*query"],
     ),
     "targets of another type": (space("targets: {a: 1}\npaths: {B: [lora]}"), "module names", ["targets"]),
+    "targets one of which matches no layer": (
+        space("targets: [query, valeu]\npaths: {B: [lora]}"), "names that each match a layer",
+        ["space.targets", "valeu"],
+    ),
     "targets that match no layer": (
         space("targets: [nothing]\npaths: {B: [lora]}"), "names that match a layer", ["space.targets", "nothing"],
     ),
