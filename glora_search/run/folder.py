@@ -23,7 +23,7 @@ from glora_search.search.trials import STUDY_NAME
 
 SECTIONS = ("name", "task", "data", "supernet", "search")
 """What every recipe has."""
-LOCK, BUDGETS = ".lock", "budgets"
+LOCK, BUDGETS, ORIGIN = ".lock", "budgets", "origin.json"
 SHARED = "shared"
 """The file in ``search/`` that says that the trials are in a storage which ``--storage`` has named."""
 

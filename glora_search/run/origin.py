@@ -13,8 +13,8 @@ from glora_search.errors import UserError
 from glora_search.files.text import read_json, write_json
 from glora_search.progress import say
 from glora_search.run.context import Context
-from glora_search.run.folder import RunFolder
-from glora_search.run.making import ORIGIN, versions
+from glora_search.run.folder import ORIGIN, RunFolder
+from glora_search.run.making import versions
 from glora_search.run.stages import STAGES
 from glora_search.tasks import Task
 from glora_search.tasks.fingerprints import file_digest
