@@ -34,6 +34,14 @@ WRONG = {
     "a folder for a recipe": (arguments("run", "."), SHIPPED, ["recipe", "'.'"]),
     "no recipe's name": (arguments("run", ""), SHIPPED, ["recipe"]),
     "a recipe with broken YAML": (recipe_text("name: ["), "not valid YAML", ["recipe.yaml"]),
+    "a recipe with a section twice": (
+        recipe_text("name: x\nsearch: {trials: 500}\ntask: {}\nsearch: {max_params: 600}\n"), "is there twice",
+        ["recipe.yaml", "search", "line 4"],
+    ),
+    "a space with a pattern twice": (
+        space("paths: {B: [lora]}\noverrides: {query: {ranks: [1]}, query: {ranks: [2]}}"), "is there twice",
+        ["mine.yaml", "query", "line 2"],
+    ),
     "a recipe that is a list": (recipe_text("[1, 2]"), "a mapping of keys to values", ["recipe.yaml", "[1, 2]"]),
     "an empty recipe": (recipe_text(""), "a mapping of keys to values", ["recipe.yaml", "None"]),
     "a recipe that is no text": (recipe_text(b"\xff\xfe\x00\x81"), "not valid YAML", ["recipe.yaml"]),
