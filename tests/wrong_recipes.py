@@ -216,6 +216,10 @@ WRONG = {
     "an override that matches no layer": (
         space("paths: {B: [lora, none]}\noverrides: {qeury: {ranks: [1]}}"), "patterns that match a layer", ["qeury"],
     ),
+    "a pattern all of whose layers are another's": (
+        space("paths: {B: [lora, none]}\noverrides: {query: {ranks: [1]}, self.query: {ranks: [2]}}"),
+        "which none before them matches", ["space.overrides", "self.query"],
+    ),
     "a budget below the cheapest subnet": (
         space("paths: {B: [lora]}\nranks: [2]", "search.max_params=9"), "the parameters of the cheapest subnet",
         ["search.max_params", "9", "at least"],
