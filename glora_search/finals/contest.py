@@ -66,6 +66,12 @@ class Outcome:
         """The name of the one with the lowest validation loss."""
         return self.result.last[0]
 
+    @property
+    def tuned(self) -> bool:
+        """Whether the baseline raced at several learning rates."""
+        rates = {one.rate for one in self.result.field if one.method == self.named(self.baseline or "").method}
+        return len(rates) > 1
+
     def finite(self, name: str | None) -> bool:
         """Whether a finalist has a validation loss."""
         return name is not None and math.isfinite(self.result.standings[name].loss)

@@ -123,7 +123,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
     if outcome.baseline is not None and outcome.finite(outcome.baseline):
         own = outcome.named(outcome.baseline)
         baseline = {
-            "name": own.name + (TUNED if own.rated else ""),
+            "name": own.name + (TUNED if outcome.tuned else ""),
             "method": own.method,
             **kept(own.name, folder / "baseline"),
         }
