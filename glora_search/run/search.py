@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 
+from glora_search.errors import UserError
 from glora_search.progress import track
 from glora_search.run.context import Context
 from glora_search.run.folder import SHARED, RunFolder, digest
@@ -33,9 +34,14 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
     if storage is not None:
         (folder / SHARED).write_text("")
     study = _work(run, workers, storage)
+    try:
+        found = summary(study)
+    except UserError as error:  # what has failed is not tried again
+        again = f"glora-search search {run.folder} --again" + (" --storage STORAGE" if storage is not None else "")
+        raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)
-    return {**summary(study), "files": {table.name: digest(table)}}
+    return {**found, "files": {table.name: digest(table)}}
 
 
 def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> None:
