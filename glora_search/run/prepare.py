@@ -23,7 +23,7 @@ from glora_search.metrics import Panel
 from glora_search.progress import say, track
 from glora_search.recipe.arguments import EVALUATED, TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
-from glora_search.run.repeated import repeated_rows
+from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
@@ -103,7 +103,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
-    for note in (*repeated_rows(task, splits["test"]), *task.row_notes()):
+    for note in (*rows_that_tell_little(task, splits["test"]), *task.row_notes()):
         say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():

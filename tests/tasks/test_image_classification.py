@@ -10,7 +10,7 @@ import torch
 
 from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
-from glora_search.run.repeated import repeated_rows
+from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.tasks import make_task
 
 
@@ -52,5 +52,5 @@ def test_repeated_images_are_said(tiny, recipe, make, tmp_path):
     shutil.copy(tmp_path / "train" / "dark" / "0.png", tmp_path / "test" / "dark" / "more.png")
     data = {"source": "imagefolder", "train": train, "test": test}
     task = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
-    (note,) = repeated_rows(task, task.test_split())
+    (note,) = rows_that_tell_little(task, task.test_split())
     assert note.startswith("1 of 5 rows of data.test are ")
