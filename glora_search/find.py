@@ -24,7 +24,7 @@ from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.compat import BaseTunerLayer
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
-from glora_search.finals.contest import Contest
+from glora_search.finals.contest import NOBODY_RACES, Contest, check_field
 from glora_search.finals.finalists import Finalist, Subnet, distinct
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
@@ -169,6 +169,8 @@ def find_adapter(
         _rows_for(model, rows, name, args, scoring) for name, rows in (("train", train), ("validation", validation))
     )
     ending = None if finals is None else _checked(finals, retrain_args, train)
+    if ending is not None:
+        check_field(bound, max_params, ending, key="max_params")
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
@@ -347,7 +349,7 @@ def _race(
             modules_to_save=config.modules_to_save or (),
         )
         if not contest.subnets and not contest.uniform:
-            raise invalid("max_params", max_params, "with finals, a budget within which a subnet or a method can train")
+            raise invalid("max_params", max_params, NOBODY_RACES)
         outcome = contest.run(optuna.create_study(study_name=STUDY_NAME))
         winner = outcome.named(outcome.winner)
         if not outcome.finite(winner.name):

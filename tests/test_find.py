@@ -322,6 +322,12 @@ def test_wrong_settings_of_a_race_are_refused_before_the_training(find, monkeypa
         assert word in str(error.value)
 
 
+def test_a_budget_with_which_nobody_can_race_is_refused_before_the_training(find, monkeypatch):
+    monkeypatch.setattr(SupernetTrainer, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"max_params: got 0; .*a subnet or a method can train"):
+        find(retrain={}, finals={}, max_params=0)
+
+
 def test_rows_are_taken_as_trainer_takes_them_with_options_in_their_batches(find):
     def collate(some):
         return {**default_data_collator(some), "return_dict": True}

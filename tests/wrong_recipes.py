@@ -34,6 +34,14 @@ WRONG = {
     "a folder for a recipe": (arguments("run", "."), SHIPPED, ["recipe", "'.'"]),
     "no recipe's name": (arguments("run", ""), SHIPPED, ["recipe"]),
     "a recipe with broken YAML": (recipe_text("name: ["), "not valid YAML", ["recipe.yaml"]),
+    "a recipe with a section twice": (
+        recipe_text("name: x\nsearch: {trials: 500}\ntask: {}\nsearch: {max_params: 600}\n"), "is there twice",
+        ["recipe.yaml", "search", "line 4"],
+    ),
+    "a space with a pattern twice": (
+        space("paths: {B: [lora]}\noverrides: {query: {ranks: [1]}, query: {ranks: [2]}}"), "is there twice",
+        ["mine.yaml", "query", "line 2"],
+    ),
     "a recipe that is a list": (recipe_text("[1, 2]"), "a mapping of keys to values", ["recipe.yaml", "[1, 2]"]),
     "an empty recipe": (recipe_text(""), "a mapping of keys to values", ["recipe.yaml", "None"]),
     "a recipe that is no text": (recipe_text(b"\xff\xfe\x00\x81"), "not valid YAML", ["recipe.yaml"]),
@@ -97,6 +105,16 @@ WRONG = {
     "a smaller budget that is not smaller": (
         setting("search.max_params=600", "search.budgets=[700]"), "budgets below max_params",
         ["search.budgets", "700"],
+    ),
+    "a smaller budget below the cheapest subnet": (
+        space("targets: [query]\npaths: {B: [lora]}\nranks: [1, 2]", "search.max_params=[600, 10]"),
+        "the parameters of the cheapest subnet", ["search.budgets", "10"],
+    ),
+    "a budget with which nobody can race": (
+        setting("search.max_params=0", "finals={}"), "a subnet or a method can train", ["search.max_params", "got 0"],
+    ),
+    "a smaller budget with which nobody can race": (
+        setting("search.max_params=[600, 0]", "finals={}"), "a subnet or a method can train", ["got 0"],
     ),
     "budgets twice": (
         setting("search.max_params=[600, 300]", "search.budgets=[200]"), "where max_params lists all budgets", ["200"],
@@ -185,6 +203,10 @@ WRONG = {
         space("targets: '*query'\npaths: {B: [lora, none]}"), "a regular expression", ["targets", "*query"],
     ),
     "targets of another type": (space("targets: {a: 1}\npaths: {B: [lora]}"), "module names", ["targets"]),
+    "targets one of which matches no layer": (
+        space("targets: [query, valeu]\npaths: {B: [lora]}"), "names that each match a layer",
+        ["space.targets", "valeu"],
+    ),
     "targets that match no layer": (
         space("targets: [nothing]\npaths: {B: [lora]}"), "names that match a layer", ["space.targets", "nothing"],
     ),
@@ -193,6 +215,10 @@ WRONG = {
     ),
     "an override that matches no layer": (
         space("paths: {B: [lora, none]}\noverrides: {qeury: {ranks: [1]}}"), "patterns that match a layer", ["qeury"],
+    ),
+    "a pattern all of whose layers are another's": (
+        space("paths: {B: [lora, none]}\noverrides: {query: {ranks: [1]}, self.query: {ranks: [2]}}"),
+        "which none before them matches", ["space.overrides", "self.query"],
     ),
     "a budget below the cheapest subnet": (
         space("paths: {B: [lora]}\nranks: [2]", "search.max_params=9"), "the parameters of the cheapest subnet",

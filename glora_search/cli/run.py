@@ -137,7 +137,7 @@ def search_(
     if trials is not None:
         recipe = current.context.recipe.model_copy(deep=True)
         recipe.search.trials = trials
-        current = type(current).create(recipe, run)
+        current = type(current).create(recipe, run, storage=storage)
     if again:
         from glora_search.run.search import forget_shared_search
 

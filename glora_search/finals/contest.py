@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
+from glora_search.errors import invalid
 from glora_search.files.claims import claimed
 from glora_search.finals.finalists import (
     Finalist,
@@ -43,6 +44,7 @@ FURTHER = 2
 """Learning rates of LoRA that join the race, at most."""
 WAIT = 0.5
 """Seconds between two looks at what other processes are at."""
+NOBODY_RACES = "with finals, a budget within which a subnet or a method can train"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Outcome:
     def winner(self) -> str:
         """The name of the one with the lowest validation loss."""
         return self.result.last[0]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the baseline raced at several learning rates."""
+        rates = {one.rate for one in self.result.field if one.method == self.named(self.baseline or "").method}
+        return len(rates) > 1
 
     def finite(self, name: str | None) -> bool:
         """Whether a finalist has a validation loss."""
@@ -298,6 +306,17 @@ def own_factors(one: Finalist, given: Mapping[str, float]) -> dict[str, float]:
     """
     own = one.origin.lr_factors if given and isinstance(one.origin, Uniform) else {}
     return {**{key: factor for key, factor in own.items() if key.partition(".")[2] not in given}, **given}
+
+
+def check_field(space: BoundSpace, budget: int | None, settings: Finals, key: str = "search.max_params") -> None:
+    """Refuse a budget that no uniform method fits, nor any subnet that has something to train.
+
+    Raises:
+        UserError: names the budget.
+    """
+    subnets = settings.subnets and (budget is None or space.cheapest_to_train <= budget)
+    if not subnets and not uniform_methods(space, budget, settings.methods):
+        raise invalid(key, budget, NOBODY_RACES)
 
 
 def planned_trainings(uniform: Sequence[Finalist], subnets: int, *, teacher: bool) -> float:

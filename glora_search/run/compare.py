@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glora_search.files.text import load_yaml
-from glora_search.run.folder import RunFolder
+from glora_search.files.text import load_yaml, read_json
+from glora_search.run.folder import ORIGIN, RunFolder
 from glora_search.run.measures import measures
 
 
@@ -22,7 +22,8 @@ def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]
     """
     rows = [_row(run) for run in runs]
     notes = [f"{row['run']} is not finished" for row in rows if row["test"] is None]
-    notes += _differences("data", {str(run.path): _rows_of(run.recipe) for run in runs})
+    data = _differences("data", {str(run.path): _rows_of(run.recipe) for run in runs})
+    notes += data or [note for run in runs[1:] for note in _other_contents(runs[0], run)]
     found = {row["run"]: row["metric"] for row in rows if row["metric"] is not None}
     differing = _differences("metric", found)
     notes += [f"{note}: their scores cannot be compared" for note in differing]
@@ -68,6 +69,28 @@ def _rows_of(recipe: dict[str, Any]) -> dict[str, Any]:
     data = recipe["data"]
     cuts = any(data.get(split) is None for split in ("validation", "test"))
     return {**data, **({"seed": recipe.get("seed")} if cuts or data.get("max_train_rows") else {})}
+
+
+def _other_contents(first: RunFolder, other: RunFolder) -> list[str]:
+    """What stands in the same place for both runs, and was another thing when each of them began.
+
+    Rows are known by the columns that a task reads of them, so those of two tasks are not compared.
+    """
+    tasks = [run.recipe["task"] for run in (first, other)]
+
+    def same(*keys: str) -> bool:
+        return all(tasks[0].get(key) == tasks[1].get(key) for key in keys)
+
+    origins = [read_json(run.path / ORIGIN) for run in (first, other) if (run.path / ORIGIN).is_file()]
+    if len(origins) < 2:
+        return []
+    found = []
+    for what, key, asked in (("data", "data", same("type", "prompt")), ("task.model", "model", same("model"))):
+        before, after = (origin.get(key, {}) for origin in origins)
+        names = [name for name in before if name in after and before[name]["digest"] != after[name]["digest"]]
+        if names and asked:
+            found.append(f"{what}: {', '.join(names)} had other contents in {first.path} than in {other.path}")
+    return found
 
 
 def _differences(what: str, values: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from glora_search.run.cost import spent
 from glora_search.run.folder import RunFolder, source_name
 from glora_search.run.references import base_model, constants, no_better
 from glora_search.run.retrain import retraining_diverged
+from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.scores import Scores
 from glora_search.scoring import Batches, Evaluation, evaluate
 from glora_search.search.evolution import EvolutionSampler
@@ -123,6 +124,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *poor_teacher(view.done("finals") or {}, recipe),
         *rate_at_the_end(view.done("finals") or {}),
         *notes(view, task, references),
+        *rows_that_tell_little(task, batches.dataset),
         *task.row_notes(FEW_ROWS),
         *further_figures(also),
     ]

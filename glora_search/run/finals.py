@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import UserError, invalid
-from glora_search.finals.contest import WAIT, Contest, Outcome
+from glora_search.finals.contest import NOBODY_RACES, WAIT, Contest, Outcome
 from glora_search.finals.finalists import TUNED, Subnet, distinct, subnet_finalists
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
@@ -54,7 +54,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     contest = _contest(run, folder, settings)
     if not contest.subnets and not contest.uniform:
         budget = run.recipe.search.max_params
-        raise invalid("search.max_params", budget, "with finals, a budget within which a subnet or a method can train")
+        raise invalid("search.max_params", budget, NOBODY_RACES)
     _write_starts(run, folder, contest)
     (folder / READY).write_text("")
     storage = JournalStorage(JournalFile(folder / "journal.log"))
@@ -123,7 +123,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
     if outcome.baseline is not None and outcome.finite(outcome.baseline):
         own = outcome.named(outcome.baseline)
         baseline = {
-            "name": own.name + (TUNED if own.rated else ""),
+            "name": own.name + (TUNED if outcome.tuned else ""),
             "method": own.method,
             **kept(own.name, folder / "baseline"),
         }

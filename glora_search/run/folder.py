@@ -23,7 +23,9 @@ from glora_search.search.trials import STUDY_NAME
 
 SECTIONS = ("name", "task", "data", "supernet", "search")
 """What every recipe has."""
-LOCK, BUDGETS = ".lock", "budgets"
+LOCK, BUDGETS, ORIGIN = ".lock", "budgets", "origin.json"
+SHARED = "shared"
+"""The file in ``search/`` that says that the trials are in a storage which ``--storage`` has named."""
 
 
 class RunFolder:
@@ -226,6 +228,19 @@ class RunFolder:
         digest = hashlib.sha256(json.dumps([self.weights(), settings], sort_keys=True).encode())
         digest.update((self.path / "space.yaml").read_bytes())
         return f"{self.name}-{digest.hexdigest()[:12]}"
+
+    def check_storage(self, storage: str | None) -> None:
+        """Refuse to go on in the folder's journal with a search whose trials are elsewhere.
+
+        Raises:
+            UserError: names the ways to go on.
+        """
+        if storage is None and (self.path / "search" / SHARED).is_file():
+            command = f"glora-search search {self.path}"
+            raise UserError(
+                f"{self.path}: the trials of its search are in the storage that --storage named. To go on there: "
+                f"{command} --storage STORAGE, with --trials N for more trials. To search anew here: {command} --again"
+            )
 
     # -- who works here --------------------------------------------------------------------------------------------
 

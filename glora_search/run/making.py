@@ -19,10 +19,9 @@ from glora_search.files.text import write_json, write_text
 from glora_search.recipe.data import SPLITS, Files, Hub, Saved
 from glora_search.recipe.metrics import LmEval
 from glora_search.recipe.schema import Recipe
-from glora_search.run.folder import RunFolder
+from glora_search.run.folder import ORIGIN, RunFolder
 from glora_search.space.schema import SearchSpace
 
-ORIGIN = "origin.json"
 VERSIONS = ("glora-search", "torch", "transformers", "peft", "datasets", "optuna", "accelerate", "numpy")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from glora_search.errors import UserError
 from glora_search.files.text import read_json, write_json
 from glora_search.progress import say
 from glora_search.run.context import Context
-from glora_search.run.folder import RunFolder
-from glora_search.run.making import ORIGIN, versions
+from glora_search.run.folder import ORIGIN, RunFolder
+from glora_search.run.making import versions
 from glora_search.run.stages import STAGES
 from glora_search.tasks import Task
 from glora_search.tasks.fingerprints import file_digest
 
+LATER_FILES = ("chat_template*", "generation_config.json", "*.spm", "*.codes")
+"""Those that earlier versions did not note."""
 MODEL_FILES = (
+    *LATER_FILES,
     *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.py"),
     *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
     *("preprocessor_config.json", "processor_config.json"),
@@ -111,7 +115,8 @@ def _model(noted: dict[str, Any], found: dict[str, Any], *, whole: bool) -> list
     said = [f"{name} is another" for name in noted if name in found and noted[name]["digest"] != found[name]["digest"]]
     if whole:
         said += [f"{name} is missing" for name in noted if name not in found]
-        said += [f"{name} is new" for name in found if name not in noted]
+        later = [name for name in found for pattern in LATER_FILES if fnmatch(name, pattern)]
+        said += [f"{name} is new" for name in found if name not in noted and name not in later]
     return [f"task.model: {', '.join(said)}"] if said else []
 
 

@@ -12,17 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from glora_search.errors import UserError, invalid
+from glora_search.finals.contest import check_field
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import finalist_args
 from glora_search.metrics import Panel
 from glora_search.progress import say, track
 from glora_search.recipe.arguments import EVALUATED, TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
+from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
@@ -71,6 +72,11 @@ def check(recipe: Recipe) -> Task:
         options=search.options,
         racing=search.racing,
     )
+    for budget in search.budgets:
+        space.check_budget(budget, key="search.budgets")
+    if recipe.finals is not None:
+        for each in (search.max_params, *search.budgets):
+            check_field(space, each, recipe.finals)
     if isinstance(sampler, EvolutionSampler) and (note := sampler.note(search.trials)):
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
@@ -97,8 +103,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
-    _say_repeated(task, splits)
-    for note in task.row_notes():
+    for note in (*rows_that_tell_little(task, splits["test"]), *task.row_notes()):
         say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():
@@ -132,18 +137,6 @@ def _try_metrics(task: Task, model: PreTrainedModel) -> None:
             with _refused(metric.key, metric.name, "a metric that can be scored"):
                 metric.references(rows)
                 metric.score(model, rows.select(range(min(2, len(rows)))))
-
-
-def _say_repeated(task: Task, splits: dict[str, Dataset]) -> None:
-    """Say which rows to score on were learned from, too."""
-    if "input_ids" not in task.train_rows.column_names:
-        return
-    learned = set(map(tuple, task.train_rows["input_ids"]))
-    for split in ("validation", "test"):
-        known = sum(tuple(ids) in learned for ids in splits[split]["input_ids"])
-        if known:
-            rows = f"{known} of {len(splits[split])} rows of data.{split}"
-            say(f"note: {rows} are train rows too, so scores on this split are too optimistic")
 
 
 def _check_words(task: Task) -> None:

@@ -51,7 +51,9 @@ class Run:
         self.folder, self.view = self.context.folder, self.context.view
 
     @classmethod
-    def create(cls, recipe: Recipe, folder: str | Path | None = None, *, again: bool = False) -> Run:
+    def create(
+        cls, recipe: Recipe, folder: str | Path | None = None, *, again: bool = False, storage: str | None = None
+    ) -> Run:
         """Make a run folder, or open the one that the recipe made before.
 
         What its stages will do is tried before anything is written, see `prepare.check`. Where sections of later
@@ -60,6 +62,7 @@ class Run:
         Args:
             folder: None is ``runs/<recipe's name>``.
             again: try also a recipe that has made the folder before, with the data and the model that are there now.
+            storage: where a search that has more trials now will go on, see `search.run_search`.
 
         Raises:
             UserError: the folder was made from another recipe or space; what is in it stays as it is. Or the recipe
@@ -73,7 +76,7 @@ class Run:
             found = changes(run.view, noted)
             check_changes(run.view, found)
             if found:
-                return run._changed(noted, check(recipe))
+                return run._changed(noted, check(recipe), storage)
             return run._tried_again(check(recipe)) if again else run
         task = check(recipe)  # messages have the paths that the user wrote
         with writing_in(folder):
@@ -93,7 +96,7 @@ class Run:
             check_origin(self._with(task).context)
         return self._with(task)
 
-    def _changed(self, recipe: Recipe, task: Task) -> Run:
+    def _changed(self, recipe: Recipe, task: Task, storage: str | None) -> Run:
         """The run with another recipe, as far as it may be another; what is stale is removed first."""
         with self.working():
             view = RunFolder(self.folder)  # as another process may have left it
@@ -103,6 +106,8 @@ class Run:
             for change in found:
                 say(f"{change.key}: {change.after!r}, was {change.before!r}", "dim")
             stale, goes_on = stale_stages(view, recipe, found)
+            if goes_on:
+                view.check_storage(storage)
             if not view.has_begun():
                 stale = list(STAGES)
             for name in stale:

@@ -8,9 +8,10 @@ from typing import Any
 
 import optuna
 
+from glora_search.errors import UserError
 from glora_search.progress import track
 from glora_search.run.context import Context
-from glora_search.run.folder import RunFolder, digest
+from glora_search.run.folder import SHARED, RunFolder, digest
 from glora_search.run.origin import check_origin
 from glora_search.search.calibration import subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
@@ -29,10 +30,18 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
         storage: what workers of other machines share, see `open_storage`; None is the journal in the run folder,
             which can lie on a shared disk.
     """
+    run.view.check_storage(storage)
+    if storage is not None:
+        (folder / SHARED).write_text("")
     study = _work(run, workers, storage)
+    try:
+        found = summary(study)
+    except UserError as error:  # what has failed is not tried again
+        again = f"glora-search search {run.folder} --again" + (" --storage STORAGE" if storage is not None else "")
+        raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)
-    return {**summary(study), "files": {table.name: digest(table)}}
+    return {**found, "files": {table.name: digest(table)}}
 
 
 def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> None:
@@ -42,7 +51,9 @@ def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> Non
         folder: the run folder.
         workers, storage: see `run_search`.
     """
-    _work(Context(folder), workers, storage)
+    run = Context(folder)
+    run.view.check_storage(storage)
+    _work(run, workers, storage)
 
 
 def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:

@@ -60,8 +60,17 @@ def adaptable_layers(
             f"names that match a layer of {type(model).__name__}, e.g. {', '.join(linear[:4]) or 'none'}"
             + (f" (exclude is {exclude!r})" if exclude else ""),
         )
+    _refuse_unmatched(model, targets, layers[0].name)
     _refuse_shared(model, [layer.name for layer in layers], targets)
     return layers
+
+
+def _refuse_unmatched(model: nn.Module, targets: str | list[str], example: str) -> None:
+    """Refuse a name in a list that is no module's: misspelt, it would leave its layers out."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    for target in targets if isinstance(targets, list) else ():
+        if not any(name.endswith(f".{target}") for name in names):
+            raise invalid("space.targets", target, f"names that each match a layer, e.g. of {example}")
 
 
 def _refuse_quantized(model: nn.Module, saved: set[str]) -> None:

@@ -124,6 +124,12 @@ class BoundSpace:
         """A genome of the most parameters."""
         return self.codec.decode(self.codec.largest)
 
+    @functools.cached_property
+    def cheapest_to_train(self) -> int:
+        """The fewest parameters, above 0, of a subnet; the space has a path that adds some."""
+        smallest = self.params(self.smallest)
+        return smallest or min(size for table in self.codec.tables for size in table.params if size)
+
     def check_budget(self, max_params: int | None, key: str = "search.max_params") -> None:
         """Refuse a budget that no subnet meets.
 

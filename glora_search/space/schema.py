@@ -145,7 +145,8 @@ class SearchSpace(Choices):
         layers = [SpaceLayer(*layer, *self.choices_for(layer.name)) for layer in found]
         for pattern in self.overrides:
             if not any(self._override_of(layer.name) == pattern for layer in layers):
-                raise invalid("space.overrides", pattern, f"patterns that match a layer, e.g. of {layers[0].name}")
+                allowed = f"patterns that match a layer which none before them matches, e.g. of {layers[0].name}"
+                raise invalid("space.overrides", pattern, allowed)
         return bound_to(model, layers, self.name)
 
     def _override_of(self, module_name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,16 +207,12 @@ class DatasetFiles(_InFiles):
     def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)
         images = self.data.source == "imagefolder"
-        if images:
-            options["drop_labels"] = False
         try:
-            rows = load_dataset(
-                self.data.source,
-                data_files={split: str(path / "**") if images else str(path)},
-                split=split,
-                **options,
-            )
-            return use(rows)
+            if images:
+                options |= {"data_files": {split: _every_file(path)}, "drop_labels": False}
+            else:  # the cache knows a file by its path and time, and by this name
+                options |= {"data_files": {split: glob.escape(str(path))}, "name": file_digest(path)[:16]}
+            return use(load_dataset(self.data.source, split=split, **options))
         except Exception as error:
             wanted = "a folder with a folder of images for each class" if images else f"a {self.data.source} file"
             fault = json_fault(path) if self.data.source == "json" else None
@@ -268,6 +265,13 @@ def _load_saved(data: Saved) -> DatasetDict:
         allowed = f"a folder that datasets' save_to_disk wrote ({_reason(error)})"
         raise invalid("data.folder", data.folder, allowed) from error
     return found if isinstance(found, DatasetDict) else DatasetDict({"train": found})
+
+
+def _every_file(folder: Path) -> list[str]:
+    """Patterns of `datasets` for all files in a folder; it takes a name that begins with ``__`` only where it is
+    asked for."""
+    special = (inner for inner in sorted(folder.glob("__*/")) if any(file.is_file() for file in inner.rglob("*")))
+    return [f"{glob.escape(str(inner))}/**" for inner in (folder, *special)]
 
 
 def _existing(data: Files, split: str) -> Path:

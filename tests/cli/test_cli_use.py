@@ -77,6 +77,16 @@ def test_runs_on_other_data_or_by_another_metric_are_no_fair_comparison(call, fi
     assert "Note: metric is 'accuracy' in" in out
 
 
+def test_files_that_were_replaced_between_two_runs_are_noted(call, finished, other):
+    path = other.folder / "origin.json"
+    noted = json.loads(path.read_text())
+    noted["data"]["test"]["digest"] = noted["model"]["model.safetensors"]["digest"] = "another"
+    path.write_text(json.dumps(noted))
+    out = " ".join(call("compare", finished, other.folder)[1].split())
+    assert f"Note: data: test had other contents in {finished} than in {other.folder}." in out
+    assert f"Note: task.model: model.safetensors had other contents in {finished} than in {other.folder}." in out
+
+
 def test_another_seed_counts_where_it_cuts_the_splits(call, finished, other):
     other("seed", to=5)
     assert "Note" not in call("compare", finished, other.folder)[1]

@@ -120,6 +120,17 @@ def test_loras_learning_rate_is_raced_beyond_those_given_until_the_best_lies_ins
     assert {one.name for one in outcome.result.field} == outcome.result.standings.keys()
 
 
+@pytest.mark.parametrize(
+    ("best", "rates", "tuned"), [("LoRA", [1, 2], True), ("LoRA", [1], False), ("HiRA", [1, 2], False)]
+)
+def test_a_baseline_is_tuned_if_it_raced_at_several_learning_rates(contest, best, rates, tuned):
+    made = contest({best: 0.1}, taught=True)
+    made.settings = Finals(methods=["lora", "hira"], rates=rates)
+    outcome = made.run()
+    assert outcome.baseline.startswith(best)
+    assert outcome.tuned is tuned
+
+
 @pytest.mark.parametrize("best", ["LoRA r=8 x2", "(IA)3", "BitFit", "HiRA r=8"])
 def test_without_a_teacher_the_best_uniform_method_is_never_dropped(contest, best):
     outcome = contest({"subnet": 0.1, best: 0.5}, taught=False).run()

@@ -11,6 +11,7 @@ import yaml
 from glora_search import Recipe, Run
 from glora_search.errors import UserError
 from glora_search.run.changes import stages_of
+from glora_search.run.search import assist
 from glora_search.run.stages import STAGES
 
 DONE = [name for name in STAGES if name != "finals"]
@@ -70,6 +71,23 @@ def test_more_trials_go_on_from_those_that_are_there(copied, tiny_recipe):
     whole = Run.create(Recipe.model_validate(with_keys(tiny_recipe, search__trials=15)), copied.folder / "whole")
     whole.do("supernet")
     assert whole.do("search")["best"] == run.view.result("search")["best"]
+
+
+def test_a_search_in_another_storage_goes_on_there_alone(copied, tiny_recipe):
+    copied.forget("search")
+    storage = str(copied.folder / "elsewhere.log")
+    copied.do("search", storage=storage)
+    copied.do("best")
+    more = Recipe.model_validate(with_keys(tiny_recipe, search__trials=15))
+    with pytest.raises(UserError, match=r"are in the storage that --storage named.*--storage STORAGE"):
+        Run.create(more, copied.folder)
+    assert left(Run(copied.folder)) == ["supernet", "search", "best", "baselines"]
+    run = Run.create(more, copied.folder, storage=storage)
+    for work in (lambda: run.do("search"), lambda: assist(copied.folder)):
+        with pytest.raises(UserError, match="are in the storage that --storage named"):
+            work()
+    assert run.do("search", storage=storage)["trials"] == 15
+    assert not (copied.folder / "search" / "journal.log").exists()
 
 
 def test_another_budget_searches_again_on_the_same_supernet(copied, tiny_recipe):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 
-from glora_search import Evaluation, Recipe, Run
+from glora_search import Evaluation, Recipe, Run, SubnetEvaluator
 from glora_search.errors import UserError
 from glora_search.report import result_rows, write_report
 from glora_search.run import retrain
@@ -77,3 +78,15 @@ def test_a_weight_that_no_validation_row_meets_tells_too(copied, monkeypatch):
     monkeypatch.setattr(retrain, "evaluate", lambda *args: Evaluation(1.0, 0.0))
     assert copied.do("retrained")["diverged"]
     assert copied.view.final()[0] == "best"
+
+
+def test_a_search_all_of_whose_trials_fail_says_how_to_search_anew(copied, monkeypatch):
+    copied.forget("search")
+    with monkeypatch.context() as patch:
+        patch.setattr(SubnetEvaluator, "__call__", lambda *args: Evaluation(math.nan, 1.0))
+        with pytest.raises(UserError, match=r"no trial has finished .*metric nan.*search anew: .* --again"):
+            copied.do("search")
+    with pytest.raises(UserError, match="search anew"):
+        copied.do("search")
+    copied.forget("search")
+    assert copied.do("search")["evaluated"] == copied.context.recipe.search.trials

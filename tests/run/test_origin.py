@@ -26,6 +26,7 @@ def whole(tiny_recipe, tiny_model, tiny_csv, tmp_path_factory):
     """A folder with a model, data, and a run that was made from them, its stages all done."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(tiny_model, folder / "model")
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
     for split, path in tiny_csv.items():
         shutil.copy(path, folder / f"{split}.csv")
     Run.create(recipe_in(folder, tiny_recipe), folder / "run").all_stages()
@@ -91,6 +92,10 @@ def other_tokenizer(folder):
     path.write_text(path.read_text().replace('"goal"', '"laog"'))
 
 
+def other_template(folder):
+    (folder / "model" / "chat_template.jinja").write_text("now: {{ messages }}")
+
+
 CHANGES = {
     "a row more": (a_row_more, ["data.train has 65 rows and had 64"]),
     "other rows": (other_rows, ["data.validation has other rows"]),
@@ -100,6 +105,7 @@ CHANGES = {
     "other weights": (other_weights, ["task.model: model.safetensors is another"]),
     "another config": (other_config, ["task.model: config.json is another"]),
     "another tokenizer": (other_tokenizer, ["tokenizer.json is another"]),
+    "another chat template": (other_template, ["chat_template.jinja is another"]),
 }
 
 
@@ -193,6 +199,15 @@ def test_a_run_of_a_version_that_noted_nothing_goes_on(place):
     (place / "run" / "metrics.json").unlink()
     Run(place / "run").do("test")
     assert (place / "run" / "origin.json").is_file()
+
+
+def test_a_run_of_a_version_that_noted_fewer_files_goes_on(place):
+    path = place / "run" / "origin.json"
+    noted = json.loads(path.read_text())
+    del noted["model"]["chat_template.jinja"]
+    path.write_text(json.dumps(noted))
+    (place / "run" / "metrics.json").unlink()
+    Run(place / "run").do("test")
 
 
 def test_of_the_hubs_cache_the_names_of_the_contents_are_taken(tmp_path, monkeypatch):

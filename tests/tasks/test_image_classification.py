@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 
 from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
+from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.tasks import make_task
 
 
@@ -41,3 +44,13 @@ def test_image_classification_without_pillow_names_the_package(tiny, recipe, mon
         make_task(
             Recipe.model_validate(recipe("x", {"source": "imagefolder", "train": "x"}, type="image-classification"))
         )
+
+
+def test_repeated_images_are_said(tiny, recipe, make, tmp_path):
+    train = make.images(tmp_path / "train", 12)
+    test = make.images(tmp_path / "test", 4, seed=1)
+    shutil.copy(tmp_path / "train" / "dark" / "0.png", tmp_path / "test" / "dark" / "more.png")
+    data = {"source": "imagefolder", "train": train, "test": test}
+    task = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+    (note,) = rows_that_tell_little(task, task.test_split())
+    assert note.startswith("1 of 5 rows of data.test are ")

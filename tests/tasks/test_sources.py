@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -210,3 +211,30 @@ def test_dates_that_jsons_reader_makes_times_of_are_refused_and_csv_keeps_them(t
     pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
     kept = open_source(Files(source="csv", train=str(tmp_path / "a.csv"))).read("train", ["label"])
     assert kept["label"] == [row["label"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_is_the_one_that_its_name_says_whatever_characters_it_has(kind, tmp_path):
+    write(kind, tmp_path, ROWS[:6], "rows1")  # which `rows[1]` matches as a pattern
+    path = write(kind, tmp_path, ROWS, "rows[1]")
+    found = open_source(Files(source=source(kind), train=path))
+    assert found.read("train", ["text"])["text"] == [row["text"] for row in ROWS]
+    assert found.columns("train") == ["text", "label", "more"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_that_was_replaced_is_read_anew_whatever_its_time(kind, tmp_path):
+    for rows in (ROWS, [{**row, "text": "new"} for row in ROWS]):
+        path = write(kind, tmp_path, rows)
+        os.utime(path, (1e9, 1e9))
+        assert open_source(Files(source=source(kind), train=path)).read("train", ["text"])[0]["text"] == rows[0]["text"]
+
+
+def test_a_folder_of_images_is_read_whole_whatever_its_names(tmp_path, make):
+    folder = tmp_path / "images [1]"
+    make.images(folder, 4)
+    (folder / "dark").rename(folder / "__background__")
+    (folder / "__empty").mkdir()
+    rows = open_source(Files(source="imagefolder", train=str(folder))).read("train", ["label"])
+    assert rows.features["label"].names == ["__background__", "light"]
+    assert sorted(rows["label"]) == [0, 0, 1, 1]
