@@ -32,6 +32,7 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
     """
     run.view.check_storage(storage)
     if storage is not None:
+        open_storage(storage)  # one that cannot be opened leaves no mark
         (folder / SHARED).write_text("")
     study = _work(run, workers, storage)
     try:
