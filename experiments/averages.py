@@ -12,7 +12,6 @@ losses are the lowest of a training; no test row is read. The csv grows by a row
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import shutil
@@ -23,9 +22,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-import transformers
-from csv_rows import fill, read_rows
+from csv_rows import read_rows
 from students import METHODS
+from study_parts import do_part
 from study_plan import Study
 from study_runs import open_run
 from study_tables import table
@@ -168,15 +167,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "averages")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
-    args = parser.parse_args()
-    path = args.results / "averages.csv"
-    if args.part == "report":
-        print(report(path))
-        return
-    transformers.logging.set_verbosity_error()
-    study = Study.load(HERE / "study" / "plan.yaml")
-    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(path, KEY, list(TRAININGS), figures, args.cache / "averages", args.minutes)
+    do_part("averages", parser.parse_args(), KEY, TRAININGS, measured, report)
 
 
 if __name__ == "__main__":

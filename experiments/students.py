@@ -23,9 +23,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import transformers
-from csv_rows import fill, read_rows
+from csv_rows import read_rows
 from safetensors.torch import load_file, save_file
+from study_parts import do_part
 from study_plan import Study
 from study_runs import open_run, run_recipe
 from study_tables import table
@@ -213,14 +213,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "students")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
     args = parser.parse_args()
-    path = args.results / "students.csv"
-    if args.part == "report":
-        print(report(path))
-        return
-    transformers.logging.set_verbosity_error()
-    study = Study.load(HERE / "study" / "plan.yaml")
-    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(path, KEY, keys(args.datasets, args.seeds), figures, args.cache / "students", args.minutes)
+    do_part("students", args, KEY, keys(args.datasets, args.seeds), measured, report)
 
 
 if __name__ == "__main__":
