@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def prepare(
         from glora_search.run.cost import estimate
 
         say(f"cost: {estimate(current.context)}", "dim")
-    following = f"glora-search {_next(current.view) or 'report'} {current.folder}"
+    following = current.view.command(_next(current.view) or "report")
     if as_json:
         emit({"folder": str(current.folder), "next": following})
     else:
@@ -256,9 +257,9 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     cost = "" if cost is None else f", as long as {cost:.1f} LoRA trainings"
     say(f"Merged and unmerged logits differ by at most {difference:.1e}. The stages took {minutes:.1f} min{cost}.")
     say(f"Report: {page}")
-    say(f'Try it: glora-search predict {run.folder} "Your text here"')
+    say(f"Try it: {run.view.command('predict', 'Your text here')}")
     say("Use the merged model with transformers alone:")
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    say(f'  {python} -c "{usage(run.view)}"')
+    say(f'  {shlex.quote(str(python))} -c "{usage(run.view)}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,7 +140,7 @@ def _write_recipe(file: Path, name: str, values: dict[str, Any], found: dict[str
     write_text(file, text)
     change = "" if found["data"] else f" and set its data ({getattr(recipe.data, 'train', '')} is an example)"
     what = f"{recipe.task.type} with {recipe.task.model}"
-    result(f"{file}: written for {what}. Review it{change}, then run: glora-search run {file}")
+    result(f"{file}: written for {what}. Review it{change}, then run: {shlex.join(['glora-search', 'run', str(file)])}")
 
 
 def _check_model(model: str) -> None:

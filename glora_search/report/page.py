@@ -243,7 +243,7 @@ def _duration(seconds: float) -> str:
 
 
 def _next_command(data: RunData, stage: str) -> str:
-    return f"glora-search {STAGES[stage].command} {data.folder}"
+    return RunFolder(data.folder).command(STAGES[stage].command)
 
 
 def _front(data: RunData) -> Section:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ class RunFolder:
         wanted, replaced = (self.recipe.get(key) for key in (stage.asked, stage.unless))
         return (not stage.asked or wanted not in (None, [])) and (not stage.unless or replaced is None)
 
+    def command(self, name: str, *options: str) -> str:
+        """A command of the command line on this run, as a shell takes it."""
+        return shlex.join(["glora-search", name, str(self.path), *options])
+
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def done(self, stage: str) -> dict[str, Any] | None:
@@ -100,14 +105,14 @@ class RunFolder:
         found = self.done(stage)
         if found is None:
             made = STAGES[stage]
-            raise UserError(f"{self.path}: no {made.shown} yet; run first: glora-search {made.command} {self.path}")
+            raise UserError(f"{self.path}: no {made.shown} yet; run first: {self.command(made.command)}")
         return found
 
     def merged_cannot_be_used(self, error: Exception) -> UserError:
         """What to do about a merged model that does not load."""
         reason = str(error).strip().split("\n")[0]
-        again = f"merge again: glora-search merge {self.path} --again"
-        return UserError(f"{self.path / 'merged'}: cannot be used ({reason}); {again}")
+        again = self.command("merge", "--again")
+        return UserError(f"{self.path / 'merged'}: cannot be used ({reason}); merge again: {again}")
 
     def seconds(self) -> dict[str, float]:
         """Command -> how long its stage took, for the stages that are done."""
@@ -182,7 +187,7 @@ class RunFolder:
         """
         path = self.path / "search" / "journal.log"
         if not path.is_file() or not path.stat().st_size:
-            raise UserError(f"{self.path}: no search has begun here; run first: glora-search search {self.path}")
+            raise UserError(f"{self.path}: no search has begun here; run first: {self.command('search')}")
         return JournalStorage(JournalReader(path))
 
     def trials(self) -> Path:
@@ -196,7 +201,7 @@ class RunFolder:
         if noted is not None and path.is_file() and noted != digest(path):
             raise UserError(
                 f"{path}: not as the search has written it. Bring it back, or remove {path.with_name('stage.json')} "
-                f"and run: glora-search search {self.path}"
+                f"and run: {self.command('search')}"
             )
         return path
 
@@ -236,7 +241,7 @@ class RunFolder:
             UserError: names the ways to go on.
         """
         if storage is None and (self.path / "search" / SHARED).is_file():
-            command = f"glora-search search {self.path}"
+            command = self.command("search")
             raise UserError(
                 f"{self.path}: the trials of its search are in the storage that --storage named. To go on there: "
                 f"{command} --storage STORAGE, with --trials N for more trials. To search anew here: {command} --again"

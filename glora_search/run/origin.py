@@ -48,8 +48,8 @@ def check_origin(run: Context) -> None:
     if different:
         raise UserError(
             f"{run.folder}: made from other data or another model: {'; '.join(different)}. Bring back what it was made "
-            f"from, or use another --run-dir. To start over here: glora-search {STAGES['supernet'].command} "
-            f"{run.folder} --again"
+            "from, or use another --run-dir. To start over here: "
+            f"{run.view.command(STAGES['supernet'].command, '--again')}"
         )
     if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
         write_json(path, {**noted, "data": run.task.data.fingerprints()})

@@ -38,7 +38,7 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
     try:
         found = summary(study)
     except UserError as error:  # what has failed is not tried again
-        again = f"glora-search search {run.folder} --again" + (" --storage STORAGE" if storage is not None else "")
+        again = run.view.command("search", "--again", *(() if storage is None else ("--storage", "STORAGE")))
         raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)

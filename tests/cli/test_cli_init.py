@@ -33,6 +33,10 @@ def test_without_options_it_writes_a_recipe_that_loads(call, tmp_path):
     assert recipe.search.max_params == 60_000
 
 
+def test_the_command_that_comes_next_can_be_given_to_a_shell(call):
+    assert "then run: glora-search run 'my recipe.yaml'" in call("init", "my recipe.yaml")[1]
+
+
 def test_options_are_in_the_recipe(call, tmp_path, tiny_csv, tiny_model):
     options = {
         "--model": tiny_model,

@@ -9,7 +9,7 @@ import pytest
 
 from glora_search.errors import UserError
 from glora_search.run.compare import compare
-from glora_search.run.folder import RunFolder
+from glora_search.run.folder import SHARED, RunFolder
 
 
 @pytest.fixture
@@ -48,3 +48,18 @@ def test_the_minutes_of_a_finished_run_count_what_was_removed_since(folder):
     before = compare([RunFolder(folder)])[0][0]["minutes"]
     shutil.rmtree(folder / "supernet")
     assert compare([RunFolder(folder)])[0][0]["minutes"] == pytest.approx(before)
+
+
+def test_the_commands_that_it_names_can_be_given_to_a_shell_where_its_path_has_spaces(folder, tmp_path):
+    run = RunFolder(folder.rename(tmp_path / "my run"))
+    shutil.rmtree(run.path / "supernet")
+    (run.path / "search" / "journal.log").unlink()
+    (run.path / "search" / "trials.csv").write_text("changed")
+    (run.path / "search" / SHARED).touch()
+    messages = [str(run.merged_cannot_be_used(OSError("gone")))]
+    for look in (run.weights, run.journal, run.trials, lambda: run.check_storage(None)):
+        with pytest.raises(UserError) as error:
+            look()
+        messages.append(str(error.value))
+    for message in messages:
+        assert message.count("glora-search ") == message.count(f" '{run.path}'") > 0
