@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import glob
 import itertools
 import json
 import re
@@ -82,6 +83,19 @@ def sample(option: str, path: str, config: str | None = None) -> Sample:
     return Sample({"source": source, "train": path, **tabs}, columns, rows)
 
 
+def check_folder(key: str, name: str) -> None:
+    """Refuse a folder whose path is a pattern to ``datasets.load_dataset``, which would read other folders, or none.
+
+    Args:
+        key: what names it, for the message.
+        name: of a data set; one on the hub is no folder.
+    """
+    folder = str(Path(name).resolve())
+    if Path(folder).is_dir() and glob.glob(folder) != [folder]:
+        allowed = "a folder without *, ? and [ in its path, which datasets.load_dataset reads as a pattern; rename it"
+        raise invalid(key, folder, allowed)
+
+
 def shown(columns: Sequence[object]) -> str:
     """The names of columns as a message shows them: no more of them, and no more of each, than can be read."""
     names = [name if len(name) <= 40 else f"{name[:40]}..." for name in map(str, columns[:SHOWN])]
@@ -147,6 +161,7 @@ def _is_data_folder(folder: Path) -> bool:
 def _by_load_dataset(option: str, name: str, config: str | None) -> Sample:
     from datasets import load_dataset
 
+    check_folder(option, name)
     source = {"source": "hub", "name": name} | ({} if config is None else {"config": config})
     try:
         return _of_splits(source, load_dataset(name, config, streaming=True))

@@ -13,6 +13,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.samples import check_folder
 from glora_search.files.tables import Quoting, json_fault, line_of, read_header, wrong_line, wrong_quote
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
@@ -251,6 +252,7 @@ def _name(data: Named) -> str:
 
 
 def _load_hub(data: Hub) -> DatasetDict:
+    check_folder("data.name", data.name)
     try:
         return load_dataset(data.name, data.config)
     except Exception as error:

@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from glora_search.errors import UserError
+from glora_search.files.samples import sample
 from glora_search.recipe.data import Files, Hub, Saved
 from glora_search.tasks.sources import DatasetFiles, open_source
 from glora_search.tasks.splits import load_data
@@ -238,3 +239,16 @@ def test_a_folder_of_images_is_read_whole_whatever_its_names(tmp_path, make):
     rows = open_source(Files(source="imagefolder", train=str(folder))).read("train", ["label"])
     assert rows.features["label"].names == ["__background__", "light"]
     assert sorted(rows["label"]) == [0, 0, 1, 1]
+
+
+def test_a_data_folder_that_is_a_pattern_of_other_folders_is_refused(tmp_path):
+    for name in ("part [1]", "part 1", "all*", "star*"):
+        (tmp_path / name).mkdir()
+        write("csv", tmp_path / name, ROWS)
+    (tmp_path / "all of them").mkdir()
+    for name in ("part [1]", "all*"):
+        folder = str(tmp_path / name)
+        for read in (lambda: load(Hub(source="hub", name=folder)), lambda: sample("--train", folder)):  # noqa: B023
+            with pytest.raises(UserError, match=r"a folder without \*, \? and \["):
+                read()
+    assert load(Hub(source="hub", name=str(tmp_path / "star*"))).labels == ["x", "y"]
