@@ -34,6 +34,8 @@ from glora_search.supernet import make_sampling
 from glora_search.supernet.train import train_supernet
 from glora_search.supernet.trainer import SupernetTrainer
 from glora_search.tasks import Task, make_task
+from glora_search.tasks.labels import counted, labels_of
+from glora_search.tasks.rows import counted_notes
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.distillation import DistillationTrainer
 from glora_search.training.loop import steps_for, train, training_arguments
@@ -42,6 +44,8 @@ from glora_search.training.trainer import PathTrainer
 
 LOOKED_UP = ("input_ids", "decoder_input_ids")
 """Of a batch: what a model looks up in its embedding."""
+NO_VALUE = {"NULL", "null", "None", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "\\N"}
+"""How programs write into a csv file that there is no value."""
 WORDS_SEEN = 1000
 """The rows that show whether a tokenizer knows the texts."""
 
@@ -103,7 +107,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
     known, name = _known_tokens(model), task.recipe.task.model
     _check_words(task)
-    for note in (*rows_that_tell_little(task, splits["test"]), *task.row_notes()):
+    for note in (*rows_that_tell_little(task, splits["test"]), *_labels_like_none(task), *task.row_notes()):
         say(f"note: {note}")
     with track("checking rows", sum(map(len, batches.values()))) as bar:
         for split, own in batches.items():
@@ -137,6 +141,18 @@ def _try_metrics(task: Task, model: PreTrainedModel) -> None:
             with _refused(metric.key, metric.name, "a metric that can be scored"):
                 metric.references(rows)
                 metric.score(model, rows.select(range(min(2, len(rows)))))
+
+
+def _labels_like_none(task: Task) -> list[str]:
+    """Which labels of a csv file may stand for none: they are labels, since only who has written it knows."""
+    names = NO_VALUE.intersection(task.data.labels)
+    if task.recipe.data.source != "csv" or not names:
+        return []
+    _, column = task.targets()[0]
+    found = counted(labels_of(task.data.train, column))
+    what = "which is learned as a label: if it stands for none, remove these rows"
+    counts = [(found[name], f"have {name!r} in {column}, {what}") for name in sorted(names)]
+    return counted_notes("data.train", len(task.data.train), counts, 0.0)
 
 
 def _check_words(task: Task) -> None:

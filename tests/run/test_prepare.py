@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import json
+import re
 import shutil
 import typing
 import warnings
@@ -75,6 +76,18 @@ def test_rows_to_score_on_that_are_train_rows_too_are_said(recipe_file, tiny_rec
     code, out, _ = call(*made)
     assert code == 0
     assert "note: 64 of 64 rows of data.test are train rows too" in out
+
+
+def test_labels_of_a_csv_file_that_may_stand_for_none_are_labels_and_said(recipe_file, tiny_recipe, call, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"text {n},{['a', 'b', 'None', 'NULL'][n % 4]}\n" for n in range(40)))
+    splits = [part for split in ("validation", "test") for part in ("--set", f"data.{split}=null")]
+    made = ("prepare", recipe_file, "--run-dir", tmp_path / "run", "--set", f"data.train={path}", *splits)
+    code, out, _ = call(*made)
+    assert code == 0
+    for name in ("None", "NULL"):
+        assert re.search(rf"note: \d of 27 rows of data\.train have '{name}' in label, which is learned as a ", out)
+    assert "in label" not in call("prepare", recipe_file, "--run-dir", tmp_path / "other")[1]
 
 
 @pytest.mark.parametrize(
