@@ -102,7 +102,12 @@ def stale_stages(run: RunFolder, recipe: Recipe, found: list[Change]) -> tuple[l
     stale = {name for change in found for name in change.stale or ()}
     searched, before = run.done("search"), _recipe_of(run.recipe)
     more = [change for change in found if change.key == "search.trials"]
-    goes_on = bool(more) and searched is not None and searched["trials"] < more[0].after and "search" not in stale
+    goes_on = (
+        bool(more)
+        and searched is not None
+        and more[0].before <= searched["trials"] < more[0].after  # with fewer, it has found no further subnet
+        and "search" not in stale
+    )
     begun = (run.path / "supernet").is_dir() and run.done("supernet") is None
     if begun and (before is None or before.supernet_max_params != recipe.supernet_max_params):
         stale.add("supernet")

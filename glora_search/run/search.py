@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from glora_search.errors import UserError
-from glora_search.progress import track
+from glora_search.progress import say, track
 from glora_search.run.context import Context
 from glora_search.run.folder import SHARED, RunFolder, digest
 from glora_search.run.origin import check_origin
@@ -40,6 +40,9 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
     except UserError as error:  # what has failed is not tried again
         again = run.view.command("search", "--again", *(() if storage is None else ("--storage", "STORAGE")))
         raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
+    asked = run.recipe.search.trials
+    if found["trials"] < asked:
+        say(f"note: no further subnet within the budget: {found['trials']} of {asked} trials")
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)
     return {**found, "files": {table.name: digest(table)}}

@@ -73,6 +73,17 @@ def test_more_trials_go_on_from_those_that_are_there(copied, tiny_recipe):
     assert whole.do("search")["best"] == run.view.result("search")["best"]
 
 
+def test_a_search_that_has_found_no_further_subnet_does_not_go_on(copied, tiny_recipe, capsys):
+    small = with_keys(tiny_recipe, search__max_params=0)
+    run = Run.create(Recipe.model_validate(small), copied.folder)
+    assert run.do("search")["trials"] == 1
+    assert "note: no further subnet within the budget: 1 of 12 trials" in capsys.readouterr().out
+    run.do("best")
+    run = Run.create(Recipe.model_validate(with_keys(small, search__trials=15)), copied.folder)
+    assert left(run) == ["supernet", "search", "best"]
+    assert run.view.recipe["search"]["trials"] == 15
+
+
 def test_a_search_in_another_storage_goes_on_there_alone(copied, tiny_recipe):
     copied.forget("search")
     storage = str(copied.folder / "elsewhere.log")
