@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from glora_search.compat import study_id, trial_id
 from glora_search.errors import invalid
-from glora_search.search.shared.storage import open_storage
+from glora_search.search.shared.storage import open_storage, shown
 from glora_search.search.trials import PARAMS
 
 BUDGET = "max_params"
@@ -69,7 +69,7 @@ class Ledger:
         settings: Mapping[str, Any],
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.where = storage
+        self.shown = shown(storage)
         self.storage = optuna.storages.InMemoryStorage() if storage is None else open_storage(storage)
         self.study = self._open(name, directions)
         found = self.study.directions
@@ -111,16 +111,14 @@ class Ledger:
             if largest > budget:
                 raise invalid(
                     "storage",
-                    str(self.where),
+                    self.shown,
                     f"one of the same search: {BUDGET} is {budget} here, and it has a trial of {largest} parameters",
                 )
         for key in sorted(missing):
             self.study.set_user_attr(key, settings[key])
 
     def _other(self, key: str, before: Any, value: Any) -> Exception:
-        return invalid(
-            "storage", str(self.where), f"one of the same search: {key} is {value!r} here and was {before!r}"
-        )
+        return invalid("storage", self.shown, f"one of the same search: {key} is {value!r} here and was {before!r}")
 
     # -- finished trials -------------------------------------------------------------------------------------------
 

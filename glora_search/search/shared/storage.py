@@ -71,7 +71,6 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
         return JournalStorage(JournalFile(Path(where)))
     parts = urlsplit(where)
     scheme, _, rest = where.partition("://")
-    shown = f"{scheme}://{parts.hostname or ''}{parts.path}"  # without the password
     try:
         if scheme == "redis":
             with warnings.catch_warnings():
@@ -89,12 +88,22 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
     except ImportError as error:
         extra = next((name for module, name in EXTRAS.items() if module in str(error).lower()), None)
         how = f"pip install 'glora-search[{extra}]'" if extra else str(error)
-        raise invalid("storage", shown, f"a storage whose driver is installed: {how}") from None
+        raise invalid("storage", shown(where), f"a storage whose driver is installed: {how}") from None
     except Exception as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise invalid("storage", shown, f"a storage that can be reached ({reason})") from error
+        raise invalid("storage", shown(where), f"a storage that can be reached ({reason})") from error
     allowed = "the file of a journal, or a URL: postgresql://, mysql://, sqlite:///, redis://, grpc://host:port"
-    raise invalid("storage", shown, allowed)
+    raise invalid("storage", shown(where), allowed)
+
+
+def shown(where: str | Path | BaseStorage | None) -> str:
+    """What a message calls a storage; of a URL, nothing but its kind, host and path: it can have a password."""
+    if isinstance(where, BaseStorage):
+        return type(where).__name__
+    if not isinstance(where, str) or "://" not in where:
+        return str(where)
+    parts = urlsplit(where)
+    return f"{where.partition('://')[0]}://{parts.hostname or ''}{parts.path}"
 
 
 def _database(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -41,6 +42,16 @@ def test_a_claim_is_seen_by_the_others_and_ends_with_its_worker(join):
     second.release()
     assert join().claims() == set()
     assert states(second) == [TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def test_a_storage_of_another_search_is_named_without_its_password(monkeypatch):
+    storage = InMemoryStorage()
+    monkeypatch.setattr(ledger_module, "open_storage", lambda where: storage)
+    url, options = "postgresql://me:secret@host/study", {"name": "search", "directions": [StudyDirection.MAXIMIZE]}
+    Ledger(url, **options, settings={"space": "one"})
+    with pytest.raises(UserError, match=r"^storage: got 'postgresql://host/study'; .* space is 'two' here") as error:
+        Ledger(url, **options, settings={"space": "two"})
+    assert "secret" not in str(error.value)
 
 
 def test_of_two_that_claim_the_same_at_least_one_sees_the_other(join):
