@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 
 from glora_search.errors import UserError
 from glora_search.progress import say, track
@@ -30,10 +31,6 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
         storage: what workers of other machines share, see `open_storage`; None is the journal in the run folder,
             which can lie on a shared disk.
     """
-    run.view.check_storage(storage)
-    if storage is not None:
-        open_storage(storage)  # one that cannot be opened leaves no mark
-        (folder / SHARED).write_text("")
     study = _work(run, workers, storage)
     try:
         found = summary(study)
@@ -56,14 +53,18 @@ def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> Non
         workers, storage: see `run_search`.
     """
     run = Context(folder)
-    run.view.check_storage(storage)
     _work(run, workers, storage)
 
 
 def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
-    settings = run.recipe.search
+    settings, folder = run.recipe.search, run.folder / "search"
+    run.view.check_storage(storage)
+    opened: Path | BaseStorage = folder / "journal.log"
+    if storage is not None:
+        opened = open_storage(storage)  # one that cannot be opened leaves no mark
+        (folder / SHARED).write_text("")
     check_origin(run)  # of each worker: its data may be others
-    evaluator = evaluator_of(run, run.folder / "search")
+    evaluator = evaluator_of(run, folder)
     helper = functools.partial(assist, run.folder, storage=storage)
     with helped_by(workers - 1, helper), track("search", settings.trials) as bar:
         return search(
@@ -78,7 +79,7 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
             seed=run.recipe.seed,
             options=settings.options,
             racing=settings.racing,
-            storage=storage or run.folder / "search" / "journal.log",
+            storage=opened,
             study_name=run.view.shared_name() if storage else STUDY_NAME,
             weights=run.view.weights(),
             on_trial=show_progress(bar),
