@@ -93,7 +93,17 @@ class LanguageModel(TextTask):
                 (fit.empty, "have an empty response, which the model learns"),
             )
             notes += counted_notes(key, fit.rows, counts, share)
+        if self.answers and not self.ends(self.data.train):
+            why = "since its tokenizer has no eos_token: it writes up to max_new_tokens"
+            notes.append(f"the model learns no end of an answer, {why}")
         return notes
+
+    def load_processor(self) -> Any:
+        """See `TextTask`; where no token is called a text's end, the separator is, as BERT's tokenizers end texts."""
+        tokenizer = super().load_processor()
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = tokenizer.sep_token
+        return tokenizer
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         encoded = super()._encoded(rows, key)

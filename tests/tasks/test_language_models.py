@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, TrainingArguments
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, TrainingArguments
 
 from glora_search.errors import UserError
 from glora_search.files.text import read_json, write_json
@@ -160,6 +162,40 @@ def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
         f"{len(rows)} of {len(rows)} rows of data.{split} are cut at task.max_length, 24 tokens"
         for split, rows in (("train", made.data.train), ("validation", made.data.validation))
     ]
+
+
+@pytest.fixture
+def without_eos(tiny, tmp_path):
+    """``without_eos(**tokens)``: the folder of a tiny Llama whose tokenizer ends texts as BERT's, without eos_token."""
+
+    def build(**tokens):
+        folder = shutil.copytree(tiny("llama"), tmp_path / "base")
+        made = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        made.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
+        tokens |= {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+        PreTrainedTokenizerFast(tokenizer_object=made, **tokens).save_pretrained(folder)
+        write_json(folder / "generation_config.json", {})
+        return folder
+
+    return build
+
+
+def test_where_no_token_is_called_the_end_a_separator_ends_answers(task, make, without_eos):
+    made = task(without_eos(sep_token="</s>"), "causal-lm", make.rows(), {"response_column": "label"})
+    end = made.tokenizer.sep_token_id
+    for ids, labels in zip(made.train["input_ids"], made.train["labels"], strict=True):
+        assert (ids.count(end), labels[-1]) == (1, end)
+    assert made.model().generation_config.eos_token_id == [end]
+    assert made.processor.eos_token == "</s>"  # by which transformers and `predict` know the end, too
+    assert not [note for note in made.row_notes() if "end" in note]
+
+
+def test_where_no_token_can_end_answers_it_is_said(task, make, without_eos):
+    made = task(without_eos(), "causal-lm", make.rows(), {"response_column": "label"})
+    note = "the model learns no end of an answer, since its tokenizer has no eos_token: it writes up to max_new_tokens"
+    assert note in made.row_notes()
+    plain = task(Path(made.recipe.task.model), "causal-lm", make.rows())
+    assert note not in plain.row_notes()
 
 
 def test_smoothing_the_labels_that_a_decoder_reads_is_refused(tiny, recipe, make, tmp_path):
