@@ -1,8 +1,9 @@
-"""What a run was made from: its rows, labels, base model and versions, noted at the first stage, compared at each."""
+"""What a run was made from: rows, labels, base model, code and versions, noted at the first stage, compared at each."""
 
 from __future__ import annotations
 
 import os
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ MODEL_FILES = (
 
 
 def check_origin(run: Context) -> None:
-    """Compare data and model with those that the run was made from; where nothing was made yet, note them.
+    """Compare data, model and code with those that the run was made from; where nothing was made yet, note them.
 
     Versions that differ are said, and are no error.
 
@@ -47,7 +48,7 @@ def check_origin(run: Context) -> None:
     different = differences(noted, run.task)
     if different:
         raise UserError(
-            f"{run.folder}: made from other data or another model: {'; '.join(different)}. Bring back what it was made "
+            f"{run.folder}: made from other data, model or code: {'; '.join(different)}. Bring back what it was made "
             "from, or use another --run-dir. To start over here: "
             f"{run.view.command(STAGES['supernet'].command, '--again')}"
         )
@@ -84,6 +85,7 @@ def differences(noted: dict[str, Any], task: Task) -> list[str]:
         *_data(noted["data"], {split: rows for split, rows in found["data"].items() if split in noted["data"]}),
         *_labels(noted["labels"], found["labels"]),
         *_model(noted["model"], found["model"], whole=Path(task.model_path).is_dir()),
+        *_code(noted.get("code", {}), found["code"]),
     ]
 
 
@@ -92,6 +94,7 @@ def _fingerprints(task: Task, known: dict[str, Any]) -> dict[str, Any]:
         "data": task.data.fingerprints(),
         "labels": task.data.labels,
         "model": _model_files(_model_folder(task.model_path), known),
+        "code": _own_code(type(task)),
     }
 
 
@@ -118,6 +121,20 @@ def _model(noted: dict[str, Any], found: dict[str, Any], *, whole: bool) -> list
         later = [name for name in found for pattern in LATER_FILES if fnmatch(name, pattern)]
         said += [f"{name} is new" for name in found if name not in noted and name not in later]
     return [f"task.model: {', '.join(said)}"] if said else []
+
+
+def _code(noted: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Which modules of the task are others than those that are noted; an earlier version noted none."""
+    said = [name for name in noted if found.get(name) != noted[name]]
+    return [f"task.type: {', '.join(f'{name} is another' for name in said)}"] if said else []
+
+
+def _own_code(cls: type[Task]) -> dict[str, str]:
+    """The modules of a task of the user's own and of its bases, each with its file's digest; not what they import."""
+    others = {"glora_search", *sys.stdlib_module_names}
+    names = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] not in others)
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    return {name: file_digest(Path(file)) for name, file in files.items() if file and Path(file).is_file()}
 
 
 def _model_folder(path: str) -> Path | None:

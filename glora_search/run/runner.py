@@ -259,7 +259,7 @@ class Run:
         noted = origin_of(self.view)
         if noted is not None and differences(noted, self.context.task):
             for other in STAGES.values():
-                self._forget(other, "made from other data or another model")
+                self._forget(other, "made from other data, model or code")
 
     def _forget(self, stage: Stage, why: str) -> None:
         """Remove a stage's result, whole or not, and what was made from it."""

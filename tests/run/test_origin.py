@@ -126,7 +126,7 @@ def test_each_stage_asks(place, name):
     a_row_more(place)
     before = sorted(run.folder.rglob("*"))
     for work in (run.do, run.forget):
-        with pytest.raises(UserError, match="made from other data or another model: data"):
+        with pytest.raises(UserError, match="made from other data, model or code: data"):
             work(name)
     assert sorted(run.folder.rglob("*")) == before
 
@@ -172,6 +172,28 @@ def test_splits_that_are_cut_are_told_apart_by_their_rows(tiny_recipe, place, tm
     a_row_more(place)
     with pytest.raises(UserError, match=r"data\.train .*data\.validation .*data\.test "):
         Run(run.folder).do("search")
+
+
+def test_the_code_of_a_task_of_the_users_own_is_compared_too(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_base_of_mine.py").write_text(
+        "from glora_search.tasks.text_classification import TextClassification as Base\n\n\nclass Mine(Base): pass\n"
+    )
+    (tmp_path / "a_task_of_mine.py").write_text("import a_base_of_mine\n\n\nclass Task(a_base_of_mine.Mine): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = {**tiny_recipe["task"], "type": "a_task_of_mine.Task"}
+    run = Run.create(Recipe.model_validate({**tiny_recipe, "task": task}), tmp_path / "run")
+    run.do("supernet")
+    noted = json.loads((run.folder / "origin.json").read_text())
+    assert set(noted["code"]) == {"a_base_of_mine", "a_task_of_mine"}
+    origin.check_origin(Run(run.folder).context)
+    with (tmp_path / "a_base_of_mine.py").open("a") as file:
+        file.write("    metric = 'another'\n")
+    with pytest.raises(UserError, match=r"or code: task\.type: a_base_of_mine is another\. Bring back"):
+        Run(run.folder).do("search")
+    del noted["code"]  # as an earlier version left it
+    (run.folder / "origin.json").write_text(json.dumps(noted))
+    origin.check_origin(Run(run.folder).context)
 
 
 def test_other_versions_are_a_note(place, monkeypatch, capsys):
