@@ -17,7 +17,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import Labelled, TextTask
 from glora_search.tasks.constants import one_hot
-from glora_search.tasks.rows import Column
+from glora_search.tasks.rows import Column, counted_notes
 
 
 class TokenClassification(Labelled, TextTask):
@@ -39,10 +39,22 @@ class TokenClassification(Labelled, TextTask):
         return self.columns("text_column")
 
     def __init__(self, recipe: Recipe) -> None:
+        self._left_out: dict[str, tuple[int, int]] = {}
         super().__init__(recipe)
         labels = self.data.labels
         self.entities = "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
         self.metric = "f1" if self.entities else "accuracy"
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`."""
+        what = "are left out: no word has a token and a tag"
+        found = (counted_notes(key, rows, [(count, what)], share) for key, (count, rows) in self._left_out.items())
+        return [note for notes in found for note in notes]
+
+    def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        encoded = super()._encoded(rows, key)
+        self._left_out[key] = (len(rows) - len(encoded), len(rows))
+        return encoded
 
     def load_processor(self) -> Any:
         """The tokenizer, told that words are split already where it reads them then as in a text (RoBERTa's).

@@ -47,6 +47,15 @@ def test_rows_whose_words_have_no_token_are_left_out(task, make):
     made = task("bert", "token-classification", rows, COLUMNS)
     odd = Dataset.from_list([{"words": ["\u200b", "\x00"], "tags": ["O", "O"]}, {"words": [], "tags": []}, rows[0]])
     assert len(made.encode(odd)) == 1
+    assert made.row_notes() == []
+
+
+def test_rows_that_are_left_out_are_counted(task, make):
+    made = task("bert", "token-classification", [*tagged(make), *[{"words": [], "tags": []}] * 30], COLUMNS)
+    count = len(made.data.train) - len(made.train)
+    note = f"{count} of {len(made.data.train)} rows of data.train are left out: no word has a token and a tag"
+    assert note in made.row_notes()
+    assert made.row_notes(share=0.99) == []
 
 
 def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refused(task, make):
