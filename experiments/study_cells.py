@@ -172,7 +172,7 @@ def do_cell(cell: Cell, desk: Desk, late: Any) -> None:
         if start is None:
             desk.append({**shared, "rate": 0, "winner": UNFIT})
             return
-        options = {"lr_factors": {"head": study.head, **start.lr_factors}, "after": start.after}
+        options = {"lr_factors": {"head": study.head, **start.lr_factors}, "after": start.after, "decay": start.decay}
         options |= {"taught": taught, "teacher_share": study.teacher_share, "callbacks": start.callbacks}
         found = fit(start.model, task, settings, cell.seed, **options)
         found["trainings"] = epochs / study.epochs[cell.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ class Start:
         params: of the adapter at its end, without the head.
         lr_factors: what the learning rate of its kinds of paths is multiplied by; the head's is the study's.
         after: the step from which it has this size.
+        decay: of the moving average that it ends in; 0 where it ends in the weights themselves.
         callbacks: what its training needs.
     """
 
@@ -44,6 +46,7 @@ class Start:
     params: int
     lr_factors: dict[str, float] = field(default_factory=dict)
     after: int = 0
+    decay: float = 0.0
     callbacks: tuple[TrainerCallback, ...] = ()
 
 
@@ -96,6 +99,8 @@ RANKED = {
         lambda rank, steps: GloraConfig(r=rank, config_A_B="lora", config_C="lora", config_D_E="vector"),
     ),
 }
+LORA = {"taught": 0.0, "lora-averaged": 0.95}
+"""Methods that start as LoRA does -> the decay of their averaged weights."""
 OWN = ("ia3", "bitfit", "hira", "lora+vectors")
 """Methods of `glora_search.training.uniform`, of which peft has none for all linear layers that fits."""
 
@@ -116,7 +121,7 @@ def fresh(method: str, task: Any, budget: int, seed: int, steps: int, batch: int
     """A method with new weights; None where it does not fit the budget, or is another method there.
 
     Args:
-        method: of `study_plan.METHODS`, but for runs; `taught` is LoRA.
+        method: of `study_plan.METHODS`, but for runs.
         steps: of its training.
         batch: rows of one, which EVA looks at its layers' inputs with.
     """
@@ -135,7 +140,8 @@ def fresh(method: str, task: Any, budget: int, seed: int, steps: int, batch: int
         set_seed(seed)
         model = get_peft_model(base, found[0].config(task.task_type, task.modules_to_save))
         return Start(model, found[0].params, dict(found[0].lr_factors))
-    return _ranked("lora" if method == "taught" else method, task, base, space, budget, seed, steps, batch)
+    start = _ranked("lora" if method in LORA else method, task, base, space, budget, seed, steps, batch)
+    return None if start is None else dataclasses.replace(start, decay=LORA.get(method, 0.0))
 
 
 def _ranked(

@@ -65,6 +65,11 @@ class Comparison:
         return float(self.pairs["trainings"].mean() / self.pairs["other_trainings"].mean())
 
     @property
+    def size(self) -> float:
+        """The parameters of ours, in those of the other."""
+        return float((self.pairs["params"] / self.pairs["other_params"]).mean())
+
+    @property
     def cost_stopped(self) -> float:
         """The same, if the trainings of the other had also ended early."""
         return float(self.pairs["trainings"].mean() / self.pairs["other_stopped"].mean())
@@ -147,6 +152,18 @@ class Results:
                 planned = self._planned(rows, "ours", budget) & wanted
                 found[budget] = Comparison(paired(own[own["budget"] == budget], lora), len(planned))
         return found
+
+    def any_rank(self, rows: int) -> Comparison:
+        """Ours at the primary budget against LoRA there or at a larger one, at the rank that is best on validation."""
+        lora = (self.encoder, rows, "lora")
+        cells = [cell for cell in self.study.cells() if (cell.encoder, cell.rows, cell.method) == lora]
+        budgets = {cell.budget for cell in cells if cell.budget >= self.budget}
+        there = self.chosen[(self.chosen["rows"] == rows) & self.chosen["budget"].isin(budgets)]
+        best = best_of(there, ["lora"], "lora of any rank")
+        whole = best[best["choices"] == max(2, len(budgets))]
+        planned = (self._planned(rows, "lora", budget) for budget in budgets)
+        wanted = set.intersection(self._planned(rows, "ours"), *planned)
+        return Comparison(paired(self.at(rows, "ours"), whole), len(wanted))
 
     def own_race(self, rows: int) -> Comparison:
         """Ours against the best uniform method without a teacher of its own race."""

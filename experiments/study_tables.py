@@ -18,6 +18,7 @@ from glora_search.finals.finalists import SCRATCH, TAUGHT
 NAMES = {
     "head": "head only",
     "lora": "LoRA",
+    "lora-averaged": "LoRA, weights averaged",
     "lora-qv": "LoRA on query and value",
     "rslora": "rsLoRA",
     "dora": "DoRA",

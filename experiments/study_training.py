@@ -26,28 +26,52 @@ class KeepBest(TrainerCallback):
     Args:
         model: what is trained has gradients.
         after: the step before which nothing is kept.
+        decay: of the moving average of the weights that is evaluated and kept in place of them; 0 is the weights
+            themselves. At step t it is at most (1 + t) / (10 + t), as in TensorFlow's ``ExponentialMovingAverage``.
 
     Attributes:
         best: the evaluation; None until there is one whose loss is finite.
     """
 
-    def __init__(self, model: nn.Module, after: int = 0) -> None:
-        self.model, self.after = model, after
+    def __init__(self, model: nn.Module, after: int = 0, decay: float = 0.0) -> None:
+        self.model, self.after, self.decay = model, after, decay
         self.best: dict[str, Any] | None = None
         self._weights: dict[str, torch.Tensor] = {}
+        self._average = self._copy() if decay else {}
+        self._training: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the average, and put it in place of the weights while it is evaluated."""
+        if not self.decay:
+            return
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        for name, value in self._trained():
+            self._average[name].lerp_(value, 1 - decay)
+        if control.should_evaluate:
+            self._training = self._copy()
+            self._put(self._average)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         """Take the weights if they are the best so far."""
         loss = metrics["eval_loss"] if state.global_step >= self.after else math.inf
         if math.isfinite(loss) and (self.best is None or loss < self.best["eval_loss"]):
             self.best = {**metrics, "step": state.global_step}
-            self._weights = {name: value.detach().clone() for name, value in self._trained()}
+            self._weights = self._copy()
+        if self.decay:
+            self._put(self._training)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the best weights back."""
+        self._put(self._weights)
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, torch.Tensor]) -> None:
         for name, value in self._trained():
-            value.copy_(self._weights[name])
+            value.copy_(weights[name])
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self._trained()}
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
@@ -95,6 +119,7 @@ def fit(
     taught: Dataset | None = None,
     teacher_share: float = 0.5,
     after: int = 0,
+    decay: float = 0.0,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train a model, evaluated about once an epoch, and score its best checkpoint.
@@ -106,12 +131,13 @@ def fit(
         lr_factors: see `PathTrainer`.
         taught: the train rows with what a teacher says of them.
         after: the step from which a checkpoint counts.
+        decay: of the moving average whose checkpoints count, see `KeepBest`; 0 for those of the weights themselves.
         callbacks: of the method.
 
     Returns:
         The columns of the csv; a training that diverged has nan.
     """
-    started, kept = time.perf_counter(), KeepBest(model, after)
+    started, kept = time.perf_counter(), KeepBest(model, after, decay)
     epoch = -(-len(task.train) // settings["per_device_train_batch_size"])
     steps = round(epoch * settings["num_train_epochs"])
     settings = {**settings, "max_steps": steps, "eval_strategy": "steps", "eval_steps": min(epoch, steps)}

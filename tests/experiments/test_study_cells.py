@@ -152,6 +152,42 @@ def test_a_training_scores_its_best_checkpoint_and_not_its_last(desk):
     assert again.metric == pytest.approx(found["validation"])
 
 
+def test_averaged_weights_are_evaluated_and_scored_and_the_training_goes_on_from_its_own(desk):
+    own = desk(["lora-averaged"])
+    (cell,) = own.study.cells()
+    task = task_of(own, cell)
+
+    def trained(decay):
+        start = fresh("lora-averaged", task, 500, 0, 8, 16)
+        assert start.decay == 0.95
+        weights = [value for value in start.model.parameters() if value.requires_grad]
+        steps, evaluated = [copy.deepcopy(weights)], []
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                steps.append(copy.deepcopy(weights))
+
+            def on_evaluate(self, args, state, control, metrics, **kwargs):
+                evaluated.append((metrics["eval_loss"], copy.deepcopy(weights)))
+
+        options = {"lr_factors": {"head": 3.0}, "callbacks": [Watch()], "decay": decay}
+        return fit(start.model, task, settings_of(0.1, 4, 16), 0, **options), steps, evaluated, weights
+
+    _, alone, *_ = trained(0.0)
+    found, steps, evaluated, weights = trained(0.95)
+    for one, other in zip(steps, alone, strict=True):
+        torch.testing.assert_close(one, other)
+    average = steps[0]
+    for number, step in enumerate(steps[1:], start=1):
+        decay = min(0.95, (1 + number) / (10 + number))
+        average = [decay * mean + (1 - decay) * value for mean, value in zip(average, step, strict=True)]
+        if number % 2 == 0:  # an epoch
+            torch.testing.assert_close(evaluated[number // 2 - 1][1], average)
+    loss, best = min(evaluated, key=lambda one: one[0])
+    assert found["validation_loss"] == loss
+    torch.testing.assert_close(weights, best)
+
+
 def test_a_training_that_diverges_has_no_figures_and_its_time(desk):
     own = desk(["lora"])
     (cell,) = own.study.cells()

@@ -185,9 +185,9 @@ def judged(study, rows):
 
 def test_a_target_is_judged_when_its_last_pair_is_there(study):
     rows = all_rows(study, ours={"test": 0.85, "loss": 0.3})
-    at_2000 = {1, 4}
+    absent = {1, 4, 6}  # 2,000 rows, and larger ranks
     verdicts = judged(study, rows)
-    assert {n for n, verdict in enumerate(verdicts) if verdict == "not enough rows yet"} == at_2000
+    assert {n for n, verdict in enumerate(verdicts) if verdict == "not enough rows yet"} == absent
     assert verdicts[0] == verdicts[3] == verdicts[5] == "met"
     assert verdicts[2] == "missed"  # 5 trainings are more than 1.2 times 3
     last = [row for row in rows if (row["method"], row["data"], row["seed"]) != ("lora", "trec", "1")]
@@ -286,3 +286,15 @@ def test_ours_within_a_smaller_budget_is_compared_with_lora_at_the_primary_one(s
     assert (budget, found.planned, len(found.pairs)) == (5, 6, 1)
     assert found.found.mean == pytest.approx(2)
     assert Results(study, own[:3], "minilm").smaller(500) == {}
+
+
+def test_ours_is_compared_with_lora_of_the_rank_that_is_best_on_validation_once_all_ranks_are_there(study):
+    study.blocks.append(study.blocks[0].model_copy(update={"budgets": [20, 40], "methods": ["lora"]}))
+
+    def lora(budget, loss, test):
+        return rows_of(dataclasses.replace(cell_of("lora"), budget=budget), loss=loss, test=test, params=budget)
+
+    own = [*rows_of(cell_of("ours"), test=0.9), *lora(10, 0.5, 0.7), *lora(20, 0.4, 0.8)]
+    assert Results(study, own, "minilm").any_rank(500).found is None
+    found = Results(study, [*own, *lora(40, 0.45, 0.95)], "minilm").any_rank(500)
+    assert (found.found.mean, found.size, found.planned) == (pytest.approx(10), 0.5, 6)
