@@ -44,8 +44,8 @@ def targets(results: Results) -> Iterator[Target]:
     text = "at 500 rows, a test loss at least 15% below the tuned LoRA's"
     yield _judged(text, own, lambda one: (lower >= 0.15, f"{lower:.0%} below"))
     text, other = (
-        f"within {TIE} points of the best LoRA of any rank up to 8, at half of its parameters",
-        results.any_rank(500),
+        f"within {TIE} points of the best LoRA of several ranks up to 8, at half of its parameters",
+        results.any_size(500),
     )
     size = f"at {other.size:.0%} of its parameters" if other.found is not None else ""
     yield _judged(text, other, lambda one, other=other: (one.mean >= -TIE and other.size <= 0.5, f"{one}, {size}"))
@@ -210,11 +210,11 @@ def _parts(results: Results) -> dict[str, str]:
         sentence(one, f"the tuned LoRA, ours with at most {budget:,} parameters and LoRA with {results.budget:,}")
         for budget, one in results.smaller(500).items()
     )
-    any_rank = results.any_rank(500)
-    what = f"the tuned LoRA of the best rank on validation, ours with at most {results.budget:,} parameters"
-    larger = sentence(any_rank, what)
+    any_size = results.any_size(500)
+    what = f"the tuned LoRA of the best size on validation, ours with at most {results.budget:,} parameters"
+    larger = sentence(any_size, what)
     if larger:
-        larger += f" On the mean, ours has {any_rank.size:.0%} of its parameters."
+        larger += f" On the mean, ours has {any_size.size:.0%} of its parameters."
     return {
         "structure": sentence(results.structure(), better),
         "against": _paragraphs(said),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,17 +154,16 @@ class Results:
                 found[budget] = Comparison(paired(own[own["budget"] == budget], lora), len(planned))
         return found
 
-    def any_rank(self, rows: int) -> Comparison:
-        """Ours at the primary budget against LoRA there or at a larger one, at the rank that is best on validation."""
+    def any_size(self, rows: int) -> Comparison:
+        """Ours at the primary budget against LoRA at the budget that is best on validation, once all are there."""
         lora = (self.encoder, rows, "lora")
         cells = [cell for cell in self.study.cells() if (cell.encoder, cell.rows, cell.method) == lora]
-        budgets = {cell.budget for cell in cells if cell.budget >= self.budget}
-        there = self.chosen[(self.chosen["rows"] == rows) & self.chosen["budget"].isin(budgets)]
-        best = best_of(there, ["lora"], "lora of any rank")
-        whole = best[best["choices"] == max(2, len(budgets))]
-        planned = (self._planned(rows, "lora", budget) for budget in budgets)
-        wanted = set.intersection(self._planned(rows, "ours"), *planned)
-        return Comparison(paired(self.at(rows, "ours"), whole), len(wanted))
+        budgets = Counter((cell.data, cell.seed) for cell in cells)
+        several = {pair for pair, count in budgets.items() if count > 1}
+        best = best_of(self.chosen[self.chosen["rows"] == rows], ["lora"], "lora of any size")
+        best = best.assign(planned=[budgets[pair] for pair in zip(best["data"], best["seed"], strict=True)])
+        whole = best[(best["choices"] > 1) & (best["choices"] == best["planned"])]
+        return Comparison(paired(self.at(rows, "ours"), whole), len(several & self._planned(rows, "ours")))
 
     def own_race(self, rows: int) -> Comparison:
         """Ours against the best uniform method without a teacher of its own race."""

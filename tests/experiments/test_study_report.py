@@ -295,6 +295,6 @@ def test_ours_is_compared_with_lora_of_the_rank_that_is_best_on_validation_once_
         return rows_of(dataclasses.replace(cell_of("lora"), budget=budget), loss=loss, test=test, params=budget)
 
     own = [*rows_of(cell_of("ours"), test=0.9), *lora(10, 0.5, 0.7), *lora(20, 0.4, 0.8)]
-    assert Results(study, own, "minilm").any_rank(500).found is None
-    found = Results(study, [*own, *lora(40, 0.45, 0.95)], "minilm").any_rank(500)
+    assert Results(study, own, "minilm").any_size(500).found is None
+    found = Results(study, [*own, *lora(40, 0.45, 0.95)], "minilm").any_size(500)
     assert (found.found.mean, found.size, found.planned) == (pytest.approx(10), 0.5, 6)
