@@ -124,3 +124,16 @@ def test_students_are_compared_with_the_same_teacher_and_rate(tmp_path):
         "| method ia3, rate 2 | 0.370 (0.360)",
         "| share 0.8 | 0.350 (0.360), 0.380 (0.400) | 0.300",
     ]
+
+
+def test_losses_on_seen_and_unseen_rows_are_means_of_both_directions(tmp_path):
+    import unseen
+
+    names = ("data", "half", "who", "seen", "unseen")
+    rows = [
+        ("mpqa", "first", "inherited", 0.3, 0.5),
+        ("mpqa", "second", "inherited", 0.4, 0.5),
+        ("mpqa", "first", "ia3", 0.4, 0.4),
+    ]
+    append_rows(tmp_path / "u.csv", [dict(zip(names, row, strict=True)) for row in rows])
+    assert unseen.report(tmp_path / "u.csv").splitlines()[2:] == ["| mpqa | 0.350, 0.500 |  |  | 0.400, 0.400 |"]
