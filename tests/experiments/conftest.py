@@ -29,7 +29,7 @@ SETTINGS = {
     },
     "runs": {
         "ours": {},
-        "random": {"search": {"sampler": "random"}},
+        "random": {"search": {"sampler": "study_random.Drawn"}},
         "untaught": {"finals": {"teacher": 0}},
         "paper": {"space": "glora-paper", "supernet": {"max_params": None}, "finals": None},
     },
