@@ -14,6 +14,7 @@ from glora_search.cli import complete
 from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, silence_libraries
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
+from glora_search.files.shipped import find_shipped
 from glora_search.progress import say
 from glora_search.run.stages import STAGES, Stage
 
@@ -76,6 +77,7 @@ def _next(view: Any) -> str | None:
 
 
 def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, again: bool = False) -> Any:
+    find_shipped("experiments", recipe, key="recipe")  # whether it is there is known before torch is
     silence_libraries()
     from glora_search.recipe.schema import Recipe
     from glora_search.run.runner import Run
@@ -84,6 +86,9 @@ def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, a
 
 
 def _open(folder: Path) -> Any:
+    from glora_search.run.folder import RunFolder
+
+    RunFolder(folder)
     silence_libraries()
     from glora_search.run.runner import Run
 

@@ -74,13 +74,18 @@ def test_the_version_is_printed(call):
     assert call("--version")[:2] == (0, f"glora-search {glora_search.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["--help", "status"])
-def test_what_needs_no_model_does_not_wait_for_torch(finished, command):
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["status", "finished"], 0), (["run", "nothing.yaml"], 2), (["search", "nowhere"], 2)],
+    ids=["help", "status", "no recipe", "no run"],
+)
+def test_what_needs_no_model_does_not_wait_for_torch(finished, monkeypatch, arguments, code):
+    monkeypatch.chdir(finished.parent)
     check = (
         "import atexit; atexit.register(lambda: print('heavy:', {'torch', 'transformers', 'peft'} & {*sys.modules}))"
     )
-    done = process(f"{check}\nmain()", command, *([finished] if command == "status" else []))
-    assert done.returncode == 0, done.stderr
+    done = process(f"{check}\nmain()", *arguments)
+    assert done.returncode == code, done.stderr
     assert "heavy: set()" in done.stdout
 
 
