@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
@@ -102,6 +103,11 @@ def silence_libraries() -> None:
     transformers.logging.disable_progress_bar()
 
 
+def settle() -> None:
+    """Once all is imported: it is no garbage, and to look through it takes a third of a second at each training."""
+    gc.freeze()
+
+
 def main() -> None:
     """Run the command line.
 
@@ -147,6 +153,7 @@ def _join() -> Any:
     from glora_search.run.launch import join
 
     launch = join()
+    settle()
     if launch.rank:
         begin(quiet=True, as_json=True)
         warnings.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, silence_libraries
+from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, settle, silence_libraries
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.files.shipped import find_shipped
@@ -82,6 +82,7 @@ def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, a
     from glora_search.recipe.schema import Recipe
     from glora_search.run.runner import Run
 
+    settle()
     return Run.create(Recipe.load(recipe, overrides or []), run_dir, again=again)
 
 
@@ -92,6 +93,7 @@ def _open(folder: Path) -> Any:
     silence_libraries()
     from glora_search.run.runner import Run
 
+    settle()
     return Run(folder)
 
 

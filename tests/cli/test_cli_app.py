@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -101,6 +102,16 @@ def test_the_module_does_not_wait_for_torch(options):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"torch", "transformers", "peft"}
+
+
+@pytest.mark.parametrize(("command", "trains"), [("retrain", True), ("status", False)])
+def test_where_there_is_training_what_is_imported_is_not_searched_for_garbage(
+    call, finished, monkeypatch, command, trains
+):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(command))
+    assert call(command, finished)[0] == 0
+    assert bool(frozen) is trains
 
 
 @pytest.mark.slow
