@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,4 +118,10 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 def versions(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that a recipe's results come from."""
     quantization = recipe.task.quantization
-    return {name: version(name) for name in (*VERSIONS, *([quantization.package] if quantization else []))}
+    return {name: _version(name) for name in (*VERSIONS, *([quantization.package] if quantization else []))}
+
+
+@cache
+def _version(package: str) -> str:
+    """Each stage asks, and it takes longer to read than the rest of what is compared."""
+    return version(package)
