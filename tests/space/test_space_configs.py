@@ -28,7 +28,7 @@ ARCHITECTURES = ["bert", "llama", "gpt2"]
 
 
 SPACES = [*itertools.product(SHIPPED, ARCHITECTURES), ("odd", "bert")]
-"""Every shipped space on every architecture, and the one of conftest.py that holds whatever a space may hold."""
+"""Every shipped space on every architecture, and the one of tiny_fixtures.py that holds whatever a space may hold."""
 
 
 def sample(space: BoundSpace, seed: int = 0) -> Genome:
