@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,14 @@ def _short_collections():
     """Each Trainer collects garbage, which takes long where the libraries' modules are looked at each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_compiled_once():
+    """peft writes a card each time it saves, and compiles its template anew for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", functools.lru_cache(64)(jinja2.Environment.compile))
+        yield
 
 
 TINY_ENCODER = {
