@@ -52,6 +52,7 @@ def test_a_password_is_never_shown(world, call):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
 def test_a_run_folder_in_use_is_refused(world, call):
     world.finished(merged=None)
     before = world.files()

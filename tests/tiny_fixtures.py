@@ -34,6 +34,7 @@ from glora_search import cli
 from glora_search.progress import console, set_up
 from glora_search.recipe.schema import Recipe
 from glora_search.report import write_report
+from glora_search.run import runner
 from glora_search.run.runner import Run
 from glora_search.space.bound import BoundSpace
 from glora_search.space.schema import Choices, SearchSpace
@@ -282,6 +283,12 @@ def call(monkeypatch, capsys):
 
     yield run
     set_up(console)  # no test is as quiet as the last command of the one before
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A run folder that another process works in is refused without a wait."""
+    monkeypatch.setattr(runner, "A_LOOK", 0)
 
 
 @pytest.fixture

@@ -29,6 +29,9 @@ from glora_search.run.stages import STAGES, Stage, function, made_from
 from glora_search.run.status import at_work
 from glora_search.tasks import Task
 
+A_LOOK = 2
+"""Seconds for which a run's lock is waited for: `is_busy` holds it for a moment."""
+
 
 class Run:
     """An experiment in its run folder.
@@ -309,7 +312,7 @@ def writing_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(timeout=2)  # `is_busy` holds it for a moment
+            lock.acquire(timeout=A_LOOK)
         except Timeout:
             raise invalid("run", str(folder), "a run folder that no other process works in") from None
         try:

@@ -149,6 +149,7 @@ def test_again_removes_nothing_where_the_stage_could_not_be_done(call, tiny_reci
     assert sorted(str(path) for path in (tmp_path / "run").rglob("*")) == files
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_folder_that_another_process_works_in_is_refused(call, recipe_file, tmp_path):
     folder = tmp_path / "run"
     Run.create(Recipe.load(recipe_file), folder)

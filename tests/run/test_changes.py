@@ -143,6 +143,7 @@ def test_a_wrong_later_section_changes_nothing(copied, tiny_recipe, finished_run
     assert Run(copied.folder).view.recipe == finished_run[0].view.recipe
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_folder_in_use_is_not_changed(copied, tiny_recipe):
     with copied.working(), pytest.raises(UserError, match="no other process works in"):
         Run.create(Recipe.model_validate(with_keys(tiny_recipe, search__trials=99)), copied.folder)

@@ -195,11 +195,13 @@ def test_whether_a_stage_is_done_is_asked_again_under_the_lock(copied, added_sta
     assert run.view.done("test") is not None  # what was made from it is not removed a second time
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stage_that_another_process_works_at_is_refused(copied, added_stage):
     with FileLock(copied.view.lock), pytest.raises(UserError, match="no other process works in"):
         copied.do("note")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_process_at_another_stage_is_no_search_to_join(copied, monkeypatch):
     copied.forget("search")
     (copied.folder / "search").mkdir()  # of a search that was killed
