@@ -53,9 +53,8 @@ def test_processes_share_minutes_and_a_fixed_number_of_their_steps_has_more_rows
     assert two.seconds["train-supernet"] == 2 * one.seconds["train-supernet"]
 
 
-def test_a_stage_of_several_processes_has_cost_as_much_as_all_of_them(made):
-    run = Run(made().folder)
-    run.all_stages()
+def test_a_stage_of_several_processes_has_cost_as_much_as_all_of_them(copied):
+    run = copied
     alone, path = spent(run.view), run.folder / "search" / "stage.json"
     done = run.view.result("search")
     path.write_text(json.dumps({**done, "processes": 3}))
@@ -106,11 +105,11 @@ def test_timing_leaves_nothing_behind(made):
     assert sorted(path.name for path in context.folder.iterdir()) == before
 
 
-def test_what_workers_on_one_machine_have_shared_counts_once(made, tiny_recipe):
+def test_what_workers_on_one_machine_have_shared_counts_once(copied, tiny_recipe):
     training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
-    run = Run(made(finals={"subnets": 1, "rates": [1], "teacher": 0, "training": training}).folder)
-    run.all_stages()
-    (run.folder / "metrics.json").unlink()  # which would be asked for the seconds
+    finals = {"subnets": 1, "rates": [1], "teacher": 0, "training": training}
+    run = Run.create(Recipe.model_validate({**tiny_recipe, "finals": finals}), copied.folder)
+    run.do("finals")
     path, taken = run.folder / "finals" / "stage.json", run.view.seconds()
     done = {**run.view.result("finals"), "seconds": 60.0, "trainings": 6.0}
     rest = sum(taken.values()) - taken["finals"]

@@ -48,6 +48,14 @@ def raced(finals_recipe, tmp_path_factory):
     return run, run.all_stages()
 
 
+@pytest.fixture
+def searched(raced, tmp_path):
+    """A copy of it whose finals are next."""
+    folder = shutil.copytree(raced[0].folder, tmp_path / "run", ignore=shutil.ignore_patterns("finals", "merged"))
+    (folder / "metrics.json").unlink()
+    return Run(folder)
+
+
 def test_the_winner_is_the_final_adapter_and_what_is_merged(raced):
     run, metrics = raced
     done = run.view.result("finals")
@@ -116,14 +124,13 @@ def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_teacher_labels_rows_that_have_no_labels(finals_recipe, tmp_path):
+def test_the_teacher_labels_rows_that_have_no_labels(searched, finals_recipe, tmp_path):
     rows = tmp_path / "more.csv"
     rows.write_text("text\n" + "".join(f"good film {n}\n" for n in range(40)))
     data = finals_recipe.model_dump(by_alias=True)
     data["data"]["unlabelled"] = str(rows)
-    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
-    run.all_stages()
-    assert run.view.result("finals")["teacher"]["unlabelled"] == 40
+    run = Run.create(Recipe.model_validate(data), searched.folder)
+    assert run.do("finals")["teacher"]["unlabelled"] == 40
 
 
 @pytest.mark.parametrize("section", [None, {"teacher": 0}])
@@ -152,15 +159,12 @@ def test_no_checkpoints_are_left(raced):
 @pytest.mark.parametrize(
     ("step", "where"),
     [
-        *((0, ""), (1, ""), (3, ""), (6, ""), (13, "")),
+        *((0, ""), (1, ""), (6, ""), (13, "")),
         *((0, "joined"), (3, "joined")),
-        *((0, "teacher"), (6, "teacher"), (13, "teacher")),
+        *((0, "teacher"), (13, "teacher")),
     ],
 )
-def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(
-    raced, finals_recipe, tmp_path, monkeypatch, step, where
-):
-    folder = tmp_path / "run"
+def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(raced, searched, monkeypatch, step, where):
     rows = raced[0].view.result("finals")["finalists"]
     (joined,) = {row["rate"] for row in rows} - {0.5, 1} - {row["rate"] for row in rows if "teacher" in row["name"]}
     where = f"-x{joined:g}/" if where == "joined" else where
@@ -174,14 +178,13 @@ def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(
             return original(self, *args, **kwargs)
 
         DistillationTrainer.training_step = killed
-        Run.create(finals_recipe, folder).all_stages()
+        searched.do("finals")
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    run = Run.create(finals_recipe, folder)
-    assert run.view.done("search") is not None
+    run = Run(searched.folder)
     assert run.view.done("finals") is None
     monkeypatch.setattr(finals, "Teacher", lambda *args: pytest.fail("what it teaches was made before the kill"))
-    run.all_stages()
+    run.do("finals")
     results = [one.view.result("finals") for one in (run, raced[0])]
     ours, theirs = ({k: v for k, v in one.items() if not k.startswith("seconds")} for one in results)
     assert ours == theirs
@@ -201,10 +204,8 @@ def test_a_subnet_starts_with_what_it_inherits_and_from_scratch_as_the_base_mode
         assert torch.equal(model(**batch).logits, base) != one.inherits
 
 
-def test_what_a_rung_has_trained_is_not_trained_again(raced, finals_recipe, tmp_path, monkeypatch):
-    run = Run.create(finals_recipe, tmp_path / "run")
-    for stage in ("supernet", "search"):
-        run.do(stage)
+def test_what_a_rung_has_trained_is_not_trained_again(raced, searched, monkeypatch):
+    run = searched
     monkeypatch.setattr(finals, "write_card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.do("finals")
@@ -213,12 +214,10 @@ def test_what_a_rung_has_trained_is_not_trained_again(raced, finals_recipe, tmp_
     assert run.do("finals")["winner"] == raced[0].view.result("finals")["winner"]
 
 
-def test_where_every_finalist_diverges_the_key_to_lower_is_named(finals_recipe, tmp_path):
+def test_where_every_finalist_diverges_the_key_to_lower_is_named(searched, finals_recipe):
     data = finals_recipe.model_dump(by_alias=True)
     data["finals"]["training"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_steps": 0}
-    run = Run.create(Recipe.model_validate(data), tmp_path / "run")
-    for stage in ("supernet", "search"):
-        run.do(stage)
+    run = Run.create(Recipe.model_validate(data), searched.folder)
     with pytest.raises(UserError, match=r"finals\.training\.learning_rate.*diverged"):
         run.do("finals")
     assert run.view.done("finals") is None
@@ -262,12 +261,9 @@ def test_a_wrong_section_is_refused(tiny_recipe, tmp_path, section, words):
         assert word in str(error.value)
 
 
-def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, finals_recipe, tmp_path):
-    run = Run.create(finals_recipe, tmp_path / "run")
-    for stage in ("supernet", "search"):
-        run.do(stage)
-    run.do("finals", workers=2)
-    ours, theirs = (one.view.result("finals") for one in (run, raced[0]))
+def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, searched):
+    searched.do("finals", workers=2)
+    ours, theirs = (one.view.result("finals") for one in (searched, raced[0]))
     assert ours["winner"] == theirs["winner"]
     assert ours["trainings"] == theirs["trainings"]
     assert [row["name"] for row in ours["finalists"]] == [row["name"] for row in theirs["finalists"]]
@@ -276,9 +272,7 @@ def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, fina
 
 
 def raced_by_two(run):
-    """The finals of a new run, begun by a process that this one joins; what this one's call returns."""
-    for stage in ("supernet", "search"):
-        run.do(stage)
+    """The finals of a run, begun by a process that this one joins; what this one's call returns."""
     child = os.fork()
     if child == 0:
         Run(run.folder).do("finals")
@@ -290,11 +284,9 @@ def raced_by_two(run):
     return done
 
 
-def test_a_process_that_comes_later_helps_and_ends_with_the_race(finals_recipe, tmp_path):
-    folder = tmp_path / "run"
-    run = Run.create(finals_recipe, folder)
-    done = raced_by_two(run)
-    assert done == run.view.result("finals")
+def test_a_process_that_comes_later_helps_and_ends_with_the_race(searched):
+    done = raced_by_two(searched)
+    assert done == searched.view.result("finals")
     assert len({row["name"] for row in done["finalists"]}) == len(done["finalists"])
 
 
@@ -322,9 +314,9 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
     assert standing(tmp_path, scoring, 16, first=12) is None  # it was killed before the first rung
 
 
-def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals_recipe, tmp_path, monkeypatch):
+def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(searched, monkeypatch):
     monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)  # every supernet is poor
-    run = Run.create(finals_recipe, tmp_path / "run")
+    run = searched
     metrics = run.all_stages()
     teacher, rows = (run.view.result("finals")[name] for name in ("teacher", "finalists"))
     losses = sorted(row["validation_loss"] for row in rows if "teacher" not in row["name"])
@@ -334,7 +326,7 @@ def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(finals
     assert len(rows) - len(losses) > 1
 
 
-def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_recipe, tmp_path, monkeypatch):
+def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(searched, tmp_path, monkeypatch):
     monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)
     made, original = tmp_path / "made", lessons.Peers.teach
 
@@ -344,17 +336,13 @@ def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(finals_r
         return original(self, rows)
 
     monkeypatch.setattr(lessons.Peers, "teach", teach)
-    folder = tmp_path / "run"
-    run = Run.create(finals_recipe, folder)
-    assert raced_by_two(run)["teacher"]["by"] == "finalists"
+    assert raced_by_two(searched)["teacher"]["by"] == "finalists"
     assert made.read_text() == "once"
 
 
-def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(finals_recipe, tmp_path, monkeypatch):
+def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(searched, monkeypatch):
+    run = searched
     monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)
-    run = Run.create(finals_recipe, tmp_path / "run")
-    for stage in ("supernet", "search"):
-        run.do(stage)
     monkeypatch.setattr(finals, "write_card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.do("finals")
@@ -364,9 +352,8 @@ def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(finals_re
     assert run.do("finals")["teacher"]["by"] == "finalists"
 
 
-def test_the_mean_of_models_is_what_peers_teach(finals_recipe, tmp_path):
-    run = Run.create(finals_recipe, tmp_path / "run")
-    task = run.context.task
+def test_the_mean_of_models_is_what_peers_teach(raced):
+    task = raced[0].context.task
     models = [task.model() for _ in range(2)]
     torch.nn.init.normal_(models[1].classifier.weight)
     peers = lessons.Peers(lambda: models, task)
@@ -380,8 +367,8 @@ def test_the_mean_of_models_is_what_peers_teach(finals_recipe, tmp_path):
     assert worth.loss == pytest.approx(float(torch.nn.functional.nll_loss(expected.log(), batch["labels"])), rel=1e-4)
 
 
-def test_of_the_models_that_teach_one_is_in_memory_at_a_time(finals_recipe, tmp_path):
-    task, alive = Run.create(finals_recipe, tmp_path / "run").context.task, []
+def test_of_the_models_that_teach_one_is_in_memory_at_a_time(raced):
+    task, alive = raced[0].context.task, []
 
     def models():
         for _ in range(3):

@@ -60,6 +60,12 @@ def kill_in(owner, name, call):
     setattr(owner, name, patched)
 
 
+def with_stages(names, finished_run, folder):
+    """A copy of the finished run of which these stages are done."""
+    left = [*(name for name in ALL_BUT_TEST if name not in names), "metrics.json"]
+    return Run(shutil.copytree(finished_run[0].folder, folder, ignore=shutil.ignore_patterns(*left)))
+
+
 KILLS = {
     "supernet, in its second epoch": (SupernetTrainer, "training_step", 6, []),
     "supernet, while it is saved": (supernet, "write_json", 2, []),
@@ -78,6 +84,8 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not_killed(
     finished_run, without_seconds, recipe, tmp_path, owner, name, call, expected
 ):
     folder = tmp_path / "run"
+    if expected:
+        with_stages(expected, finished_run, folder)
     child = os.fork()
     if child == 0:
         kill_in(owner, name, call)
@@ -94,12 +102,17 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not_killed(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "stage", "left"),
+    ("owner", "name", "stage", "done", "left"),
     # Killed in step 6 of 2 epochs of 4 steps, and in evaluation 6 of 12.
-    [(SupernetTrainer, "training_step", "supernet", 4), (SubnetEvaluator, "__call__", "search", 7)],
+    [
+        (SupernetTrainer, "training_step", "supernet", [], 4),
+        (SubnetEvaluator, "__call__", "search", ["supernet"], 7),
+    ],
 )
-def test_what_a_killed_stage_had_done_is_not_done_again(recipe, tmp_path, monkeypatch, owner, name, stage, left):
-    folder = tmp_path / "run"
+def test_what_a_killed_stage_had_done_is_not_done_again(
+    finished_run, recipe, tmp_path, monkeypatch, owner, name, stage, done, left
+):
+    folder = with_stages(done, finished_run, tmp_path / "run").folder
     child = os.fork()
     if child == 0:
         kill_in(owner, name, 6)
@@ -133,11 +146,8 @@ def test_stages_run_alone_and_a_stage_whose_input_is_missing_names_the_command(r
 
 
 @pytest.mark.slow
-def test_doing_a_stage_again_removes_what_was_made_from_it_and_nothing_else(
-    finished_run, without_seconds, recipe, tmp_path
-):
-    run = Run.create(recipe, tmp_path / "run")
-    run.all_stages()
+def test_doing_a_stage_again_removes_what_was_made_from_it_and_nothing_else(finished_run, without_seconds, copied):
+    run = copied
     run.forget("search")
     left = {stage for stage in ALL_BUT_TEST if run.view.done(stage)}
     assert left == {"supernet", "baselines"}
@@ -162,8 +172,8 @@ def added_stage(monkeypatch):
     return calls
 
 
-def test_a_stage_is_added_by_one_file_and_one_row(finished_run, added_stage, recipe, tmp_path):
-    run = Run.create(recipe, tmp_path / "run")
+def test_a_stage_is_added_by_one_file_and_one_row(finished_run, added_stage, tmp_path):
+    run = with_stages(["supernet", "search"], finished_run, tmp_path / "run")
     with pytest.raises(UserError, match="glora-search export"):
         run.do("note")
     run.all_stages()
