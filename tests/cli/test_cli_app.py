@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import glora_search
 from glora_search.run.runner import Run
 from glora_search.search.shared.workers import _ignoring_ctrl_c
 
@@ -70,8 +71,6 @@ def test_a_commands_help_has_an_example(call, command):
 
 
 def test_the_version_is_printed(call):
-    import glora_search
-
     assert call("--version")[:2] == (0, f"glora-search {glora_search.__version__}\n")
 
 
@@ -120,17 +119,16 @@ def test_the_names_of_the_package_are_there_when_they_are_asked_for():
     assert done.stdout == "True\n", done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["glora-search.py", "glora-search"])
-def test_a_users_script_of_the_same_name_is_not_the_command_line(tmp_path, name):
-    (tmp_path / name).write_text(
-        "import glora_search, peft\nprint('GLORA_PATHS' in peft.PEFT_TYPE_TO_CONFIG_MAPPING)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout == "True\n", done.stderr
+@pytest.mark.parametrize(
+    ("program", "is_it"),
+    [(str(SCRIPT), True), ("glora-search.py", False), ("glora-search", False)],
+    ids=["the console script", "glora-search.py", "glora-search"],
+)
+def test_a_users_script_of_the_same_name_is_not_the_command_line(tmp_path, monkeypatch, program, is_it):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, program])
+    assert glora_search._is_command_line() is is_it
 
 
 def test_the_shell_is_told_commands_and_run_folders(finished, monkeypatch):

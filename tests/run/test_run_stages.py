@@ -89,30 +89,24 @@ def test_the_best_subnet_is_worth_what_the_search_said(finished_run):
     assert scored.metric == metrics["search"]["best"]["validation"]
 
 
-def fresh(code):
-    """Run Python code in a new process."""
+def test_a_fresh_process_loads_the_merged_folder_and_with_the_package_the_adapter(finished_run):
+    run, _ = finished_run
+    adapter = run.folder / run.view.result("merged")["source"]
+    code = (
+        "import sys, torch\nfrom transformers import AutoModelForSequenceClassification as M\n"
+        "ids = torch.tensor([[2, 5, 9, 3]])\n"
+        f"m = M.from_pretrained(r'{run.folder / 'merged'}').eval()\n"
+        "print(m(input_ids=ids).logits.tolist())\n"
+        "assert not any('glora' in name for name, _ in m.named_modules())\n"
+        "assert 'glora_search' not in sys.modules\n"
+        "import glora_search\nfrom peft import AutoPeftModelForSequenceClassification as M\n"
+        f"m = M.from_pretrained(r'{adapter}', num_labels=2).eval()\n"
+        "print(m(input_ids=ids).logits.tolist())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_merged_folder_and_the_adapter_load_in_fresh_processes(finished_run):
-    run, _ = finished_run
-    ids = "torch.tensor([[2, 5, 9, 3]])"
-    plain = fresh(
-        "import sys, torch\nfrom transformers import AutoModelForSequenceClassification as M\n"
-        f"m = M.from_pretrained(r'{run.folder / 'merged'}').eval()\n"
-        f"print(m(input_ids={ids}).logits.tolist())\n"
-        "assert not any('glora' in name for name, _ in m.named_modules())\n"
-        "assert 'glora_search' not in sys.modules"
-    )
-    adapter = run.folder / run.view.result("merged")["source"]
-    adapted = fresh(
-        "import glora_search, torch\nfrom peft import AutoPeftModelForSequenceClassification as M\n"
-        f"m = M.from_pretrained(r'{adapter}', num_labels=2).eval()\n"
-        f"print(m(input_ids={ids}).logits.tolist())"
-    )
-    np.testing.assert_allclose(json.loads(plain), json.loads(adapted), atol=1e-4)
+    plain, adapted = map(json.loads, done.stdout.splitlines())
+    np.testing.assert_allclose(plain, adapted, atol=1e-4)
 
 
 def test_merging_after_a_later_retraining_merges_the_retrained_subnet(recipe, tmp_path, monkeypatch):
