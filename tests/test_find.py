@@ -244,11 +244,13 @@ def test_a_subnet_with_nothing_to_train_is_returned_as_it_is(find):
 RACE = {"subnets": 1, "rates": [1, 4], "teacher": 2}
 
 
-@pytest.mark.parametrize("model", ["bert", "roberta"])
-def test_a_search_ends_in_a_race(find, make_model, logits, weights, tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "own"), [("bert", {}), ("roberta", {"methods": ["lora"], "rates": [1]})], ids=["bert", "roberta"]
+)
+def test_a_search_ends_in_a_race(find, make_model, logits, weights, tmp_path, model, own):
     from peft import PeftModel
 
-    found = find(model=model, retrain={"num_train_epochs": 4}, finals=RACE)
+    found = find(model=model, retrain={"num_train_epochs": 4}, finals={**RACE, **own})
     names = [row["name"] for row in found.finals]
     assert len(names) == len(set(names))
     assert found.baseline in names

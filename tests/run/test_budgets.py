@@ -93,7 +93,7 @@ def test_another_supernet_removes_what_was_made_from_it(ran):
 def test_each_budget_ends_in_finals_of_its_own(tiny_recipe, tmp_path):
     data = several(tiny_recipe, [1000, 600])
     training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
-    data["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
+    data["finals"] = {"subnets": 1, "methods": ["lora"], "rates": [1], "teacher": 2, "training": training}
     run = Run.create(Recipe.model_validate(data), tmp_path / "run")
     run.all_stages()
     (smaller,) = run.view.smaller()
@@ -112,7 +112,7 @@ def test_a_larger_budget_or_a_teacher_redoes_later_stages_under_the_smaller_budg
     run.all_stages()
     data = several(tiny_recipe, [1200, 1100, 600])
     training = {"num_train_epochs": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
-    data["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
+    data["finals"] = {"subnets": 1, "methods": ["lora"], "rates": [1], "teacher": 2, "training": training}
     again = Run.create(Recipe.model_validate(data), tmp_path / "run")
     assert again.all_stages()["budget"] == 1200
     for smaller in again.view.smaller():

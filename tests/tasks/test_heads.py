@@ -56,8 +56,8 @@ def test_a_head_of_a_model_in_bfloat16_is_trained_in_float32_from_supernet_to_me
 ):
     data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", make.rows(24))}
     made = recipe(tiny("bert"), data, type="text-classification", dtype="bfloat16")
-    made["finals"] = {"subnets": 1, "rates": [1.0], "teacher": 2, "training": dict(made.pop("retrain")["training"])}
-    made["finals"]["training"]["num_train_epochs"] = 4
+    training = {**made.pop("retrain")["training"], "num_train_epochs": 4}
+    made["finals"] = {"subnets": 1, "methods": ["lora"], "rates": [1.0], "teacher": 2, "training": training}
     del made["baselines"]
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()

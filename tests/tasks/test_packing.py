@@ -192,7 +192,8 @@ def test_other_tasks_do_not_pack(task, make, architecture, kind, data):
 def test_a_run_trains_on_packed_rows_from_supernet_to_finals(tiny, recipe, make, tmp_path):
     source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", answers(make)), "response_column": "answer"}
     made = recipe(tiny("llama"), source, type="causal-lm", packing=True, max_length=48)
-    made["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": made.pop("retrain")["training"]}
+    settings = {"subnets": 1, "methods": ["lora"], "rates": [1], "teacher": 2}
+    made["finals"] = {**settings, "training": made.pop("retrain")["training"]}
     made["baselines"] = []
     made["search"]["calibration_steps"] = 1
     planned = plan(Recipe.model_validate(made), tmp_path / "planned")

@@ -43,8 +43,8 @@ def test_a_recipe_with_a_quantised_base_goes_from_the_supernet_to_a_plain_model(
     source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", make.rows(24))}
     made = recipe(tiny(architecture), source, type=kind, quantization={method: True})
     if architecture == "bert" or method == "load_in_4bit":
-        made["finals"] = {"subnets": 1, "rates": [1.0], "teacher": 2, "training": dict(made.pop("retrain")["training"])}
-        made["finals"]["training"]["num_train_epochs"] = 4
+        training = {**made.pop("retrain")["training"], "num_train_epochs": 4}
+        made["finals"] = {"subnets": 1, "methods": ["lora"], "rates": [1.0], "teacher": 2, "training": training}
         del made["baselines"]
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()

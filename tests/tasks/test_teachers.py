@@ -210,7 +210,8 @@ def test_a_run_of_every_kind_ends_in_finals_with_a_teacher_and_where_it_is_poor_
     architecture, kind, rows, data = CASES[case]
     source = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows(make)), **data}
     made = recipe(tiny(architecture), source, type=kind)
-    made["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": made.pop("retrain")["training"]}
+    settings = {"subnets": 1, "methods": ["lora"], "rates": [1], "teacher": 2}
+    made["finals"] = {**settings, "training": made.pop("retrain")["training"]}
     made["baselines"] = []
     run = Run.create(Recipe.model_validate(made), tmp_path / "run")
     metrics = run.all_stages()
