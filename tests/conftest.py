@@ -15,3 +15,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """The process that only gives tests to workers does not wait for torch."""
     if not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("tiny_fixtures")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several workers none is left alone with the longest tests at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.name != "test_launched_run.py")

@@ -92,7 +92,7 @@ def test_recipe_to_merged_model_trained_together(launched, tiny_recipe, tmp_path
 
 def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny_recipe, tmp_path):
     recipe = copy.deepcopy(tiny_recipe)
-    recipe["supernet"]["training"]["num_train_epochs"] = 40
+    recipe["supernet"]["training"]["num_train_epochs"] = 20
     recipe["search"]["trials"] = 400  # more than are done until what was launched sees that the launcher has ended
     training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
     recipe["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
