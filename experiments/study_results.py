@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,14 +155,15 @@ class Results:
 
     def any_size(self, rows: int) -> Comparison:
         """Ours at the primary budget against LoRA at the budget that is best on validation, once all are there."""
-        lora = (self.encoder, rows, "lora")
-        cells = [cell for cell in self.study.cells() if (cell.encoder, cell.rows, cell.method) == lora]
-        budgets = Counter((cell.data, cell.seed) for cell in cells)
-        several = {pair for pair, count in budgets.items() if count > 1}
+        sizes: dict[tuple[str, int], list[Cell]] = {}
+        for cell in self.study.cells():
+            if (cell.encoder, cell.rows, cell.method) == (self.encoder, rows, "lora"):
+                sizes.setdefault((cell.data, cell.seed), []).append(cell)
+        several = {pair: cells for pair, cells in sizes.items() if len(cells) > 1}
+        there = [pair for pair, cells in several.items() if all(cell in self.done for cell in cells)]
         best = best_of(self.chosen[self.chosen["rows"] == rows], ["lora"], "lora of any size")
-        best = best.assign(planned=[budgets[pair] for pair in zip(best["data"], best["seed"], strict=True)])
-        whole = best[(best["choices"] > 1) & (best["choices"] == best["planned"])]
-        return Comparison(paired(self.at(rows, "ours"), whole), len(several & self._planned(rows, "ours")))
+        whole = best[[pair in there for pair in zip(best["data"], best["seed"], strict=True)]] if there else best[:0]
+        return Comparison(paired(self.at(rows, "ours"), whole), len(several.keys() & self._planned(rows, "ours")))
 
     def own_race(self, rows: int) -> Comparison:
         """Ours against the best uniform method without a teacher of its own race."""

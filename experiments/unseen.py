@@ -6,8 +6,9 @@
 On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), the 500 validation rows are drawn
 into two halves. Subnets are searched on one half. The best one is trained with the supernet as teacher, as in finals,
 with inherited weights and from scratch; so are LoRA and (IA)3. The half that was searched on also chooses the
-checkpoint, which is then scored on the other half. No test row is read. The csv grows by a row for each training; one
-that is there is not done again. A run's supernet and search are done where they are missing.
+checkpoint, which is then scored on the other half. Only the learning rate was chosen on all validation rows: that of
+LoRA without a teacher, which subnets share in a race. No test row is read. The csv grows by a row for each training;
+one that is there is not done again. A run's supernet and search are done where they are missing.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     for stage in ("supernet", "search"):
         run.do(stage)
     rows = run.context.task.validation
-    halves = np.array_split(np.random.default_rng(0).permutation(len(rows)), 2)
+    halves = np.array_split(np.random.default_rng(int(seed)).permutation(len(rows)), 2)
     seen, unseen = (rows.select(part) for part in (halves if half == "first" else halves[::-1]))
     folder, settings = cache / "unseen" / "-".join(key), run.context.recipe.finals
     assert settings is not None
@@ -91,7 +92,15 @@ def _entrant(run: Run, folder: Path, contest: Contest, who: str, rows: Dataset) 
         return Finalist(method.name, method, method.params)
     task, settings = run.context.task, run.context.recipe.search
     scorer = SubnetEvaluator(run.context.load("supernet"), rows, task, settings.batch_size)
-    best = best_trial(search(run.context.space, scorer, trials=settings.trials, max_params=settings.max_params, seed=0))
+    best = best_trial(
+        search(
+            run.context.space,
+            scorer,
+            trials=settings.trials,
+            max_params=settings.max_params,
+            seed=run.context.recipe.seed,
+        )
+    )
     subnets = [Subnet(best.params, best.user_attrs["params"], best.user_attrs["loss"])]
     finals._write_starts(run.context, folder, dataclasses.replace(contest, subnets=subnets))
     return subnet_finalists(subnets, math.inf if who == "inherited" else -math.inf)[0]

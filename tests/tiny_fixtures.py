@@ -288,7 +288,7 @@ def call(monkeypatch, capsys):
 @pytest.fixture
 def impatient(monkeypatch):
     """A run folder that another process works in is refused without a wait."""
-    monkeypatch.setattr(runner, "A_LOOK", 0)
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0)
 
 
 @pytest.fixture

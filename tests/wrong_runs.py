@@ -43,15 +43,15 @@ WRONG = {
         "was made from another space", ["ranks is [7] here"],
     ),
     "a folder of other rows": (
-        after("search", "run", search__stage_json=None, origin_json=ORIGIN), "made from other data, model or code",
+        after("search", "run", search__stage_json=None, origin_json=ORIGIN), "made from different data, model or code",
         ["data.train has 64 rows and had 63", "the labels are sports, tech and were tech", "config.json is new",
          "glora-search train-supernet run --again"],
     ),
     "another stage again, of a folder of other rows": (
-        after("merge", "run", "--again", origin_json=ORIGIN), "made from other data, model or code", ["data.test"],
+        after("merge", "run", "--again", origin_json=ORIGIN), "made from different data, model or code", ["data.test"],
     ),
     "an export of a folder of other rows": (
-        after("export", "run", "--format", "lora", origin_json=ORIGIN), "made from other data, model or code", [],
+        after("export", "run", "--format", "lora", origin_json=ORIGIN), "made from different data, model or code", [],
     ),
     "a note of what a run was made from that says nothing": (
         after("search", "run", search__stage_json=None, origin_json=b"{}"), "origin.json: damaged", ["Bring it back"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shlex
 import sys
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from glora_search import __version__
 from glora_search.cli import complete
 from glora_search.errors import UserError
 from glora_search.files.disk import full_disk
+from glora_search.files.text import shell
 from glora_search.progress import console, set_up
 from glora_search.run.stages import STAGES
 
@@ -186,5 +186,5 @@ def _explain(error: Any) -> str:
 def _how_to_go_on() -> str:
     words = [word for word in sys.argv[1:] if word != "--again"]
     goes_on = bool(words) and words[0] in GOES_ON
-    how = f"; finished work is kept. Resume with: glora-search {shlex.join(words)}" if goes_on else ""
+    how = f"; finished work is kept. Resume with: glora-search {shell(words)}" if goes_on else ""
     return f"interrupted{how}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.files.shipped import find_shipped
+from glora_search.files.text import shell
 from glora_search.progress import say
 from glora_search.run.stages import STAGES, Stage
 
@@ -77,7 +77,7 @@ def _next(view: Any) -> str | None:
 
 
 def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, again: bool = False) -> Any:
-    find_shipped("experiments", recipe, key="recipe")  # whether it is there is known before torch is
+    find_shipped("experiments", recipe, key="recipe")  # checked before torch is imported
     silence_libraries()
     from glora_search.recipe.schema import Recipe
     from glora_search.run.runner import Run
@@ -269,4 +269,4 @@ def _show(run: Any, metrics: dict[str, Any], as_json: bool) -> None:
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    say(f'  {shlex.quote(str(python))} -c "{usage(run.view)}"')
+    say(f'  {shell([str(python)])} -c "{usage(run.view)}"')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.files.samples import sample, shown
 from glora_search.files.shipped import find_shipped
-from glora_search.files.text import write_text
+from glora_search.files.text import shell, write_text
 from glora_search.progress import say
 from glora_search.recipe.guess import guess
 
@@ -140,7 +139,7 @@ def _write_recipe(file: Path, name: str, values: dict[str, Any], found: dict[str
     write_text(file, text)
     change = "" if found["data"] else f" and set its data ({getattr(recipe.data, 'train', '')} is an example)"
     what = f"{recipe.task.type} with {recipe.task.model}"
-    result(f"{file}: written for {what}. Review it{change}, then run: {shlex.join(['glora-search', 'run', str(file)])}")
+    result(f"{file}: written for {what}. Review it{change}, then run: {shell(['glora-search', 'run', str(file)])}")
 
 
 def _check_model(model: str) -> None:

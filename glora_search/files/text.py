@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from glora_search.errors import UserError, invalid
+
+
+def shell(words: Sequence[str]) -> str:
+    """A command as this system's shell takes it."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,6 +15,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.run.folder import RunFolder
 from glora_search.run.making import resolved
 from glora_search.run.stages import STAGES
+from glora_search.search.trials import EXHAUSTED
 from glora_search.space.schema import SearchSpace
 
 PATHS = ("space", "task.model", "data.train", "data.validation", "data.test", "data.folder", "data.name")
@@ -105,7 +106,8 @@ def stale_stages(run: RunFolder, recipe: Recipe, found: list[Change]) -> tuple[l
     goes_on = (
         bool(more)
         and searched is not None
-        and more[0].before <= searched["trials"] < more[0].after  # with fewer, it has found no further subnet
+        and searched["trials"] < more[0].after
+        and EXHAUSTED not in searched
         and "search" not in stale
     )
     begun = (run.path / "supernet").is_dir() and run.done("supernet") is None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.text import load_yaml, read_json
+from glora_search.files.text import load_yaml, read_json, shell
 from glora_search.ranking import rank_key
 from glora_search.run.stages import STAGES, Stage
 from glora_search.search.shared.storage import JournalReader
@@ -77,7 +76,7 @@ class RunFolder:
 
     def command(self, name: str, *options: str) -> str:
         """A command of the command line on this run, as a shell takes it."""
-        return shlex.join(["glora-search", name, str(self.path), *options])
+        return shell(["glora-search", name, str(self.path), *options])
 
     # -- stages ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from fnmatch import fnmatch
@@ -48,8 +49,8 @@ def check_origin(run: Context) -> None:
     different = differences(noted, run.task)
     if different:
         raise UserError(
-            f"{run.folder}: made from other data, model or code: {'; '.join(different)}. Bring back what it was made "
-            "from, or use another --run-dir. To start over here: "
+            f"{run.folder}: made from different data, model or code: {'; '.join(different)}. Bring back what it was "
+            "made from, or use another --run-dir. To start over here: "
             f"{run.view.command(STAGES['supernet'].command, '--again')}"
         )
     if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
@@ -126,15 +127,21 @@ def _model(noted: dict[str, Any], found: dict[str, Any], *, whole: bool) -> list
 def _code(noted: dict[str, str], found: dict[str, str]) -> list[str]:
     """Which modules of the task are others than those that are noted; an earlier version noted none."""
     said = [name for name in noted if found.get(name) != noted[name]]
-    return [f"task.type: {', '.join(f'{name} is another' for name in said)}"] if said else []
+    return [f"task.type: {', '.join(f'{name} has changed' for name in said)}"] if said else []
 
 
+@functools.cache
 def _own_code(cls: type[Task]) -> dict[str, str]:
-    """The modules of a task of the user's own and of its bases, each with its file's digest; not what they import."""
+    """The modules of a task of the user's own and of its bases, each with its file's digest; not what they import.
+
+    Read once in a process, since a module that is edited later runs as it was imported. Installed packages have
+    versions.
+    """
     others = {"glora_search", *sys.stdlib_module_names}
     names = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] not in others)
-    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
-    return {name: file_digest(Path(file)) for name, file in files.items() if file and Path(file).is_file()}
+    files = {name: Path(getattr(sys.modules.get(name), "__file__", None) or "") for name in names}
+    own = {name: file for name, file in files.items() if file.is_file() and "site-packages" not in file.parts}
+    return {name: file_digest(file) for name, file in own.items()}
 
 
 def _model_folder(path: str) -> Path | None:

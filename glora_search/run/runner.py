@@ -29,7 +29,7 @@ from glora_search.run.stages import STAGES, Stage, function, made_from
 from glora_search.run.status import at_work
 from glora_search.tasks import Task
 
-A_LOOK = 2
+LOCK_SECONDS = 2
 """Seconds for which a run's lock is waited for: `is_busy` holds it for a moment."""
 
 
@@ -262,7 +262,7 @@ class Run:
         noted = origin_of(self.view)
         if noted is not None and differences(noted, self.context.task):
             for other in STAGES.values():
-                self._forget(other, "made from other data, model or code")
+                self._forget(other, "made from different data, model or code")
 
     def _forget(self, stage: Stage, why: str) -> None:
         """Remove a stage's result, whole or not, and what was made from it."""
@@ -312,7 +312,7 @@ def writing_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(timeout=A_LOOK)
+            lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise invalid("run", str(folder), "a run folder that no other process works in") from None
         try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 
 from glora_search.errors import UserError
 from glora_search.progress import say, track
@@ -20,7 +19,7 @@ from glora_search.search.results import show_progress, summary, trials_frame
 from glora_search.search.shared.storage import open_storage
 from glora_search.search.shared.workers import helped_by
 from glora_search.search.study import search
-from glora_search.search.trials import STUDY_NAME
+from glora_search.search.trials import EXHAUSTED, STUDY_NAME
 
 
 def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
@@ -31,15 +30,18 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
         storage: what workers of other machines share, see `open_storage`; None is the journal in the run folder,
             which can lie on a shared disk.
     """
+    run.view.check_storage(storage)
+    if storage is not None:
+        open_storage(storage)  # one that cannot be opened leaves no mark
+        (folder / SHARED).write_text("")
     study = _work(run, workers, storage)
     try:
         found = summary(study)
     except UserError as error:  # what has failed is not tried again
         again = run.view.command("search", "--again", *(() if storage is None else ("--storage", "STORAGE")))
         raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
-    asked = run.recipe.search.trials
-    if found["trials"] < asked:
-        say(f"note: no further subnet within the budget: {found['trials']} of {asked} trials")
+    if EXHAUSTED in found:
+        say(f"note: no further subnet within the budget: {found['trials']} of {run.recipe.search.trials} trials")
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)
     return {**found, "files": {table.name: digest(table)}}
@@ -53,18 +55,14 @@ def assist(folder: Path, *, workers: int = 1, storage: str | None = None) -> Non
         workers, storage: see `run_search`.
     """
     run = Context(folder)
+    run.view.check_storage(storage)
     _work(run, workers, storage)
 
 
 def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
-    settings, folder = run.recipe.search, run.folder / "search"
-    run.view.check_storage(storage)
-    opened: Path | BaseStorage = folder / "journal.log"
-    if storage is not None:
-        opened = open_storage(storage)  # one that cannot be opened leaves no mark
-        (folder / SHARED).write_text("")
+    settings = run.recipe.search
     check_origin(run)  # of each worker: its data may be others
-    evaluator = evaluator_of(run, folder)
+    evaluator = evaluator_of(run, run.folder / "search")
     helper = functools.partial(assist, run.folder, storage=storage)
     with helped_by(workers - 1, helper), track("search", settings.trials) as bar:
         return search(
@@ -79,7 +77,7 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
             seed=run.recipe.seed,
             options=settings.options,
             racing=settings.racing,
-            storage=opened,
+            storage=storage or run.folder / "search" / "journal.log",
             study_name=run.view.shared_name() if storage else STUDY_NAME,
             weights=run.view.weights(),
             on_trial=show_progress(bar),

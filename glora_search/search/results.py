@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.progress import Bar
 from glora_search.ranking import rank_key
-from glora_search.search.trials import LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, trial_key
+from glora_search.search.trials import EXHAUSTED, LOSS, METRIC, NOTES, ORIGIN, PARAMS, best_trial, front, trial_key
 from glora_search.space.layers import Genome
 
 HIDDEN = (METRIC, NOTES)
@@ -84,6 +84,7 @@ def summary(study: optuna.Study) -> dict[str, Any]:
         "failed": states.count(TrialState.FAIL),
         "seconds_per_evaluation": round(float(np.median([trial.user_attrs["seconds"] for trial in trials])), 4),
         "best": {**_facts(best), "genome": best.params},
+        **({EXHAUSTED: True} if study.user_attrs.get(EXHAUSTED) else {}),
     }
     if len(study.directions) > 1:
         found["front"] = [{**_facts(trial), "genome": trial.params} for trial in front(study)]

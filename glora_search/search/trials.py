@@ -27,6 +27,8 @@ FAILED = "failed"
 """Trial attribute: why a trial has no value."""
 NOTES = "notes"
 """Trial attribute: what the sampler wants to find again at its trials."""
+EXHAUSTED = "exhausted"
+"""Of a study: no further subnet within the budget was found."""
 
 
 def trial_key(trial: FrozenTrial, direction: StudyDirection = StudyDirection.MAXIMIZE) -> tuple[float, float, int]:

@@ -25,7 +25,7 @@ from glora_search.search.racing import Race
 from glora_search.search.samplers import Proposer
 from glora_search.search.shared.ledger import Ledger
 from glora_search.search.shared.storage import storage_errors
-from glora_search.search.trials import FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS
+from glora_search.search.trials import EXHAUSTED, FAILED, KEY, LOSS, METRIC, NOTES, ORIGIN, PARAMS
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import key_of
 from glora_search.space.layers import Genome
@@ -82,6 +82,7 @@ class Worker:
                 number = self._finished() + len(self.history.pending) + salt
                 proposal = self.proposer.propose(self.history, number)
                 if proposal is None and not self.history.pending:
+                    self.ledger.study.set_user_attr(EXHAUSTED, True)
                     return
             if proposal is None:
                 pause()  # what is left is in the hands of other workers; one of them may die

@@ -345,7 +345,7 @@ class TextTask(Task):
 
     def load_processor(self) -> Any:
         """The tokenizer; one without padding pads as the model's config says, else with its end."""
-        self.tokenizer = self.load(AutoTokenizer)
+        self.tokenizer = self.load_tokenizer()
         if self.tokenizer.pad_token is None:
             own = getattr(self.config.get_text_config(), "pad_token_id", None)
             named = own is not None and 0 <= own < len(self.tokenizer)
@@ -355,6 +355,10 @@ class TextTask(Task):
         if longest is not None and self.max_length > longest:
             raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
         return self.tokenizer
+
+    def load_tokenizer(self) -> Any:
+        """The base model's tokenizer as it is."""
+        return self.load(AutoTokenizer)
 
     def model(self, seed: int | None = None) -> PreTrainedModel:
         """See `Task.model`; the model knows the tokenizer's padding, by which decoders find a row's last token."""

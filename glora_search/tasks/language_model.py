@@ -94,13 +94,13 @@ class LanguageModel(TextTask):
             )
             notes += counted_notes(key, fit.rows, counts, share)
         if self.answers and not self.ends(self.data.train):
-            why = "since its tokenizer has no eos_token: it writes up to max_new_tokens"
-            notes.append(f"the model learns no end of an answer, {why}")
+            why = "since its tokenizer has neither eos_token nor sep_token: it writes until max_new_tokens"
+            notes.append(f"the model does not learn where an answer ends, {why}")
         return notes
 
-    def load_processor(self) -> Any:
+    def load_tokenizer(self) -> Any:
         """See `TextTask`; where no token is called a text's end, the separator is, as BERT's tokenizers end texts."""
-        tokenizer = super().load_processor()
+        tokenizer = super().load_tokenizer()
         if tokenizer.eos_token is None:
             tokenizer.eos_token = tokenizer.sep_token
         return tokenizer

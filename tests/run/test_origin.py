@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,7 @@ def test_each_stage_asks(place, name):
     a_row_more(place)
     before = sorted(run.folder.rglob("*"))
     for work in (run.do, run.forget):
-        with pytest.raises(UserError, match="made from other data, model or code: data"):
+        with pytest.raises(UserError, match="made from different data, model or code: data"):
             work(name)
     assert sorted(run.folder.rglob("*")) == before
 
@@ -178,7 +180,8 @@ def test_splits_that_are_cut_are_told_apart_by_their_rows(tiny_recipe, place, tm
 def test_the_code_of_a_task_of_the_users_own_is_compared_too(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_base_of_mine.py").write_text(
-        "from glora_search.tasks.text_classification import TextClassification as Base\n\n\nclass Mine(Base): pass\n"
+        "from glora_search.tasks.text_classification import TextClassification as Base\n\n\n"
+        "class Mine(Base):\n    mine = 1\n"
     )
     (tmp_path / "a_task_of_mine.py").write_text("import a_base_of_mine\n\n\nclass Task(a_base_of_mine.Mine): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -189,8 +192,12 @@ def test_the_code_of_a_task_of_the_users_own_is_compared_too(tiny_recipe, tmp_pa
     assert set(noted["code"]) == {"a_base_of_mine", "a_task_of_mine"}
     origin.check_origin(Run(run.folder).context)
     with (tmp_path / "a_base_of_mine.py").open("a") as file:
-        file.write("    metric = 'another'\n")
-    with pytest.raises(UserError, match=r"or code: task\.type: a_base_of_mine is another\. Bring back"):
+        file.write("    another = 2\n")
+    origin.check_origin(Run(run.folder).context)  # this process runs what it has imported
+    for module in ("a_task_of_mine", "a_base_of_mine"):  # as in the next process
+        monkeypatch.delitem(sys.modules, module)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=r"or code: task\.type: a_base_of_mine has changed\. Bring back"):
         Run(run.folder).do("search")
     del noted["code"]  # as an earlier version left it
     (run.folder / "origin.json").write_text(json.dumps(noted))

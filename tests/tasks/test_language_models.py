@@ -192,7 +192,8 @@ def test_where_no_token_is_called_the_end_a_separator_ends_answers(task, make, w
 
 def test_where_no_token_can_end_answers_it_is_said(task, make, without_eos):
     made = task(without_eos(), "causal-lm", make.rows(), {"response_column": "label"})
-    note = "the model learns no end of an answer, since its tokenizer has no eos_token: it writes up to max_new_tokens"
+    why = "since its tokenizer has neither eos_token nor sep_token: it writes until max_new_tokens"
+    note = f"the model does not learn where an answer ends, {why}"
     assert note in made.row_notes()
     plain = task(Path(made.recipe.task.model), "causal-lm", make.rows())
     assert note not in plain.row_notes()
