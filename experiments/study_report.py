@@ -69,7 +69,7 @@ def sentence(own: Comparison, what: str) -> str:
         return ""
     pairs = own.pairs
     p = f"Wilcoxon's p is {one.p:.3f}. " if math.isfinite(one.p) else ""
-    missing = f" {len(pairs)} of {own.planned} pairs are there." if own.missing else ""
+    missing = f" Pairs so far: {len(pairs)} of {own.planned}." if own.missing else ""
     return (
         f"**Ours - {what}: {one} points**, the mean of {count(one.sets, 'set')} with {count(one.seeds, 'seed')}: "
         f"{count(one.wins, 'win')}, {count(one.ties, 'tie')}, {count(one.losses, 'loss', 'losses')}; the lowest is "

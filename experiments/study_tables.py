@@ -221,7 +221,8 @@ def curves(chosen: pd.DataFrame) -> tuple[dict[str, list[tuple[int, float]]], in
     """Mean test scores over what LoRA and ours have at every budget that both have.
 
     Returns:
-        Method -> its score at each budget, of methods with two or more; and over how many sets and seeds it is.
+        Method -> its score at each budget, of methods with two or more; and over how many sets and seeds it is. Nothing
+        where there is one: it says little.
     """
     frames = {method: chosen[chosen["method"] == method] for method in ("lora", "ours")}
     budgets = sorted(set(frames["lora"]["budget"]) & set(frames["ours"]["budget"]))
@@ -234,6 +235,6 @@ def curves(chosen: pd.DataFrame) -> tuple[dict[str, list[tuple[int, float]]], in
     lines: dict[str, list[tuple[int, float]]] = {}
     for (method, budget), own in chosen.groupby(["method", "budget"]):
         there = own[[key in common for key in own[PAIR].itertuples(index=False, name=None)]]
-        if common and len(there) == len(common) and budget:
+        if len(common) > 1 and len(there) == len(common) and budget:
             lines.setdefault(NAMES[method], []).append((int(budget), 100 * float(there["test"].mean())))
     return {name: line for name, line in lines.items() if len(line) > 1}, len(common)

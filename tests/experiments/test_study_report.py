@@ -255,7 +255,7 @@ def test_a_sentence_counts_what_there_is_one_of(study):
     own = Results(study, [*rows_of(cell_of("ours")), *rows_of(cell_of("lora"))], "minilm").ours(500, "lora")
     said = sentence(own, "LoRA")
     assert "1 set with 1 seed: 0 wins, 1 tie, 0 losses" in said
-    assert "1 of 6 pairs are there" in said
+    assert "Pairs so far: 1 of 6." in said
     assert math.isnan(own.found.p)
     assert "Wilcoxon" not in said
 
