@@ -335,11 +335,7 @@ class Task(abc.ABC):
 
 
 class TextTask(Task):
-    """A task whose inputs are texts.
-
-    Attributes:
-        tokenizer: the processor.
-    """
+    """A task whose inputs are texts; its processor is the ``tokenizer``."""
 
     tokenizer: Any
 
