@@ -107,14 +107,11 @@ def _entrant(run: Run, folder: Path, contest: Contest, who: str, rows: Dataset) 
 
 
 def report(path: Path) -> str:
-    """Validation losses on both halves, a row for each data set; the means of both directions."""
+    """Validation losses on both halves, a row for each data set that is finished; the means of both directions."""
     rows = pd.DataFrame(read_rows(path)).astype({"seen": float, "unseen": float})
-    means = rows.groupby(["data", "who"])[["seen", "unseen"]].mean()
-    found = [
-        [name, *(_pair(means.loc[(name, who)]) if (name, who) in means.index else "" for who in WHO)]
-        for name in RATES
-        if name in set(rows["data"])
-    ]
+    groups = {str(name): own for name, own in rows.groupby("data") if len(own) % (2 * len(WHO)) == 0}
+    means = {name: own.groupby("who")[["seen", "unseen"]].mean() for name, own in groups.items()}
+    found = [[name, *(_pair(means[name].loc[who]) for who in WHO)] for name in RATES if name in means]
     return table(["data", "subnet, inherited", "subnet, from scratch", "LoRA", "(IA)3"], found)
 
 

@@ -130,10 +130,10 @@ def test_losses_on_seen_and_unseen_rows_are_means_of_both_directions(tmp_path):
     import unseen
 
     names = ("data", "half", "who", "seen", "unseen")
-    rows = [
-        ("mpqa", "first", "inherited", 0.3, 0.5),
-        ("mpqa", "second", "inherited", 0.4, 0.5),
-        ("mpqa", "first", "ia3", 0.4, 0.4),
-    ]
+    rows = [("mpqa", half, who, 0.4, 0.4) for half in ("first", "second") for who in ("scratch", "lora", "ia3")]
+    rows += [("mpqa", "first", "inherited", 0.3, 0.5), ("mpqa", "second", "inherited", 0.4, 0.5)]
+    rows += [("trec", "first", "inherited", 0.1, 0.1)]
     append_rows(tmp_path / "u.csv", [dict(zip(names, row, strict=True)) for row in rows])
-    assert unseen.report(tmp_path / "u.csv").splitlines()[2:] == ["| mpqa | 0.350, 0.500 |  |  | 0.400, 0.400 |"]
+    assert unseen.report(tmp_path / "u.csv").splitlines()[2:] == [
+        "| mpqa | 0.350, 0.500 | 0.400, 0.400 | 0.400, 0.400 | 0.400, 0.400 |"
+    ]
