@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from csv_rows import read_rows
 from students import METHODS
-from study_parts import do_part
+from study_parts import contest_of, do_part
 from study_plan import Study
 from study_runs import open_run
 from study_tables import table
@@ -34,7 +34,6 @@ from transformers import TrainerCallback
 from glora_search.finals.contest import Contest, own_factors
 from glora_search.finals.finalists import Finalist
 from glora_search.finals.training import StopWhereOver, finalist_args
-from glora_search.run import finals
 from glora_search.scoring import evaluate, length_sorted_batches
 from glora_search.training.distillation import DistillationTrainer
 from glora_search.training.loop import train
@@ -114,14 +113,8 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     asked = dict(zip(KEY, key, strict=True))
     taught = asked["taught"] == "yes"
     run = open_run(study.ours(asked["data"], int(asked["seed"])), study, data, cache)
-    folder, settings = cache / "averages" / "-".join(key), run.context.recipe.finals
-    assert settings is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    if taught:
-        finals._teach(run.context, folder, settings)
-    else:
-        settings.teacher = 0
-    contest = finals._contest(run.context, folder, settings)
+    folder = cache / "averages" / "-".join(key)
+    contest = contest_of(run, folder, **({} if taught else {"teacher": 0}))
     method = METHODS[asked["method"]](contest)
     one = Finalist(method.name, method, method.params, float(asked["rate"]), taught=taught)
     args = finalist_args(contest.args, folder / "training", rate=one.rate, steps=contest.steps)
@@ -137,7 +130,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         trainer_cls=DistillationTrainer,
         callbacks=[StopWhereOver(contest.first), averages],
         lr_factors=own_factors(one, contest.lr_factors),
-        teacher_share=settings.teacher_share,
+        teacher_share=contest.settings.teacher_share,
     )
     shutil.rmtree(folder)
     found: dict[str, Any] = {}

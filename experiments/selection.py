@@ -15,7 +15,6 @@ The csv grows by a row for each search; one that is there is not done again.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import os
 from pathlib import Path
@@ -27,8 +26,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import optuna
 import pandas as pd
-import transformers
-from csv_rows import fill, read_rows
+from csv_rows import read_rows
+from study_parts import do_part
 from study_plan import Study
 from study_runs import open_run
 from study_tables import table
@@ -93,19 +92,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "selection")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
     args = parser.parse_args()
-    path = args.results / "selection.csv"
-    if args.part == "report":
-        print(report(path))
-        return
-    transformers.logging.set_verbosity_error()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = Study.load(HERE / "study" / "plan.yaml")
     splits = [str(number) for number in range(args.splits)]
     keys = [
         (data, "0", split, half) for split, half, data in itertools.product(splits, ("first", "second"), args.datasets)
     ]
-    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(path, KEY, keys, figures, args.cache / "selection", args.minutes)
+    do_part("selection", args, KEY, keys, measured, report)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -25,8 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
-import transformers
-from csv_rows import fill, read_rows
+from csv_rows import read_rows
+from study_parts import contest_of, do_part
 from study_plan import Study
 from study_runs import open_run
 from study_tables import table
@@ -52,11 +51,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     for stage in ("supernet", "search"):
         run.do(stage)
     folder = cache / "starts" / "-".join(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = run.context.recipe.finals
-    assert settings is not None
-    finals._teach(run.context, folder, settings)
-    contest = finals._contest(run.context, folder, settings)
+    contest = contest_of(run, folder)
     finals._write_starts(run.context, folder, contest)
     one = dataclasses.replace(entrant(contest, start), rate=float(rate), taught=True)
     with track("train", contest.steps) as bar:
@@ -108,18 +103,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "starts")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
     args = parser.parse_args()
-    path = args.results / "starts.csv"
-    if args.part == "report":
-        print(report(path))
-        return
-    transformers.logging.set_verbosity_error()
-    study = Study.load(HERE / "study" / "plan.yaml")
     keys = [
         (data, seed, start, rate)
         for seed, data, rate, start in itertools.product(args.seeds, args.datasets, args.rates, args.starts)
     ]
-    figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
-    fill(path, KEY, keys, figures, args.cache / "starts", args.minutes)
+    do_part("starts", args, KEY, keys, measured, report)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from csv_rows import read_rows
 from safetensors.torch import load_file, save_file
-from study_parts import do_part
+from study_parts import contest_of, do_part
 from study_plan import Study
 from study_runs import open_run, run_recipe
 from study_tables import table
@@ -36,7 +36,6 @@ from glora_search.finals.finalists import Finalist
 from glora_search.finals.race import Result
 from glora_search.finals.rungs import Standing
 from glora_search.progress import track
-from glora_search.run import finals
 from glora_search.scoring import evaluate, length_sorted_batches
 from glora_search.training.uniform import Uniform, of_paths, uniform_methods
 from glora_search.vocabulary import LayerPaths
@@ -75,12 +74,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     """The figures of one training, or of an average of several."""
     asked = dict(zip(KEY, key, strict=True))
     run, folder = supernet(asked, study, data, cache), cache / "students" / "-".join(key)
-    settings = run.context.recipe.finals
-    assert settings is not None
-    settings.teacher_share = float(asked["share"])
-    folder.mkdir(parents=True, exist_ok=True)
-    finals._teach(run.context, folder, settings)
-    contest = finals._contest(run.context, folder, settings)
+    contest = contest_of(run, folder, teacher_share=float(asked["share"]))
     assert contest.lesson is not None
     method = METHODS[asked["method"]](contest)
     one = Finalist(method.name, method, method.params, float(asked["rate"]), taught=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peft import (
@@ -141,7 +140,7 @@ def fresh(method: str, task: Any, budget: int, seed: int, steps: int, batch: int
         model = get_peft_model(base, found[0].config(task.task_type, task.modules_to_save))
         return Start(model, found[0].params, dict(found[0].lr_factors))
     start = _ranked("lora" if method in LORA else method, task, base, space, budget, seed, steps, batch)
-    return None if start is None else dataclasses.replace(start, decay=LORA.get(method, 0.0))
+    return None if start is None else replace(start, decay=LORA.get(method, 0.0))
 
 
 def _ranked(

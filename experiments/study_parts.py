@@ -1,4 +1,4 @@
-"""What the small experiments on the study's runs share: a part either fills a csv or reads it."""
+"""What the small experiments on the study's runs share: the contest of a run, and the parts that fill or read a csv."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any
 import transformers
 from csv_rows import fill
 from study_plan import Study
+
+from glora_search import Run
+from glora_search.finals.contest import Contest
+from glora_search.run import finals
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,3 +43,20 @@ def do_part(
     study = Study.load(HERE / "study" / "plan.yaml")
     figures = functools.partial(measured, study=study, data=args.data, cache=args.cache)
     fill(path, key, keys, figures, args.cache / name, args.minutes)
+
+
+def contest_of(run: Run, folder: Path, **changes: Any) -> Contest:
+    """The contest of a run's finals, with its teacher.
+
+    Args:
+        run: its search is done.
+        folder: of what is trained, made if it is not there.
+        changes: of the recipe's section ``finals``.
+    """
+    settings = run.context.recipe.finals
+    assert settings is not None
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    folder.mkdir(parents=True, exist_ok=True)
+    finals._teach(run.context, folder, settings)
+    return finals._contest(run.context, folder, settings)

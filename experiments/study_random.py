@@ -7,8 +7,7 @@ from typing import Any
 from glora_search.search.evolution.base import GenomeSampler, Proposal
 from glora_search.search.evolution.start import AnySize
 from glora_search.search.history import History
-
-TRIES = 200
+from glora_search.search.samplers import MAX_TRIES
 
 
 class Drawn(GenomeSampler):
@@ -21,5 +20,5 @@ class Drawn(GenomeSampler):
     def propose(self, history: History, number: int) -> Proposal | None:
         """A random genome; None where none is new."""
         rng = self.rng(number)
-        codes = (self.draw(history, rng) for _ in range(TRIES))
+        codes = (self.draw(history, rng) for _ in range(MAX_TRIES))
         return next((Proposal(code, "random") for code in codes if history.is_new(code)), None)

@@ -30,7 +30,7 @@ import optuna
 import pandas as pd
 from csv_rows import read_rows
 from datasets import Dataset
-from study_parts import do_part
+from study_parts import contest_of, do_part
 from study_plan import Study
 from study_runs import open_run
 from study_tables import table
@@ -62,11 +62,8 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     rows = run.context.task.validation
     halves = np.array_split(np.random.default_rng(int(seed)).permutation(len(rows)), 2)
     seen, unseen = (rows.select(part) for part in (halves if half == "first" else halves[::-1]))
-    folder, settings = cache / "unseen" / "-".join(key), run.context.recipe.finals
-    assert settings is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    finals._teach(run.context, folder, settings)
-    contest = dataclasses.replace(finals._contest(run.context, folder, settings), validation=seen)
+    folder = cache / "unseen" / "-".join(key)
+    contest = dataclasses.replace(contest_of(run, folder), validation=seen)
     one = dataclasses.replace(_entrant(run, folder, contest, who, seen), taught=True)
     if who != "ia3":
         one = dataclasses.replace(one, rate=RATES[name])
