@@ -31,14 +31,16 @@ from study_runs import open_run
 from study_tables import table
 
 from glora_search.finals.contest import Contest
-from glora_search.finals.finalists import Finalist, subnet_finalists
+from glora_search.finals.finalists import Finalist, Subnet, subnet_finalists
 from glora_search.progress import track
 from glora_search.run import finals
 from glora_search.training.uniform import uniform_methods
 
 HERE = Path(__file__).resolve().parent
 DATASETS = ("mpqa", "trec", "bbc-headlines", "clinc150", "trec-fine", "snips", "sst2", "tweet-emotion")
-STARTS = ("inherited", "scratch", "lora")
+STARTS = ("inherited", "scratch", "lora", "lora-inherited", "ia3-inherited")
+UNIFORM = {"lora-inherited": "LoRA r=1", "ia3-inherited": "(IA)3"}
+"""Start -> the uniform method that is trained on with the supernet's weights."""
 RATES = ("0.5", "1", "2")
 KEY = ("data", "seed", "start", "rate")
 
@@ -52,7 +54,12 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         run.do(stage)
     folder = cache / "starts" / "-".join(key)
     contest = contest_of(run, folder)
-    finals._write_starts(run.context, folder, contest)
+    if start in UNIFORM:
+        genome = contest.space.uniform_methods()[UNIFORM[start]]
+        scored = next(trial for trial in run.view.study().trials if trial.user_attrs["origin"] == UNIFORM[start])
+        subnet = Subnet(genome, scored.user_attrs["params"], scored.user_attrs["loss"])
+        contest = dataclasses.replace(contest, subnets=[subnet])
+    finals.write_starts(run.context, folder, contest)
     one = dataclasses.replace(entrant(contest, start), rate=float(rate), taught=True)
     with track("train", contest.steps) as bar:
         found = contest._train_one(one, contest.steps, bar)
@@ -73,7 +80,7 @@ def entrant(contest: Contest, start: str) -> Finalist:
     if start == "lora":
         (method,) = uniform_methods(contest.space, contest.max_params, ["lora"])
         return Finalist(method.name, method, method.params)
-    return subnet_finalists(contest.subnets, math.inf if start == "inherited" else -math.inf)[0]
+    return subnet_finalists(contest.subnets, -math.inf if start == "scratch" else math.inf)[0]
 
 
 def report(path: Path) -> str:

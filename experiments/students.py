@@ -1,4 +1,4 @@
-"""What a taught student gains from another method, another share of the loss, another supernet, or averaged weights.
+"""What a taught student gains from another method, another share of the loss, another supernet, or further rows.
 
     python experiments/students.py --part cells --data FOLDER [--datasets mpqa trec] [--minutes 60]
     python experiments/students.py --part report
@@ -23,8 +23,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
+import pandas as pd
 from csv_rows import read_rows
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from study_data import SPLITS, rows_left
 from study_parts import contest_of, do_part
 from study_plan import Study
 from study_runs import open_run, run_recipe
@@ -52,8 +56,19 @@ RATES = {
 }
 """Data set -> a good learning rate of LoRA with a teacher, as a factor of the study's."""
 ATTENTION = ("query", "key", "value", "attention.output.dense")
-KEY = ("data", "seed", "method", "rate", "share", "supernet_epochs", "supernet_rate", "orders")
-PLAIN = {"method": "lora", "share": "0.5", "supernet_epochs": "12", "supernet_rate": "0.008", "orders": "0"}
+KEY = ("data", "seed", "method", "rate", "share", "supernet_epochs", "supernet_rate", "orders", "further")
+PLAIN = {
+    "method": "lora",
+    "share": "0.5",
+    "supernet_epochs": "12",
+    "supernet_rate": "0.008",
+    "orders": "0",
+    "further": "none",
+}
+FURTHER = 2000
+"""Rows that the teacher alone labels, at most."""
+DROPPED = 0.15
+"""The share of words that a row is without that is made of a train row."""
 CHANGES: list[dict[str, str]] = [
     {},
     {"method": "ia3", "rate": "1"},
@@ -66,14 +81,23 @@ CHANGES: list[dict[str, str]] = [
     {"orders": "1"},
     {"orders": "2"},
     {"orders": "0+1+2"},
+    {"rate": "1"},
+    {"rate": "2"},
+    {"rate": "4"},
+    {"further": "unlabelled"},
+    {"further": "words dropped"},
 ]
-"""What is changed; ``orders`` are of the train rows, and the weights of several are averaged."""
+"""What is changed; ``orders`` are of the train rows, and the weights of several are averaged. ``further`` rows, which
+the teacher alone labels, are rows of no split, or train rows without some of their words."""
 
 
 def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
     """The figures of one training, or of an average of several."""
     asked = dict(zip(KEY, key, strict=True))
-    run, folder = supernet(asked, study, data, cache), cache / "students" / "-".join(key)
+    run, folder = supernet(asked, study, data, cache), cache / "students" / "-".join(key).replace(" ", "-")
+    if asked["further"] != "none":
+        rows = further_rows(run, asked["further"], asked["data"], data)
+        run.context.task.data = dataclasses.replace(run.context.task.data, unlabelled=rows)
     contest = contest_of(run, folder, teacher_share=float(asked["share"]))
     assert contest.lesson is not None
     method = METHODS[asked["method"]](contest)
@@ -90,8 +114,29 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         "validation": round(metric, 4),
         "validation_loss": round(loss, 4),
         "best_step": found.best_step if len(reached) == 1 else "",
+        "quarter_loss": round(min(loss for step, loss in found.losses.items() if step <= contest.first), 4),
         "teacher_loss": round(contest.lesson.validation_loss, 4),
     }
+
+
+def further_rows(run: Run, kind: str, name: str, data: Path) -> Dataset:
+    """Rows without labels of a data set, see `CHANGES`."""
+    recipe = run.context.recipe
+    if kind == "words dropped":
+        rng = np.random.default_rng(recipe.seed)
+        train = pd.read_csv(recipe.data.train, dtype=str, keep_default_na=False)["text"]
+        texts = [dropped(text, rng) for _ in range(FURTHER // len(train)) for text in train]
+    else:
+        splits = {split: getattr(recipe.data, split) for split in SPLITS}
+        texts = rows_left(name, data, splits, seed=recipe.seed)["text"][:FURTHER].tolist()
+    return Dataset.from_dict({"text": texts})
+
+
+def dropped(text: str, rng: np.random.Generator) -> str:
+    """A text without some of its words, but with one of them at least."""
+    words = text.split()
+    kept = [word for word in words if rng.random() >= DROPPED]
+    return " ".join(kept or words[:1])
 
 
 def student(contest: Contest, one: Finalist, order: str) -> tuple[Standing, Path]:
@@ -186,7 +231,12 @@ def report(path: Path) -> str:
         for data in RATES:
             values = []
             for row in rows:
-                if row["data"] == data and all(row[name] == {**PLAIN, **change}[name] for name in {*PLAIN, *change}):
+                same_rate = "rate" in change and change == {"rate": RATES[data]}
+                if (
+                    row["data"] == data
+                    and not same_rate
+                    and all(row[name] == {**PLAIN, **change}[name] for name in {*PLAIN, *change})
+                ):
                     same = {**row, **PLAIN, **({"rate": RATES[data]} if "rate" in change else {})}
                     plain = losses.get(tuple(same[name] for name in KEY))
                     values.append(f"{float(row['validation_loss']):.3f}" + (f" ({plain:.3f})" if plain else ""))

@@ -115,6 +115,18 @@ def split_rows(
     return train, validation, pd.concat([test, rest])[:test_rows]
 
 
+def rows_left(name: str, data: Path, splits: dict[str, str], *, seed: int) -> pd.DataFrame:
+    """The rows that a data set has left: those whose texts are in none of a seed's splits, nor among its test rows.
+
+    Args:
+        splits: split -> its csv file.
+    """
+    pool, test = read(name, data)
+    files = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in splits.values()]
+    taken = pd.concat([keys(rows) for rows in (*files, test)])
+    return pool[~keys(pool).isin(taken).to_numpy()].sample(frac=1, random_state=seed)
+
+
 def keys(rows: pd.DataFrame) -> pd.Series:
     """What is equal where the texts are."""
     texts = [rows[name] for name in ("text", "text_pair") if name in rows]

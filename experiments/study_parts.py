@@ -58,5 +58,5 @@ def contest_of(run: Run, folder: Path, **changes: Any) -> Contest:
     for name, value in changes.items():
         setattr(settings, name, value)
     folder.mkdir(parents=True, exist_ok=True)
-    finals._teach(run.context, folder, settings)
-    return finals._contest(run.context, folder, settings)
+    finals.teach(run.context, folder, settings)
+    return finals.contest_of(run.context, folder, settings)

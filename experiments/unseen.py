@@ -99,7 +99,7 @@ def _entrant(run: Run, folder: Path, contest: Contest, who: str, rows: Dataset) 
         )
     )
     subnets = [Subnet(best.params, best.user_attrs["params"], best.user_attrs["loss"])]
-    finals._write_starts(run.context, folder, dataclasses.replace(contest, subnets=subnets))
+    finals.write_starts(run.context, folder, dataclasses.replace(contest, subnets=subnets))
     return subnet_finalists(subnets, math.inf if who == "inherited" else -math.inf)[0]
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from glora_search.training.uniform import Uniform, uniform_methods
 
 FURTHER = 2
 """Learning rates of LoRA that join the race, at most."""
+PEERS = "peers"
+"""The folder of what finalists teach."""
 WAIT = 0.5
 """Seconds between two looks at what other processes are at."""
 NOBODY_RACES = "with finals, a budget within which a subnet or a method can train"
@@ -197,7 +199,7 @@ class Contest:
         Returns:
             Whether anybody teaches: of tokens, only a supernet does, and no finalist that has diverged does.
         """
-        taught = self.folder / "peers"
+        taught = self.folder / PEERS
         if not taught.is_dir() and not lesson.poor(best):
             return True
         good = [one for one in alone.field if math.isfinite(best) and alone.losses[one.name] <= POOR * best]
@@ -211,7 +213,8 @@ class Contest:
                     time.sleep(WAIT)
                 elif not taught.is_dir():
                     rows = (self.train, self.validation, self.unlabelled())
-                    Lesson.of(peers, "finalists", len(members), *rows).save(taught)
+                    lesson = Lesson.of(peers, "finalists", len(members), *rows)
+                    replace(lesson, further=peers.teach(self.validation)).save(taught)
         self.lesson = Lesson.load(taught)
         return True
 

@@ -41,7 +41,8 @@ class Lesson:
         by: who teaches, ``supernet`` or ``finalists``.
         members: whose mean prediction it is, so many.
         validation, validation_loss: what the teacher itself is worth.
-        unlabelled: of the rows, those without labels.
+        unlabelled: of the rows, the last ones, which have no labels.
+        further: the validation rows with what it says of them, where the teacher itself is not kept.
     """
 
     rows: Dataset
@@ -50,6 +51,7 @@ class Lesson:
     validation: float
     validation_loss: float
     unlabelled: int = 0
+    further: Dataset | None = None
 
     @classmethod
     def of(
@@ -87,6 +89,8 @@ class Lesson:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         self.rows.save_to_disk(str(making / "rows"))
+        if self.further is not None:
+            self.further.save_to_disk(str(making / "further"))
         write_json(making / "teacher.json", self.facts())
         making.rename(folder)
 
@@ -95,7 +99,8 @@ class Lesson:
         """What `save` has written."""
         facts = read_json(folder / "teacher.json")
         worth = {name: math.nan for name in ("validation", "validation_loss") if facts[name] is None}
-        return cls(load_from_disk(str(folder / "rows")), **{**facts, **worth})
+        further = load_from_disk(str(folder / "further")) if (folder / "further").is_dir() else None
+        return cls(load_from_disk(str(folder / "rows")), **{**facts, **worth}, further=further)
 
 
 @dataclass

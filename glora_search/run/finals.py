@@ -50,12 +50,12 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     """
     settings = run.recipe.finals
     assert settings is not None
-    _teach(run, folder, settings)
-    contest = _contest(run, folder, settings)
+    teach(run, folder, settings)
+    contest = contest_of(run, folder, settings)
     if not contest.subnets and not contest.uniform:
         budget = run.recipe.search.max_params
         raise invalid("search.max_params", budget, NOBODY_RACES)
-    _write_starts(run, folder, contest)
+    write_starts(run, folder, contest)
     (folder / READY).write_text("")
     storage = JournalStorage(JournalFile(folder / "journal.log"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,12 +80,12 @@ def assist(folder: Path, *, workers: int = 1) -> None:
         if not run.view.is_busy():
             return
         time.sleep(WAIT)
-    contest = _contest(run, own, settings)
+    contest = contest_of(run, own, settings)
     with helped_by(workers - 1, functools.partial(assist, folder)):
         contest.run()
 
 
-def _contest(run: Context, folder: Path, settings: Finals) -> Contest:
+def contest_of(run: Context, folder: Path, settings: Finals) -> Contest:
     """The finals, in this process."""
     recipe, task, trainings = run.recipe, run.task, folder / "trainings"
     args = run.arguments({**settings.training, **EVALUATED}, folder)
@@ -152,7 +152,7 @@ def _best_subnets(run: Context, count: int) -> list[Subnet]:
     return distinct(scored, run.space, count)
 
 
-def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
+def write_starts(run: Context, folder: Path, contest: Contest) -> None:
     """The weights that subnets inherit, each as an adapter folder; one with ``done`` is whole."""
     subnets = subnet_finalists(contest.subnets, math.inf)  # which of them inherit is not known yet
     missing = [one for one in subnets if not (folder / STARTS / one.start / "done").is_file()]
@@ -165,7 +165,7 @@ def _write_starts(run: Context, folder: Path, contest: Contest) -> None:
         (start / "done").write_text("")
 
 
-def _teach(run: Context, folder: Path, settings: Finals) -> None:
+def teach(run: Context, folder: Path, settings: Finals) -> None:
     """Write what the supernet teaches, unless it is there; the teacher is the mean of some of its subnets."""
     members, recipe, task = settings.teacher, run.recipe, run.task
     if not members or (folder / TAUGHT).is_dir():

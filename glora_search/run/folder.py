@@ -70,7 +70,9 @@ class RunFolder:
         return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
 
     def asks_for(self, stage: Stage) -> bool:
-        """Whether the recipe asks for a stage."""
+        """Whether a run does a stage, as its recipe asks for."""
+        if stage.alone:
+            return False
         wanted, replaced = (self.recipe.get(key) for key in (stage.asked, stage.unless))
         return (not stage.asked or wanted not in (None, [])) and (not stage.unless or replaced is None)
 

@@ -31,6 +31,16 @@ def merge_final(run: Context, folder: Path) -> dict[str, Any]:
         UserError: the merged model does not compute what the adapter does; the message says why.
     """
     source, _ = run.view.final() or ("best", run.view.result("best"))
+    return merge_adapter(run, source, folder)
+
+
+def merge_adapter(run: Context, source: str, folder: Path) -> dict[str, Any]:
+    """Fold an adapter into the base weights, see `merge_final`.
+
+    Args:
+        source: its folder below the run folder.
+        folder: gets the model.
+    """
     with track("merge", 3) as bar:
         model = run.load(source)
         before, expected = logits_of(model, run.validation), evaluate(model, run.validation, run.task)

@@ -25,6 +25,7 @@ class Stage:
         needs: the stages whose results it reads; they have to be done.
         uses: the stages whose results it reads where they are there.
         asked: the key of the recipe without which a run leaves it out; empty for none.
+        alone: whether a run leaves it out in any case, since it is for its own command alone.
         unless: the key of the recipe with which a run leaves it out, since another stage takes its place.
         keys: the keys of the recipe, beside the results of other stages, that its result is made from: where one
             changes, it is done again. Those that no stage names are what the supernet is made from, and so everything.
@@ -43,6 +44,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     asked: str = ""
+    alone: bool = False
     unless: str = ""
     keys: tuple[str, ...] = ()
     goes_on: tuple[str, ...] = ()
@@ -158,6 +160,15 @@ STAGES: dict[str, Stage] = {
             keys=("task.metrics",),
             beside=("report.html",),
             result="metrics.json",
+        ),
+        Stage(
+            "refitted",
+            "refit",
+            f"{_HERE}.refit:refit_winner",
+            "Train the winner of the finals again, on train and validation rows, for use.",
+            needs=("supernet", "finals"),
+            asked="finals",
+            alone=True,
         ),
     )
 }

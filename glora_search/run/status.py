@@ -34,6 +34,7 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
     stages = [
         {"stage": name, "command": stage.command, "state": states[name], "seconds": seconds.get(stage.command)}
         for name, stage in STAGES.items()
+        if not (stage.alone and states[name] == LEFT_OUT)
     ]
     return {
         "name": run.name,

@@ -123,6 +123,7 @@ def test_students_are_compared_with_the_same_teacher_and_rate(tmp_path):
     assert lines[2:] == [
         "| method ia3, rate 2 | 0.370 (0.360)",
         "| share 0.8 | 0.350 (0.360), 0.380 (0.400) | 0.300",
+        "| rate 1 | 0.400 (0.360)",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
@@ -37,3 +38,17 @@ def without_seconds():
         return kept
 
     return strip
+
+
+@pytest.fixture(scope="session")
+def finals_recipe(tiny_recipe):
+    training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
+    section = {"subnets": 1, "rates": [0.5, 1], "teacher": 2, "training": training}
+    return Recipe.model_validate({**copy.deepcopy(tiny_recipe), "baselines": [], "finals": section})
+
+
+@pytest.fixture(scope="session")
+def raced(finals_recipe, tmp_path_factory):
+    """A run that ends in a race, and its metrics."""
+    run = Run.create(finals_recipe, tmp_path_factory.mktemp("raced") / "run")
+    return run, run.all_stages()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import math
@@ -32,20 +31,6 @@ from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def finals_recipe(tiny_recipe):
-    training = {"num_train_epochs": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "use_cpu": True}
-    section = {"subnets": 1, "rates": [0.5, 1], "teacher": 2, "training": training}
-    return Recipe.model_validate({**copy.deepcopy(tiny_recipe), "baselines": [], "finals": section})
-
-
-@pytest.fixture(scope="session")
-def raced(finals_recipe, tmp_path_factory):
-    """A run that ends in a race, and its metrics."""
-    run = Run.create(finals_recipe, tmp_path_factory.mktemp("raced") / "run")
-    return run, run.all_stages()
 
 
 @pytest.fixture
@@ -192,8 +177,8 @@ def test_a_race_that_was_killed_in_any_rung_ends_as_one_that_was_not(raced, sear
 
 def test_a_subnet_starts_with_what_it_inherits_and_from_scratch_as_the_base_model(raced, tmp_path):
     run = Run(shutil.copytree(raced[0].folder, tmp_path / "copied")).context
-    contest = finals._contest(run, run.folder / "finals", run.recipe.finals)
-    finals._write_starts(run, run.folder / "finals", contest)
+    contest = finals.contest_of(run, run.folder / "finals", run.recipe.finals)
+    finals.write_starts(run, run.folder / "finals", contest)
     batch = {name: value for name, value in run.validation[0].items() if name != "labels"}
     for trained in (math.inf, 0.0):
         (one,) = finals.subnet_finalists(contest.subnets, trained)
@@ -337,7 +322,7 @@ def test_what_those_trained_alone_teach_is_made_by_one_process_and_once(searched
 
     monkeypatch.setattr(lessons.Peers, "teach", teach)
     assert raced_by_two(searched)["teacher"]["by"] == "finalists"
-    assert made.read_text() == "once"
+    assert made.read_text() == 2 * "once"  # of train and validation rows
 
 
 def test_what_those_trained_alone_teach_is_not_made_again_after_a_kill(searched, monkeypatch):

@@ -22,7 +22,7 @@ from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import status
 from glora_search.tasks.text_classification import TextClassification
 
-ALL_BUT_TEST = [name for name in STAGES if name not in ("test", "finals")]
+ALL_BUT_TEST = [name for name in STAGES if name not in ("test", "finals", "refitted")]
 
 
 def test_a_finished_run_is_not_done_again(finished_run, recipe, monkeypatch):
@@ -270,12 +270,13 @@ def test_a_new_stage_has_its_command(added_stage, copied, call):
 @pytest.mark.parametrize(
     ("stage", "stale"),
     [
-        ("supernet", ["search", "best", "retrained", "finals", "merged", "test"]),
-        ("finals", ["merged", "test"]),
+        ("supernet", ["search", "best", "retrained", "finals", "merged", "test", "refitted"]),
+        ("finals", ["merged", "test", "refitted"]),
         ("best", ["retrained", "merged", "test"]),
         ("retrained", ["merged", "test"]),
         ("baselines", ["test"]),
         ("test", []),
+        ("refitted", []),
     ],
 )
 def test_what_is_made_from_a_stage_follows_from_the_table(stage, stale):

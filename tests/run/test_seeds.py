@@ -23,7 +23,7 @@ def starts(tiny_recipe, tmp_path, monkeypatch):
         run = Run.create(Recipe.model_validate(data), tmp_path / str(seed))
         settings = run.context.recipe.finals
         monkeypatch.setattr(finals, "_best_subnets", lambda run, count: [])
-        contest = finals._contest(run.context, run.folder, settings)
+        contest = finals.contest_of(run.context, run.folder, settings)
         model = contest._begin(contest.uniform[0])
         return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 

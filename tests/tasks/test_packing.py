@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from glora_search import Recipe, Run, SearchSpace, SupernetConfig
 from glora_search.errors import UserError
+from glora_search.files.text import write_json
+from glora_search.finals.finalists import TAUGHT
 from glora_search.run.plan import plan
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.tasks.packing import best_fit, leak
@@ -206,3 +210,10 @@ def test_a_run_trains_on_packed_rows_from_supernet_to_finals(tiny, recipe, make,
     assert any(row["name"].endswith("+ teacher") for row in run.view.result("finals")["finalists"])
     assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged").config.use_cache
+    raced = run.view.result("finals")
+    for taught in (True, False):  # whoever has won
+        names = [row["name"] for row in raced["finalists"] if row["name"].startswith("LoRA")]
+        winner = next(name for name in names if name.endswith(TAUGHT) == taught)
+        write_json(run.folder / "finals" / "stage.json", {**raced, "winner": winner})
+        shutil.rmtree(run.folder / "refitted", ignore_errors=True)
+        assert run.do("refitted")["rows"] == len(task.train_rows) + len(task.validation)

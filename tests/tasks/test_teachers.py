@@ -222,3 +222,6 @@ def test_a_run_of_every_kind_ends_in_finals_with_a_teacher_and_where_it_is_poor_
     assert subnets
     assert all(name.endswith("+ teacher") != poor for name in subnets)
     assert metrics["merged"]["max_abs_logit_difference"] < 1e-4
+    again = run.do("refitted")
+    assert again["rows"] == len(run.context.task.train) + len(run.context.task.validation)
+    assert again["max_abs_logit_difference"] < 1e-4
