@@ -4,12 +4,12 @@
     python experiments/refit.py --part report
 
 On the study's runs (500 train and 500 validation rows, 41,472 adapter parameters; see study/plan.yaml), the tuned LoRA
-and the winner of ours are trained again: on the train rows (``train``), or on train and validation rows for as many epochs. The
-supernet that teaches the winner is trained again before, on all rows too, as `glora-search refit` does (``supernet``),
-or it is not (``all``; ``steps`` for as many steps). Each training ends at the share of its schedule at which its
-validation loss was lowest in the study. They are scored on up to 2,500 rows that are in no split, so no test row is
-read; a data set without such rows is left out. The csv grows by a row for each training; one that is there is not done
-again.
+and the winner of ours are trained again: on the train rows (``train``), or on train and validation rows for as many
+epochs. The supernet that teaches the winner is trained again before, on all rows too, as `glora-search refit` does
+(``supernet``), or it is not (``all``; ``steps`` for as many steps). Each training ends at the share of its schedule at
+which its validation loss was lowest in the study. They are scored on up to 2,500 rows that are in no split and are no
+test rows; a data set without such rows is left out. The csv grows by a row for each training; one that is there is not
+done again.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         to_stock,
     )
 
-__version__ = "0.1.5"
+__version__ = "0.1.6"
 __all__ = [
     "BoundSpace",
     "Calibration",

@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from glora_search.finals.contest import Contest, own_factors
 from glora_search.finals.finalists import TAUGHT, Finalist, subnet_finalists
 from glora_search.finals.lessons import Lesson
-from glora_search.finals.training import StopAt, finalist_args
+from glora_search.finals.training import StopAt, finalist_args, steps_trained
 from glora_search.training.distillation import DistillationTrainer, with_unlabelled
 from glora_search.training.loop import train
 
@@ -30,7 +30,7 @@ def finalist_of(contest: Contest, name: str, method: str, rate: float) -> Finali
 
 
 def refit(contest: Contest, one: Finalist, share: float, folder: Path) -> tuple[PeftModel, int]:
-    """Train a finalist again; a training that was interrupted goes on.
+    """Train a finalist again, unless its training has reached its end; one that was interrupted goes on.
 
     It has the race's epochs, and ends at a share of its steps: no rows are left that could say when to stop.
 
@@ -41,9 +41,11 @@ def refit(contest: Contest, one: Finalist, share: float, folder: Path) -> tuple[
         folder: of its checkpoints.
 
     Returns:
-        The model, and the step that it has reached.
+        The model, to be scored, and the step that it has reached.
     """
     last = max(1, round(share * contest.steps))
+    if steps_trained(folder) >= last:  # it was interrupted after its end
+        return contest.load(folder / f"checkpoint-{last}"), last
     args = finalist_args(contest.args, folder, rate=one.rate, steps=contest.steps)
     args.eval_strategy, args.load_best_model_at_end, args.save_total_limit = IntervalStrategy.NO, False, 1
     model = contest._begin(one)
@@ -60,7 +62,8 @@ def refit(contest: Contest, one: Finalist, share: float, folder: Path) -> tuple[
         lr_factors=own_factors(one, contest.lr_factors),
         teacher_share=contest.settings.teacher_share,
     )
-    return model, last
+    del model
+    return contest.load(folder / f"checkpoint-{last}"), last
 
 
 def with_further(lesson: Lesson, labelled: int) -> Dataset:

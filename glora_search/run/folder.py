@@ -70,7 +70,7 @@ class RunFolder:
         return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
 
     def asks_for(self, stage: Stage) -> bool:
-        """Whether a run does a stage, as its recipe asks for."""
+        """Whether a run does a stage: its recipe asks for it, and the stage is not for its own command alone."""
         if stage.alone:
             return False
         wanted, replaced = (self.recipe.get(key) for key in (stage.asked, stage.unless))
@@ -116,9 +116,9 @@ class RunFolder:
         return UserError(f"{self.path / 'merged'}: cannot be used ({reason}); merge again: {again}")
 
     def seconds(self) -> dict[str, float]:
-        """Command -> how long its stage took, for the stages that are done."""
+        """Command -> how long its stage took, for the stages of a run that are done."""
         found: dict[str, float] = {}
-        for stage in STAGES.values():
+        for stage in (one for one in STAGES.values() if not one.alone):
             seconds = (self.done(stage.name) or {}).get("seconds")
             if isinstance(seconds, dict):  # metrics.json has those of all stages, also of what was removed since
                 found = {**found, **seconds}

@@ -166,7 +166,7 @@ STAGES: dict[str, Stage] = {
             "refit",
             f"{_HERE}.refit:refit_winner",
             "Train the winner of the finals again, on train and validation rows, for use.",
-            needs=("supernet", "finals"),
+            needs=("supernet", "search", "finals"),
             asked="finals",
             alone=True,
         ),

@@ -59,7 +59,7 @@ def at_work(run: RunFolder) -> str | None:
     if not run.is_busy():
         return None
     states = {name: _state(run, stage) for name, stage in STAGES.items()}
-    begun = [stage for stage, state in states.items() if state == INTERRUPTED]
+    begun = [stage for stage, state in states.items() if state == INTERRUPTED and not STAGES[stage].alone]
     if begun:
         return max(begun, key=lambda stage: _last_change(run.path / stage))
     # The last stage leaves no folder by which one could see that it has begun.
@@ -68,7 +68,9 @@ def at_work(run: RunFolder) -> str | None:
         for name, stage in STAGES.items()
         if states[name] == NOT_BEGUN and all(states[needed] == DONE for needed in stage.needs)
     ]
-    return ready[0] if len(ready) == 1 and not STAGES[ready[0]].has_folder else None
+    if len(ready) == 1 and not STAGES[ready[0]].has_folder:
+        return ready[0]
+    return next((stage for stage, state in states.items() if state == INTERRUPTED), None)  # of its own command
 
 
 def _last_change(folder: Path) -> float:

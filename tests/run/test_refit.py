@@ -25,6 +25,7 @@ from glora_search.finals.finalists import TAUGHT
 from glora_search.run import finals
 from glora_search.run import refit as stage
 from glora_search.scoring import IGNORED, Evaluation, evaluate
+from glora_search.supernet.trainer import SupernetTrainer
 from glora_search.training.distillation import SOFT_LABELS, DistillationTrainer
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,7 @@ def test_the_winner_learns_from_the_validation_rows_too(raced, refitted):
     assert evaluate(model, refitted.context.validation, task).loss < 1.1 * before["validation_loss"]
     card = (refitted.folder / "refitted" / "README.md").read_text()
     assert f"{done['rows']} rows, those for validation too" in card
+    assert "validation accuracy" not in card
     assert not list((refitted.folder / "refitted").rglob("checkpoint-*"))
 
 
@@ -123,7 +125,7 @@ def test_it_ends_at_the_share_of_the_steps_at_which_it_was_best(ended, monkeypat
     path = ended.folder / "finals" / "stage.json"
     noted = read_json(path)
     row = next(row for row in noted["finalists"] if row["name"] == noted["winner"])
-    row["best_step"] = 4
+    row["best_step"] = 4  # of 16
     write_json(path, noted)
     seen = rows_trained_on(ended, monkeypatch)
     task = ended.context.task
@@ -189,25 +191,28 @@ def test_every_finalist_of_a_race_is_known_by_what_was_noted_of_it(raced):
     assert not scratch.taught
 
 
-def test_a_refit_killed_and_begun_again_ends_the_same(refitted, ended):
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(SupernetTrainer, "training_step", 3), (DistillationTrainer, "training_step", 4), (stage, "merge_adapter", 1)],
+)
+def test_a_refit_killed_and_begun_again_ends_the_same(refitted, ended, owner, name, call):
     child = os.fork()
     if child == 0:
-        steps = iter(range(10))
-        step = DistillationTrainer.training_step
+        calls, original = iter(range(1, 100)), getattr(owner, name)
 
         def killed(*args, **kwargs):
-            if next(steps) == 3:
+            if next(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return step(*args, **kwargs)
+            return original(*args, **kwargs)
 
-        DistillationTrainer.training_step = killed
+        setattr(owner, name, killed)
         ended.do("refitted")
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     run = Run(ended.folder)
     assert run.view.done("refitted") is None
-    assert list((run.folder / "refitted").rglob("checkpoint-*"))
-    run.do("refitted")
+    again = run.do("refitted")
+    assert again["steps"] == refitted.view.result("refitted")["steps"]
     ours, theirs = (load_file(one.folder / "refitted" / "adapter_model.safetensors") for one in (run, refitted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -215,10 +220,53 @@ def test_a_refit_killed_and_begun_again_ends_the_same(refitted, ended):
 @pytest.mark.parametrize("loss", [math.nan, 1e9])
 def test_one_that_has_diverged_is_not_written(ended, monkeypatch, loss):
     monkeypatch.setattr(stage, "evaluate", lambda *args: Evaluation(0.5, loss))
-    with pytest.raises(UserError, match="finals has the adapter as it was"):
+    with pytest.raises(UserError, match=r"no adapter is written.*finals has the adapter as it was"):
         ended.do("refitted")
     assert not (ended.folder / "refitted" / "adapter_model.safetensors").exists()
     assert ended.view.done("refitted") is None
+
+
+def test_a_supernet_that_diverges_says_what_is_left(ended, monkeypatch):
+    monkeypatch.setattr(stage.supernet, "has_diverged", lambda model: True)
+    winner_is(ended, taught=True)
+    with pytest.raises(UserError, match=r"refit: no supernet of all rows .*finals has the adapter as it was"):
+        ended.do("refitted")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"patience": 2}, "supernet.patience: got 2"),
+        ({"training": {"load_best_model_at_end": True}}, "supernet.training.load_best_model_at_end: got True"),
+    ],
+)
+def test_a_supernet_that_stops_early_is_refused(ended, settings, named):
+    run = ended.context
+    winner_is(ended, taught=True)
+    for name, value in settings.items():
+        setattr(run.recipe.supernet, name, value)
+    with pytest.raises(UserError, match=named):
+        ended.do("refitted")
+
+
+def test_trainings_on_all_rows_have_the_same_epochs_and_rows_of_a_step(ended):
+    run = ended.context
+    path = ended.folder / "supernet" / "stage.json"
+    write_json(path, {**read_json(path), "processes": 3, "max_params": 1234})
+    run.recipe.supernet.training["max_steps"] = 10
+    run.recipe.finals.training["max_steps"] = 20
+    every, task = stage._context(run, ended.folder / "other"), run.task
+    ratio = (len(task.train) + len(task.validation)) / len(task.train)
+    assert len(every.task.train) == len(every.task.train_rows) == round(ratio * len(task.train))
+    assert every.recipe.supernet.training["max_steps"] == round(10 * ratio)
+    assert every.recipe.finals.training["max_steps"] == round(20 * ratio)
+    assert every.recipe.supernet.training["gradient_accumulation_steps"] == 3
+    assert every.recipe.supernet_max_params == 1234
+    assert run.recipe.supernet.training["max_steps"] == 10
+
+
+def test_the_runs_cost_is_without_it(raced, refitted):
+    assert refitted.view.seconds() == raced[0].view.seconds()
 
 
 def test_where_finalists_taught_their_word_on_the_validation_rows_is_kept(ended):
