@@ -27,6 +27,7 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
         ``seconds``) and ``search`` (None before its first trial).
     """
     busy, seconds = run.is_busy(), run.seconds()
+    seconds |= {one.command: done["seconds"] for one in STAGES.values() if one.alone and (done := run.done(one.name))}
     states = {name: _state(run, stage) for name, stage in STAGES.items()}
     now = at_work(run) if busy else None
     if now is not None:

@@ -24,6 +24,7 @@ from glora_search.finals.contest import PEERS
 from glora_search.finals.finalists import TAUGHT
 from glora_search.run import finals
 from glora_search.run import refit as stage
+from glora_search.run.status import at_work, status
 from glora_search.scoring import IGNORED, Evaluation, evaluate
 from glora_search.supernet.trainer import SupernetTrainer
 from glora_search.training.distillation import SOFT_LABELS, DistillationTrainer
@@ -265,8 +266,22 @@ def test_trainings_on_all_rows_have_the_same_epochs_and_rows_of_a_step(ended):
     assert run.recipe.supernet.training["max_steps"] == 10
 
 
-def test_the_runs_cost_is_without_it(raced, refitted):
+def test_the_runs_cost_is_without_it_and_its_status_has_it(raced, refitted):
     assert refitted.view.seconds() == raced[0].view.seconds()
+    shown = {stage["command"]: stage for stage in status(refitted.view)["stages"]}
+    assert shown["refit"]["state"] == "done"
+    assert shown["refit"]["seconds"] == refitted.view.result("refitted")["seconds"]
+    assert "refit" not in {stage["command"] for stage in status(raced[0].view)["stages"]}
+
+
+def test_while_it_works_the_status_says_so_and_left_behind_it_hides_no_other(raced, ended, monkeypatch):
+    monkeypatch.setattr(type(ended.view), "is_busy", lambda view: True)
+    (ended.folder / "refitted").mkdir()
+    assert at_work(ended.view) == "refitted"
+    (ended.folder / "metrics.json").unlink()
+    assert at_work(ended.view) == "test"
+    (ended.folder / "merged" / "stage.json").unlink()
+    assert at_work(ended.view) == "merged"
 
 
 def test_where_finalists_taught_their_word_on_the_validation_rows_is_kept(ended):
