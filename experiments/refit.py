@@ -54,8 +54,8 @@ WHO = ("lora", "ours")
 ROWS = {
     "train": "train rows",
     "supernet": "all rows",
-    "all": "all rows, but the supernet",
-    "steps": "all rows, but the supernet, in as many steps",
+    "all": "all rows; the supernet: train rows",
+    "steps": "all rows, in the steps of train rows; the supernet: train rows",
 }
 KEY = ("data", "seed", "who", "rows")
 SCORED = 2500

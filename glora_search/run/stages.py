@@ -165,7 +165,7 @@ STAGES: dict[str, Stage] = {
             "refitted",
             "refit",
             f"{_HERE}.refit:refit_winner",
-            "Train the winner of the finals again, on train and validation rows, for use.",
+            "Retrain the winner of the finals on train and validation rows, for deployment.",
             needs=("supernet", "search", "finals"),
             asked="finals",
             alone=True,
