@@ -43,7 +43,7 @@ def lines(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """Score (up) against budget (across, logarithmic), a line for each method."""
     points = [point for line in curves.values() for point in line]
     budgets, scores = [math.log(x) for x, _ in points], [y for _, y in points]
-    across = _scale(min(budgets), max(budgets), 50, WIDTH - 200)
+    across = _scale(min(budgets), max(budgets), 50, WIDTH - 225)
     up = _scale(min(scores), max(scores), 280, 30)
     parts = []
     for number, (name, line) in enumerate(curves.items()):
@@ -51,7 +51,7 @@ def lines(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [_dot(x, y, colour, 3.5) for x, y in placed]
-        parts.append(_text(WIDTH - 180, 40 + 16 * number, name, "start", colour))
+        parts.append(_text(WIDTH - 205, 40 + 16 * number, name, "start", colour))
     for x in sorted({x for x, _ in points}):
         parts.append(_text(across(math.log(x)), 302, f"{x:,}", "middle"))
     parts += [_text(44, up(tick) + 4, f"{tick:g}", "end") for tick in _ticks(min(scores), max(scores))]

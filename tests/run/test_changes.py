@@ -14,7 +14,7 @@ from glora_search.run.changes import stages_of
 from glora_search.run.search import assist
 from glora_search.run.stages import STAGES
 
-DONE = [name for name in STAGES if name != "finals"]
+DONE = [name for name in STAGES if name not in ("finals", "refitted")]
 
 
 def with_keys(data, **keys):
