@@ -19,7 +19,6 @@ import dataclasses
 import itertools
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,14 @@ from study_tables import table
 
 from glora_search import Run
 from glora_search.finals.contest import Contest, own_factors
-from glora_search.finals.finalists import TAUGHT, Finalist, subnet_finalists
+from glora_search.finals.finalists import Finalist
+from glora_search.finals.refit import finalist_of
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import StopAt, finalist_args
 from glora_search.run import finals
 from glora_search.scoring import evaluate, length_sorted_batches
 from glora_search.training.distillation import DistillationTrainer
 from glora_search.training.loop import steps_for, train
-from glora_search.training.uniform import uniform_methods
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "results" / "study"
@@ -66,13 +65,14 @@ class Plan:
     """A training of the study, to be done again.
 
     Attributes:
-        name: of the finalist.
+        name, method: of the finalist.
         rate: what the learning rate is multiplied by.
         epochs: of its schedule.
         share: of the schedule, after which it ends.
     """
 
     name: str
+    method: str
     rate: float
     epochs: float
     share: float
@@ -84,13 +84,14 @@ def planned(cell: Cell, who: str, study: Study) -> Plan:
         rows = [row for row in read_rows(STUDY / "study.csv") if _is(row, cell.of("lora"))]
         best = min(rows, key=lambda row: float(row["validation_loss"] or "inf"))
         epochs = float(best["epochs"])
-        return Plan("LoRA r=1", float(best["rate"]) / study.rate, epochs, float(best["best_epoch"]) / epochs)
+        rate, share = float(best["rate"]) / study.rate, float(best["best_epoch"]) / epochs
+        return Plan("LoRA r=1", "LoRA r=1", rate, epochs, share)
     lines = (STUDY / "genomes.jsonl").read_text(encoding="utf-8").splitlines()
     (finalists,) = (one["finalists"] for one in map(json.loads, lines) if _is(one, cell.of("ours")))
     best = min(finalists, key=lambda one: one["validation_loss"])
     epochs = study.epochs[cell.rows]
     steps = whole(-(-cell.rows // study.batch) * round(epochs))
-    return Plan(best["name"], float(best["rate"]), epochs, best["best_step"] / steps)
+    return Plan(best["name"], best["method"], float(best["rate"]), epochs, best["best_step"] / steps)
 
 
 def _is(row: dict[str, Any], cell: Cell) -> bool:
@@ -108,7 +109,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     left = rows_left(name, data, {split: getattr(recipe.data, split) for split in SPLITS}, seed=recipe.seed)
     unseen = task._encoded(Dataset.from_pandas(left[:SCORED], preserve_index=False), "data.test")
     contest = contest_of(run, folder)
-    one = entrant(plan, contest)
+    one = finalist_of(contest, plan.name, plan.method, plan.rate)
     if kind == "supernet" and one.taught:
         run = supernet_of_all(run, left, cache / "refit" / f"supernet-{name}-{seed}")
     finals.write_starts(run.context, folder, contest)
@@ -141,16 +142,6 @@ def supernet_of_all(run: Run, left: pd.DataFrame, folder: Path) -> Run:
     found = Run.create(recipe, folder)
     found.do("supernet")
     return found
-
-
-def entrant(plan: Plan, contest: Contest) -> Finalist:
-    """The finalist that is planned."""
-    uniform = uniform_methods(contest.space, contest.max_params, ["lora", "ia3"])
-    known = [Finalist(method.name, method, method.params) for method in uniform]
-    known += [one for to_beat in (-1.0, float("inf")) for one in subnet_finalists(contest.subnets, to_beat)]
-    method = re.sub(r" x[\d.]+$", "", plan.name.removesuffix(TAUGHT))
-    (one,) = (one for one in known if one.method == method)
-    return dataclasses.replace(one, rate=plan.rate, taught=plan.name.endswith(TAUGHT))
 
 
 def fitted(contest: Contest, one: Finalist, rows: Dataset, plan: Plan, *, same_steps: bool) -> Any:

@@ -114,13 +114,13 @@ class Context:
         rate = {**TRAINING_DEFAULTS, **settings[section]}["learning_rate"]
         return f"{section}.training.learning_rate, {rate:g}"
 
-    def facts(self, params: int, validation: float) -> dict[str, Any]:
-        """What an adapter's card says about it."""
+    def facts(self, params: int, validation: float | None = None) -> dict[str, Any]:
+        """What an adapter's card says about it; nothing of its score where it has none."""
         outputs, problem = self.task.outputs, self.task.problem_type
         return {
             "experiment": self.recipe.name,
             **({"labels": outputs, "problem type": problem} if problem else {}),
             "adapter parameters": f"{params:,}",
             "budget": self.recipe.search.max_params,
-            f"validation {self.task.metric}": f"{validation:.4f}",
+            **({} if validation is None else {f"validation {self.task.metric}": f"{validation:.4f}"}),
         }

@@ -62,8 +62,8 @@ def refit_winner(run: Context, folder: Path) -> dict[str, Any]:
     rows = len(run.task.train_rows) + len(run.task.validation)
     model.save_pretrained(str(folder))
     run.task.processor.save_pretrained(str(folder))
-    facts = {name: fact for name, fact in run.facts(params, 0.0).items() if not name.startswith("validation")}
-    write_card(folder, run.task.model_path, {**facts, "trained on": f"{rows:,} rows, those for validation too"})
+    facts = {**run.facts(params), "trained on": f"{rows:,} rows, those for validation too"}
+    write_card(folder, run.task.model_path, facts)
     merged = merge_adapter(run, folder.name, folder / "merged")
     shutil.rmtree(folder / TRAINED, ignore_errors=True)
     return {
