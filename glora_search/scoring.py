@@ -122,6 +122,13 @@ class RowMetric:
         return {}
 
 
+def shortest_first(dataset: Dataset) -> np.ndarray:
+    """The rows of a data set by their length in tokens; as they are where they have none."""
+    text = "input_ids" in dataset.column_names
+    lengths = [len(ids) for ids in dataset["input_ids"]] if text else [0] * len(dataset)
+    return np.argsort(lengths, kind="stable")
+
+
 class Batches(Sequence[Batch]):
     """Rows of similar length in one batch, so that hardly any padding is computed; each batch is made when it is asked
     for.
@@ -132,9 +139,7 @@ class Batches(Sequence[Batch]):
 
     def __init__(self, dataset: Dataset, collator: Any, batch_size: int) -> None:
         self.dataset, self.collator, self.batch_size = dataset, collator, batch_size
-        text = "input_ids" in dataset.column_names
-        lengths = [len(ids) for ids in dataset["input_ids"]] if text else [0] * len(dataset)
-        self.order = np.argsort(lengths, kind="stable")
+        self.order = shortest_first(dataset)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)

@@ -20,7 +20,7 @@ from glora_search.errors import UserError, invalid
 from glora_search.files.text import read_json, write_text
 from glora_search.progress import Bar, say, track
 from glora_search.recipe.arguments import TRAINING_DEFAULTS
-from glora_search.scoring import Scoring, summed
+from glora_search.scoring import Scoring, shortest_first, summed
 from glora_search.training.trainer import PathTrainer
 
 PROCESSES = "processes"
@@ -90,7 +90,7 @@ def train(
         model=model,
         args=args,
         train_dataset=rows,
-        eval_dataset=validation,
+        eval_dataset=validation.select(shortest_first(validation)),  # hardly any padding
         data_collator=scoring.collator,
         preprocess_logits_for_metrics=lambda logits, labels: scoring.tally(_first(logits), labels),
         compute_metrics=lambda found: {scoring.metric: scoring.score(summed(scoring, found.predictions.astype(float)))},

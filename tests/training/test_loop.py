@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import TrainingArguments
+from transformers import BertTokenizerFast, DataCollatorWithPadding, TrainingArguments
 
 from glora_search import GLoraConfig, RowMetric
 from glora_search.errors import UserError
@@ -51,6 +51,21 @@ def test_a_training_that_goes_on_in_another_folder_still_knows_its_best_checkpoi
     known = Path(first.state.best_model_checkpoint).name
     assert known != "checkpoint-4"
     assert again.state.best_model_checkpoint == str(tmp_path / "moved" / known)
+
+
+def test_an_evaluation_computes_hardly_any_padding(make_model, tmp_path):
+    ids = [[5] * length for length in (2, 9, 2, 9)]
+    mixed = Dataset.from_dict({"input_ids": ids, "attention_mask": ids, "labels": [0, 1, 2, 0]})
+    model = get_peft_model(make_model("bert"), GLoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    shapes = []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, given: shapes.append(tuple(given[0].shape)) if not module.training else None
+    )
+    args = training_arguments(settings(eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2), tmp_path, 0)
+    collator = DataCollatorWithPadding(BertTokenizerFast(vocab={"[PAD]": 0, "[UNK]": 1}))
+    scoring = RowMetric(lambda logits, labels: logits.argmax(-1) == labels, collator)
+    train(model, scoring, mixed, mixed, args)
+    assert shapes == [(2, 2), (2, 9)]
 
 
 def test_a_model_with_nothing_to_train_is_left_as_it_is(make_model, rows, tmp_path):
