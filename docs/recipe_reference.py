@@ -87,7 +87,7 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     text = yaml.safe_dump(value, default_flow_style=True, width=1000).replace("...", "").strip()
-    return f"`{text}`".replace("|", "\\|")
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def table(cls: type[BaseModel], names: Iterable[str]) -> str:
@@ -114,15 +114,19 @@ def summary(cls: type[BaseModel]) -> str:
 def section(key: str, cls: type[BaseModel], level: int = 2, said: Sequence[str] = ()) -> list[str]:
     """A section's heading, summary, and table of keys without those already listed; then its own sections."""
     names = [name for name in cls.model_fields if name not in said]
-    parts = [f"{'#' * level} `{key}`", summary(cls), table(cls, names)]
+    parts, texts = [f"{'#' * level} `{key}`", summary(cls), table(cls, names)], describe(cls)
     for name in names:
         field = cls.model_fields[name]
-        parts += sections(f"{key}.{field.alias or name}", field, level + 1)
+        parts += sections(f"{key}.{field.alias or name}", field, level + 1, text=texts.get(name, ""))
     return parts
 
 
-def sections(key: str, field: FieldInfo, level: int = 2) -> list[str]:
-    """The sections that a field holds: none, one, or one of several that are selected by a key; or a list of those."""
+def sections(key: str, field: FieldInfo, level: int = 2, *, text: str = "") -> list[str]:
+    """The sections that a field holds: none, one, or one of several that are selected by a key; or a list of those.
+
+    Args:
+        text: what the key's docstring says of it, above several sections.
+    """
     models = models_in(field.annotation)
     if len(models) < 2:
         return [part for model in models for part in section(key, model, level)]
@@ -130,7 +134,8 @@ def sections(key: str, field: FieldInfo, level: int = 2) -> list[str]:
     shared = [name for name in models[0].model_fields if all(name in model.model_fields for model in models)]
     shared.remove(tag)
     selects = f"`{tag}` selects one of {len(models)} sections" + (" for each item of the list" if many else "")
-    parts = [f"{'#' * level} `{key}`", f"{selects}. All of them accept these keys:"]
+    said = f"{text[:1].upper()}{text[1:]}"
+    parts = [f"{'#' * level} `{key}`", said, f"{selects}. All of them accept these keys:"]
     parts.append(table(models[0], shared))
     for model in models:
         names = " or ".join(typing.get_args(model.model_fields[tag].annotation)) or "an import path"

@@ -22,8 +22,10 @@ class Cut(Section):
     """The keys of all data sources: how missing splits are cut from the train split.
 
     Attributes:
-        validation_fraction, test_fraction: fraction of the train split to use for this split if none is given; the
-            rows are drawn with the recipe's seed.
+        validation_fraction: fraction of the rows to use for validation if no such split is given; drawn with the
+            recipe's seed from the train split, after the test rows were taken.
+        test_fraction: fraction of the train split to use for the test if no such split is given; drawn with the
+            recipe's seed, before the validation rows.
         max_train_rows: train on a random subset of this size; None uses all rows.
     """
 
@@ -45,7 +47,7 @@ class Columns(Cut):
         text_column: column of texts; for token classification, of lists of words.
         text_pair_column: column of second texts, to classify pairs of texts.
         label_column: column of labels; for token classification, of lists with one tag per word; for multi-label, of
-            lists or of text with ``|`` between the labels; for text regression, of numbers.
+            lists or of text with vertical bars between the labels; for text regression, of numbers.
         response_column: column of responses that a language model learns.
         messages_column: ``causal-lm`` only: column of conversations: lists of messages with ``role`` and ``content``.
             The assistant's turns are learned. Use it instead of a text column.
@@ -66,8 +68,9 @@ class Files(Columns):
     Attributes:
         train: path of the train split.
         validation, test: path of this split; None cuts it from the train split.
-        unlabelled: path of further rows, whose labels are neither needed nor read: the teacher of the finals labels
-            them, and the finalists that it teaches learn from them too.
+        unlabelled: path of further rows, whose labels are neither needed nor read; only for ``text-classification``
+            and ``image-classification``, with finals that have a teacher. The teacher labels them, and the finalists
+            that it teaches learn from them too.
         separator: csv only: the character between two fields. None is a comma or, if that leaves the header with one
             column, the semicolon, tab, or vertical bar in it.
         quoting: csv only: ``minimal`` if a quote at the start of a field encloses it, or ``none`` if quotes are part of
@@ -112,8 +115,9 @@ class Named(Columns):
     Attributes:
         train: name of the train split.
         validation, test: name of this split; None cuts it from the train split.
-        unlabelled: name of a split of further rows, whose labels are neither needed nor read: the teacher of the
-            finals labels them, and the finalists that it teaches learn from them too.
+        unlabelled: name of a split of further rows, whose labels are neither needed nor read; only for
+            ``text-classification`` and ``image-classification``, with finals that have a teacher. The teacher labels
+            them, and the finalists that it teaches learn from them too.
     """
 
     train: str = "train"

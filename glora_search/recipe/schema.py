@@ -99,7 +99,8 @@ class Supernet(Section):
     Attributes:
         sampling: strategy that picks the subnets of each step: ``sizes``, ``uniform`` (the paper's), ``fair``,
             ``sandwich``, ``budget``, or the import path of your own class.
-        sampling_options: keyword arguments of the strategy, such as ``{anchor_share: 0.5}``.
+        sampling_options: keyword arguments of the strategy, such as ``{anchor_share: 0.5}``; the
+            [API](api.md#glora_search.supernet.sampling) describes all strategies and their arguments.
         sharing: ``separate`` gives each kind of a path its own tensors; ``nested`` takes all kinds of a path from the
             tensors of its largest kind, as in the paper's code.
         max_params: parameters of the largest subnet to train. None is the search's budget, or four times the budget
@@ -145,7 +146,8 @@ class Search(Section):
         objective: ``best`` searches for the best score under the budget, ``front`` for the Pareto front of score and
             parameters, of which the subnet with the best score is exported.
         score: what to optimise on the validation split: the ``loss``, or the ``metric`` with the loss as tie-breaker.
-        options: keyword arguments of the sampler, such as ``{n_parents: 10}``.
+        options: keyword arguments of the sampler, such as ``{n_parents: 10}``; the
+            [API](api.md#glora_search.search.evolution.EvolutionSampler) lists those of ``evolution``.
         batch_size: rows per evaluation batch.
         racing: stop evaluating a subnet once it can no longer become one of the best.
         calibration_steps: train each subnet for this many steps before scoring it, with the supernet's settings and
@@ -288,7 +290,9 @@ class Recipe(Section):
         seed: seed of the splits, of all training, and of the search.
         space: the search space: a YAML file, or the name of a shipped space.
         finals: if given, the search ends in a race instead of retraining; ``{}`` uses all defaults.
-        baselines: methods to compare with. ``lora`` is peft's ``LoraConfig`` at the largest rank within the budget.
+        baselines: methods to compare with. ``lora`` is peft's ``LoraConfig``, here as in the finals: the largest rank
+            within the budget (8 without one), ``lora_alpha`` twice the rank, on all layers of the space or, if rank 1
+            does not fit, on query and value only.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

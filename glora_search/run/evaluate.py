@@ -22,9 +22,8 @@ from glora_search.run.references import base_model, constants, no_better
 from glora_search.run.retrain import retraining_diverged
 from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.scores import Scores
+from glora_search.run.search import short_search
 from glora_search.scoring import Batches, Evaluation, evaluate
-from glora_search.search.evolution import EvolutionSampler
-from glora_search.search.samplers import make_sampler
 from glora_search.tasks import Task
 
 FEW_ROWS = 0.01
@@ -119,7 +118,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
         *no_better(metrics),
         *measured.notes,
-        *short_search(run),
+        *short_search(run.recipe, run.space),
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}, recipe),
         *rate_at_the_end(view.done("finals") or {}),
@@ -149,14 +148,6 @@ def no_baseline(run: Context, tuned: Mapping[str, Any] | None) -> list[str]:
 def _of_methods(finals: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The finalists that are no subnets, best first."""
     return [row for row in finals.get("finalists", ()) if not row["method"].startswith("subnet")]
-
-
-def short_search(run: Context) -> list[str]:
-    """Whether the search was mostly its start."""
-    search = run.recipe.search
-    sampler = make_sampler(search.sampler, run.space, max_params=search.max_params, options=search.options)
-    note = sampler.note(search.trials) if isinstance(sampler, EvolutionSampler) else None
-    return [] if note is None else [note]
 
 
 def larger_subnets(run: Context) -> list[str]:

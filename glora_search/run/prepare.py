@@ -24,10 +24,10 @@ from glora_search.progress import say, track
 from glora_search.recipe.arguments import EVALUATED, TRAINING_TYPES, shown
 from glora_search.recipe.schema import Recipe
 from glora_search.run.scored_rows import rows_that_tell_little
+from glora_search.run.search import short_search
 from glora_search.run.supernet import supernet_options
 from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
-from glora_search.search.evolution import EvolutionSampler
 from glora_search.search.study import check_search
 from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import make_sampling
@@ -67,7 +67,7 @@ def check(recipe: Recipe) -> Task:
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
     if not space.params(space.largest):
         raise invalid("space.paths", "nothing but none, or rank 0", "a path that adds parameters to a layer")
-    sampler = check_search(
+    check_search(
         space,
         sampler=search.sampler,
         max_params=search.max_params,
@@ -81,7 +81,7 @@ def check(recipe: Recipe) -> Task:
     if recipe.finals is not None:
         for each in (search.max_params, *search.budgets):
             check_field(space, each, recipe.finals)
-    if isinstance(sampler, EvolutionSampler) and (note := sampler.note(search.trials)):
+    for note in short_search(recipe, space):
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)

@@ -10,16 +10,20 @@ import optuna
 
 from glora_search.errors import UserError
 from glora_search.progress import say, track
+from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
 from glora_search.run.folder import SHARED, RunFolder, digest
 from glora_search.run.origin import check_origin
 from glora_search.search.calibration import subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.search.evolution import EvolutionSampler
 from glora_search.search.results import show_progress, summary, trials_frame
+from glora_search.search.samplers import make_sampler
 from glora_search.search.shared.storage import open_storage
 from glora_search.search.shared.workers import helped_by
 from glora_search.search.study import search
 from glora_search.search.trials import EXHAUSTED, STUDY_NAME
+from glora_search.space import BoundSpace
 
 
 def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
@@ -82,6 +86,16 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
             weights=run.view.weights(),
             on_trial=show_progress(bar),
         )
+
+
+def short_search(recipe: Recipe, space: BoundSpace) -> list[str]:
+    """A note where a search is mostly its start; none where no subnet races, so that it chooses nothing."""
+    settings = recipe.search
+    if recipe.finals is not None and not recipe.finals.subnets:
+        return []
+    sampler = make_sampler(settings.sampler, space, max_params=settings.max_params, options=settings.options)
+    note = sampler.note(settings.trials) if isinstance(sampler, EvolutionSampler) else None
+    return [] if note is None else [note]
 
 
 def evaluator_of(run: Context, folder: Path) -> SubnetEvaluator:

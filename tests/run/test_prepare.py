@@ -91,10 +91,14 @@ def test_labels_of_a_csv_file_that_may_stand_for_none_are_labels_and_said(recipe
 
 
 @pytest.mark.parametrize(
-    ("sampler", "trials", "said"), [("evolution", 12, True), ("evolution", 40, False), ("tpe", 12, False)]
+    ("sampler", "trials", "subnets", "said"),
+    [("evolution", 12, 1, True), ("evolution", 12, 0, False), ("evolution", 40, 1, False), ("tpe", 12, 1, False)],
 )
-def test_a_search_that_is_too_short_for_the_evolution_is_said(recipe_file, call, tmp_path, sampler, trials, said):
+def test_a_search_that_is_too_short_for_the_evolution_is_said(
+    recipe_file, call, tmp_path, sampler, trials, subnets, said
+):
     settings = ("--set", f"search={{sampler: {sampler}, trials: {trials}, max_params: 900}}")
+    settings += ("--set", f"finals={{subnets: {subnets}}}")
     code, out, _ = call("prepare", recipe_file, "--run-dir", tmp_path / "run", *settings)
     assert code == 0
     assert ("note: of 12 trials, " in " ".join(out.split())) is said
