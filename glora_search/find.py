@@ -347,6 +347,7 @@ def _race(
             lr_factors=lr_factors,
             task_type=config.task_type,
             modules_to_save=config.modules_to_save or (),
+            batch_size=evaluator.batch_size,
         )
         if not contest.subnets and not contest.uniform:
             raise invalid("max_params", max_params, NOBODY_RACES)

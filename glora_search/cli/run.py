@@ -60,9 +60,9 @@ def prepare(
     begin(quiet, as_json)
     current = _create(recipe, overrides, run_dir, again=True)
     if not as_json:
-        from glora_search.run.cost import estimate
+        from glora_search.run import cost
 
-        say(f"cost: {estimate(current.context)}", "dim")
+        say(cost.said(current.context), "dim")
     following = current.view.command(_next(current.view) or "report")
     if as_json:
         emit({"folder": str(current.folder), "next": following})

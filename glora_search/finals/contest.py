@@ -126,6 +126,7 @@ class Contest:
         load: an adapter folder, on a base model where models are scored.
         inherit: a finalist that inherits, on a base model.
         made: told of every model that is about to be trained.
+        batch_size: rows of a batch where finalists teach.
         lr_factors: see `own_factors`.
         task_type, modules_to_save: as in peft.
         trained, seconds: the steps that this process has trained, and their time.
@@ -149,6 +150,7 @@ class Contest:
     task_type: str | None
     modules_to_save: Sequence[str]
     made: Callable[[PeftModel], None] = lambda model: None
+    batch_size: int = 64
     trained: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
 
@@ -206,7 +208,7 @@ class Contest:
         if lesson.by_token or not good:
             return False
         members = [self.best(one, alone) for one in good]
-        peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring)
+        peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring, self.batch_size)
         while not taught.is_dir():
             with claimed(self.folder / "peers.lock") as ours:
                 if not ours:

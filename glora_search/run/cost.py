@@ -72,6 +72,14 @@ def estimate(run: Context) -> Estimate:
     return count(run, step, forward, processes())
 
 
+def said(run: Context) -> str:
+    """The estimate in words; without one where this machine has no room for the timing: stages may ask for less."""
+    try:
+        return f"cost: {estimate(run)}"
+    except torch.OutOfMemoryError as error:
+        return f"cost: no estimate ({str(error).splitlines()[0]})"
+
+
 def count(run: Context, step: float, forward: float, together: int = 1) -> Estimate:
     """The estimate.
 
@@ -126,7 +134,10 @@ def _timed(run: Context) -> tuple[float, float]:
     args = _args(recipe.supernet.training, recipe)
     config = lora_within(run.space, None, task.task_type, task.modules_to_save)
     base = task.model()
+    if args.gradient_checkpointing:
+        base.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     model = run.placed(base if config is None else get_peft_model(base, config))
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
     size = args.per_device_train_batch_size
     scored_size = recipe.search.batch_size
     batch = on_device(Batches(_some(task.train, size), task.collator, size)[0], run.device)
@@ -134,7 +145,9 @@ def _timed(run: Context) -> tuple[float, float]:
 
     def train() -> None:
         model.train()
-        model(**batch)["loss"].backward()
+        with torch.autocast(run.device.type, dtype, enabled=args.bf16 or args.fp16):
+            loss = model(**batch)["loss"]
+        loss.backward()
 
     @torch.inference_mode()
     def score() -> None:

@@ -107,6 +107,7 @@ def contest_of(run: Context, folder: Path, settings: Finals) -> Contest:
         lr_factors=recipe.lr_factors(settings),
         task_type=task.task_type,
         modules_to_save=task.modules_to_save,
+        batch_size=recipe.search.batch_size,
     )
 
 

@@ -33,6 +33,7 @@ TRAINED = "trained"
 """The folder of what is only needed on the way."""
 DONE = "done.json"
 """The file that says that the supernet is trained."""
+NONE_LEFT = "refit learns from the validation rows, and none are left that could say"
 
 
 def refit_winner(run: Context, folder: Path) -> dict[str, Any]:
@@ -48,6 +49,8 @@ def refit_winner(run: Context, folder: Path) -> dict[str, Any]:
     raced, settings = run.view.result("finals"), run.recipe.finals
     assert settings is not None
     row = next(row for row in raced["finalists"] if row["name"] == raced["winner"])
+    if not {"method", "rate", "best_step"} <= row.keys():
+        raise _made_earlier(run, run.folder / "finals" / "stage.json")
     race = contest_of(run, run.folder / "finals", settings)
     one = finalist_of(race, row["name"], row["method"], row["rate"])
     contest = _on_all_rows(run, race, one, raced, folder / TRAINED)
@@ -80,6 +83,11 @@ def _steps(raced: dict[str, Any]) -> int:
     return PARTS * min(int(step) for losses in raced["curves"].values() for step in losses)
 
 
+def _made_earlier(run: Context, path: Path) -> UserError:
+    """The refusal of a race that did not note what a refit needs."""
+    return UserError(f"refit: an earlier version has made {path}; run first: {run.view.command('finals', '--again')}")
+
+
 def _as_it_was(run: Context) -> str:
     return f"{run.folder / 'finals'} has the adapter as it was"
 
@@ -90,7 +98,7 @@ def _on_all_rows(run: Context, race: Contest, one: Finalist, raced: dict[str, An
     Args:
         folder: gets the supernet, what it teaches, and what the finalist inherits.
     """
-    by_supernet = one.taught and raced["teacher"]["by"] != "finalists"
+    by_supernet = one.taught and raced["teacher"].get("by") != "finalists"
     every = _context(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if by_supernet or one.inherits:
@@ -115,8 +123,7 @@ def _train_supernet(run: Context, every: Context, folder: Path) -> None:
     settings = run.recipe.supernet
     if settings.patience is not None or settings.training.get("load_best_model_at_end"):
         key, value = ("patience", settings.patience) if settings.patience else ("training.load_best_model_at_end", True)
-        allowed = "nothing: refit learns from the validation rows, and none are left that could say when to stop"
-        raise invalid(f"supernet.{key}", value, allowed)
+        raise invalid(f"supernet.{key}", value, f"nothing: {NONE_LEFT} when to stop")
     folder.mkdir(exist_ok=True)
     try:
         done = supernet.train(every, folder)
@@ -140,7 +147,10 @@ def _context(run: Context, folder: Path) -> Context:
     every = copy.copy(run)
     every.task, every.folder, every.recipe = task, folder, run.recipe.model_copy(deep=True)
     assert every.recipe.finals is not None
-    for training in (every.recipe.supernet.training, every.recipe.finals.training):
+    for name, training in (("supernet", every.recipe.supernet.training), ("finals", every.recipe.finals.training)):
+        if (schedule := training.get("lr_scheduler_type")) == "reduce_lr_on_plateau":
+            key = f"{name}.training.lr_scheduler_type"
+            raise invalid(key, schedule, f"another one: {NONE_LEFT} when to lower the rate")
         if training.get("max_steps", 0) > 0:
             training["max_steps"] = round(training["max_steps"] * len(task.train) / len(run.task.train))
     every.recipe.supernet.training["eval_strategy"] = "no"
@@ -155,6 +165,5 @@ def _peers(run: Context, race: Contest) -> Lesson:
     """What the finalists teach that were trained alone; they themselves are not trained again."""
     lesson = Lesson.load(race.folder / PEERS)
     if lesson.further is None:
-        again = run.view.command("finals", "--again")
-        raise UserError(f"refit: an earlier version has made {race.folder / PEERS}; run first: {again}")
+        raise _made_earlier(run, race.folder / PEERS)
     return dataclasses.replace(lesson, rows=with_further(lesson, len(race.train)))

@@ -17,9 +17,10 @@ from glora_search.files.disk import full_disk
 from glora_search.files.text import write_json
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
+from glora_search.run import cost
 from glora_search.run.changes import Change, changes, check_changes, made_from_another, stale_stages
+from glora_search.run.clock import clocked, forget_clock, go_on_from
 from glora_search.run.context import Context
-from glora_search.run.cost import estimate
 from glora_search.run.folder import BUDGETS, LOCK, RunFolder
 from glora_search.run.launch import check_recipe, helped
 from glora_search.run.making import is_run_folder, make, resolved, share_supernet
@@ -108,6 +109,7 @@ class Run:
             self._check_moves(found, task)
             for change in found:
                 say(f"{change.key}: {change.after!r}, was {change.before!r}", "dim")
+            found = [change for change in found if not self._is_moved_unlabelled(change, task)]
             stale, goes_on = stale_stages(view, recipe, found)
             if goes_on:
                 view.check_storage(storage)
@@ -116,7 +118,9 @@ class Run:
             for name in stale:
                 self._forget(STAGES[name], "made with other settings")
             if goes_on:
-                say(f"search: continuing from {view.result('search')['trials']} trials")
+                searched = view.result("search")
+                say(f"search: continuing from {searched['trials']} trials")
+                go_on_from(self.folder / "search", searched["seconds"])
                 (self.folder / STAGES["search"].written_last).unlink()
                 self._remove_made_from(STAGES["search"], "made from the search so far")
             if any(change.key == "data.unlabelled" for change in found):
@@ -134,6 +138,14 @@ class Run:
         if different:
             raise made_from_another(self.view, "recipe", [*moved, *different])
 
+    def _is_moved_unlabelled(self, change: Change, task: Task) -> bool:
+        """Whether these are the same further rows in another place; unlike the others, they may be others."""
+        if change.key != "data.unlabelled" or change.after is None:
+            return False
+        noted = origin_of(self.view) or {"data": {}}
+        then, now = noted["data"].get("unlabelled"), task.data.fingerprints()["unlabelled"]
+        return then is not None and then["digest"] == now["digest"]
+
     def all_stages(self) -> dict[str, Any]:
         """Every stage that is not done yet, in order; those that the recipe does not ask for are left out.
 
@@ -141,7 +153,7 @@ class Run:
             The content of ``metrics.json``.
         """
         if self.view.done("supernet") is None and not self.view.is_busy():
-            say(f"cost: {estimate(self.context)}", "dim")
+            say(cost.said(self.context), "dim")
         for stage in STAGES.values():
             if self.view.asks_for(stage):
                 self.do(stage.name)
@@ -175,7 +187,7 @@ class Run:
             options: of its function, e.g. ``workers`` of the search.
 
         Returns:
-            What the stage has left, with the ``seconds`` that the call that finished it took.
+            What the stage has left, with the ``seconds`` that it took, calls included that were killed.
 
         Raises:
             UserError: a stage that it needs is not done, the recipe has no section for it, or another process works in
@@ -219,16 +231,16 @@ class Run:
             raise
         for left in self.folder.glob(".removed-*"):  # by a kill
             shutil.rmtree(left)
-        started = time.perf_counter()
-        with helped(stage, self.folder, options) as processes:
+        with clocked(folder) as seconds, helped(stage, self.folder, options) as processes:
             done: dict[str, Any] = function(stage.function)(self.context, folder, **options)
+            done.setdefault("seconds", round(seconds(), 1))
         if processes > 1:
             done["processes"] = processes
-        done.setdefault("seconds", round(time.perf_counter() - started, 1))
         # A later stage may have been done without this one, as merging is without retraining.
         self._remove(*stage.beside)
         self._remove_made_from(stage, f"made without {stage.shown}")
         write_json(self.folder / stage.written_last, done)
+        forget_clock(folder)
         return done
 
     def _join(self, stage: Stage, options: dict[str, Any]) -> None:

@@ -45,6 +45,11 @@ def counted_notes(key: str, rows: int, counts: Iterable[tuple[int, str]], share:
     return [f"{count} of {rows} rows of {key} {what}" for count, what in counts if count > share * rows]
 
 
+def rows_cut(encoded: Any) -> int:
+    """How many rows a tokenizer has cut; one in Python, not in Rust, does not say."""
+    return sum(bool(row.overflowing) for row in encoded.encodings or ())
+
+
 def without_nan(rows: Dataset) -> Dataset:
     """The rows with None in place of NaN, in columns of numbers and of lists of them."""
     for name, feature in rows.features.items():

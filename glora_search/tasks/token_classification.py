@@ -17,7 +17,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import Labelled, TextTask
 from glora_search.tasks.constants import one_hot
-from glora_search.tasks.rows import Column, counted_notes
+from glora_search.tasks.rows import Column, counted_notes, rows_cut
 
 
 class TokenClassification(Labelled, TextTask):
@@ -39,7 +39,8 @@ class TokenClassification(Labelled, TextTask):
         return self.columns("text_column")
 
     def __init__(self, recipe: Recipe) -> None:
-        self._left_out: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, tuple[int, int, int]] = {}
+        self._cut = 0
         super().__init__(recipe)
         labels = self.data.labels
         self.entities = "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
@@ -47,13 +48,19 @@ class TokenClassification(Labelled, TextTask):
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
-        what = "are left out: no word has a token and a tag"
-        found = (counted_notes(key, rows, [(count, what)], share) for key, (count, rows) in self._left_out.items())
-        return [note for notes in found for note in notes]
+        notes = []
+        for key, (rows, left_out, cut) in self._counts.items():
+            counts = (
+                (left_out, "are left out: no word has a token and a tag"),
+                (cut, f"are cut at task.max_length, {self.max_length} tokens: words after it are not scored"),
+            )
+            notes += counted_notes(key, rows, counts, share)
+        return notes
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        self._cut = 0
         encoded = super()._encoded(rows, key)
-        self._left_out[key] = (len(rows) - len(encoded), len(rows))
+        self._counts[key] = (len(rows), len(rows) - len(encoded), self._cut)
         return encoded
 
     def load_processor(self) -> Any:
@@ -90,6 +97,7 @@ class TokenClassification(Labelled, TextTask):
         texts = [[str(word) for word in words[number]] for number in kept]
         texts = [_spaced(row) for row in texts] if self.spaced else texts
         encoded = self.tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        self._cut = rows_cut(encoded)
         labels: list[list[int]] = []
         for number, row in enumerate(kept):
             places = encoded.word_ids(number)

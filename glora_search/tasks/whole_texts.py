@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import TextTask
-from glora_search.tasks.rows import Column, counted_notes, texts_of
+from glora_search.tasks.rows import Column, counted_notes, rows_cut, texts_of
 
 
 class WholeTexts(TextTask):
@@ -22,20 +22,25 @@ class WholeTexts(TextTask):
     pipeline = "text-classification"
 
     def __init__(self, recipe: Recipe) -> None:
-        self._empty: dict[str, tuple[int, int]] = {}
-        self._blank = 0
+        self._counts: dict[str, tuple[int, int, int]] = {}
+        self._blank = self._cut = 0
         super().__init__(recipe)
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
-        what = "have no text, and are learned and scored as empty ones"
-        found = (counted_notes(key, rows, [(count, what)], share) for key, (count, rows) in self._empty.items())
-        return [note for notes in found for note in notes]
+        notes = []
+        for key, (rows, blank, cut) in self._counts.items():
+            counts = (
+                (blank, "have no text, and are learned and scored as empty ones"),
+                (cut, f"are cut at task.max_length, {self.max_length} tokens"),
+            )
+            notes += counted_notes(key, rows, counts, share)
+        return notes
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
-        self._blank = 0  # where a subclass encodes on its own
+        self._blank = self._cut = 0  # where a subclass encodes on its own
         encoded = super()._encoded(rows, key)
-        self._empty[key] = (self._blank, len(rows))
+        self._counts[key] = (len(rows), self._blank, self._cut)
         return encoded
 
     @abc.abstractmethod
@@ -60,6 +65,7 @@ class WholeTexts(TextTask):
         texts = [texts_of(rows, column) for column in self.inputs()]
         self._blank = sum(not any(map(str.strip, row)) for row in zip(*texts, strict=True))
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        self._cut = rows_cut(encoded)
         return Dataset.from_dict({**never_empty(encoded, self.tokenizer), "labels": self.answers(rows)})
 
 

@@ -6,11 +6,13 @@ import copy
 import json
 
 import pytest
+import torch
+from peft import get_peft_model
 
 from glora_search import Recipe, Run
 from glora_search.finals.contest import planned_trainings
 from glora_search.finals.finalists import uniform_finalists
-from glora_search.run import runner
+from glora_search.run import cost, runner
 from glora_search.run.cost import SUPERNET_STEP, count, estimate, spent
 from glora_search.training.uniform import uniform_methods
 
@@ -95,6 +97,32 @@ def test_the_estimate_is_said_before_the_first_stage_and_the_sum_is_in_the_metri
     said.clear()
     run.all_stages()
     assert not any("LoRA trainings" in text for text in said)
+
+
+def test_the_step_that_is_timed_is_the_trainings(made, tiny_recipe, monkeypatch):
+    seen = []
+
+    def spy(base, config):
+        model = get_peft_model(base, config)
+        model.register_forward_pre_hook(
+            lambda module, given: seen.append((module.training, torch.is_autocast_enabled("cpu")))
+        )
+        seen.append(base.is_gradient_checkpointing)
+        return model
+
+    monkeypatch.setattr(cost, "get_peft_model", spy)
+    training = {**tiny_recipe["supernet"]["training"], "gradient_checkpointing": True, "bf16": True}
+    estimate(made(supernet={"training": training}))
+    assert seen[0] is True
+    assert set(seen[1:]) == {(True, True), (False, False)}
+
+
+def test_without_room_for_the_timing_a_run_begins_all_the_same(made, monkeypatch):
+    def no_room(run):
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(cost, "_timed", no_room)
+    assert cost.said(made()) == "cost: no estimate (out of memory. Tried to allocate 20 GiB)"
 
 
 def test_timing_leaves_nothing_behind(made):

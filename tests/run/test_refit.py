@@ -239,14 +239,25 @@ def test_a_supernet_that_diverges_says_what_is_left(ended, monkeypatch):
     [
         ({"patience": 2}, "supernet.patience: got 2"),
         ({"training": {"load_best_model_at_end": True}}, "supernet.training.load_best_model_at_end: got True"),
+        ({"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}}, "supernet.training.lr_scheduler_type: got"),
     ],
 )
-def test_a_supernet_that_stops_early_is_refused(ended, settings, named):
+def test_a_supernet_that_asks_validation_rows_is_refused(ended, settings, named):
     run = ended.context
     winner_is(ended, taught=True)
     for name, value in settings.items():
         setattr(run.recipe.supernet, name, value)
     with pytest.raises(UserError, match=named):
+        ended.do("refitted")
+
+
+@pytest.mark.parametrize("missing", ["method", "rate"])
+def test_a_race_of_an_earlier_version_says_what_to_do(ended, missing):
+    path = ended.folder / "finals" / "stage.json"
+    noted = read_json(path)
+    noted["finalists"] = [{key: row[key] for key in row if key != missing} for row in noted["finalists"]]
+    write_json(path, noted)
+    with pytest.raises(UserError, match=r"an earlier version has made .*run first: glora-search finals"):
         ended.do("refitted")
 
 

@@ -109,13 +109,16 @@ def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_teacher_labels_rows_that_have_no_labels(searched, finals_recipe, tmp_path):
-    rows = tmp_path / "more.csv"
-    rows.write_text("text\n" + "".join(f"good film {n}\n" for n in range(40)))
-    data = finals_recipe.model_dump(by_alias=True)
-    data["data"]["unlabelled"] = str(rows)
-    run = Run.create(Recipe.model_validate(data), searched.folder)
-    assert run.do("finals")["teacher"]["unlabelled"] == 40
+def test_the_teacher_labels_rows_that_have_no_labels_wherever_they_lie(searched, finals_recipe, tmp_path):
+    def run_with(name, rows=40):
+        (tmp_path / name).write_text("text\n" + "".join(f"good film {n}\n" for n in range(rows)))
+        data = finals_recipe.model_dump(by_alias=True)
+        data["data"]["unlabelled"] = str(tmp_path / name)
+        return Run.create(Recipe.model_validate(data), searched.folder)
+
+    assert run_with("a.csv").do("finals")["teacher"]["unlabelled"] == 40
+    assert run_with("moved.csv").view.done("finals") is not None
+    assert run_with("other.csv", rows=30).view.done("finals") is None
 
 
 @pytest.mark.parametrize("section", [None, {"teacher": 0}])

@@ -44,6 +44,15 @@ def test_rows_without_a_text_are_counted(task, make):
     assert task("bert", "text-classification", make.rows(40)).row_notes() == []
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rows_that_are_cut_are_counted(task, make, pairs):
+    rows = [{**row, "text": row["text"] + " big" * 20 * (n % 4 == 0)} for n, row in enumerate(make.rows(40))]
+    rows = [{**row, "other": "goal " * 2} for row in rows] if pairs else rows
+    made = task("bert", "text-classification", rows, {"text_pair_column": "other"} if pairs else {}, max_length=16)
+    cut = sum(" big" * 20 in text for text in made.data.train["text"])
+    assert f"{cut} of {len(made.train)} rows of data.train are cut at task.max_length, 16 tokens" in made.row_notes()
+
+
 class OfWords(TextClassification):
     """Reads lists of words."""
 

@@ -58,6 +58,14 @@ def test_rows_that_are_left_out_are_counted(task, make):
     assert made.row_notes(share=0.99) == []
 
 
+def test_rows_that_are_cut_are_counted(task, make):
+    rows = [{key: values * (1 + 9 * (n % 4 == 0)) for key, values in row.items()} for n, row in enumerate(tagged(make))]
+    made = task("bert", "token-classification", rows, COLUMNS, max_length=32)
+    cut = sum(len(words) > 30 for words in made.data.train["words"])
+    note = f"{cut} of {len(made.data.train)} rows of data.train are cut at task.max_length, 32 tokens"
+    assert f"{note}: words after it are not scored" in made.row_notes()
+
+
 def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refused(task, make):
     uneven = [{"words": ["a", str(n)], "tags": [["X", "O"][n % 2]]} for n in range(16)]
     with pytest.raises(UserError, match=r"data\.label_column.*1 tags for 2 words in row 1.*a tag for each word"):
