@@ -41,6 +41,7 @@ from glora_search.supernet import make_sampling
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks.models import heads_of
+from glora_search.training.answers import check_teachable
 from glora_search.training.loop import train as train_on
 from glora_search.tuners.heads import HEADS, bare, loss_in_float32, train_in_float32
 from glora_search.vocabulary import check_lr_factors
@@ -169,12 +170,14 @@ def find_adapter(
         _rows_for(model, rows, name, args, scoring) for name, rows in (("train", train), ("validation", validation))
     )
     ending = None if finals is None else _checked(finals, retrain_args, train)
+    if retrain_args is not None and ending is None:
+        _check_best(retrain_args)
     if ending is not None:
         check_field(bound, max_params, ending, key="max_params")
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
-    _check_metric(model, validation, scoring, args)
+    _check_rows(model, validation, scoring, args, taught=ending is not None and ending.teacher > 0)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,
@@ -206,9 +209,9 @@ def find_adapter(
         batch_size=batch_size,
         fold=fold,
     )
-    scored = (
-        f"{_digest(supernet, evaluator)}-{calibration_steps}" if calibration_steps else _digest(supernet, evaluator)
-    )
+    scored = _digest(supernet, evaluator) + (f"-{calibration_steps}" if calibration_steps else "")
+    if search_options.get("storage") is not None:
+        scored += f"-{evaluator(bound.largest).metric:.3g}"  # trials of another metric are refused
     options = {"score": score, "seed": args.seed, "direction": direction, "weights": scored}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params
@@ -259,11 +262,24 @@ def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingAr
     return rows
 
 
-def _check_metric(model: PreTrainedModel, validation: Dataset, scoring: RowMetric, args: TrainingArguments) -> None:
-    """Score two rows, where Trainer will put the model: a metric that is wrong is refused before the training."""
+def _check_rows(
+    model: PreTrainedModel, rows: Dataset, scoring: RowMetric, args: TrainingArguments, *, taught: bool
+) -> None:
+    """Score two rows, where Trainer will put the model: a metric, or a model that cannot be taught, is refused before
+    the training."""
     if getattr(model, "hf_device_map", None) is None:
         model.to(args.device)
-    Sums().add(model, [Batches(validation, scoring.collator, 2)[0]], scoring)
+    batch = Batches(rows, scoring.collator, 2)[0]
+    Sums().add(model, [batch], scoring)
+    if taught:
+        check_teachable(model, batch)
+
+
+def _check_best(args: TrainingArguments) -> None:
+    """Refuse a name that evaluations do not have, which Trainer would look for at the first one."""
+    best = args.metric_for_best_model
+    if args.eval_strategy != "no" and best is not None and best.removeprefix("eval_") not in ("loss", RowMetric.metric):
+        raise invalid("retrain_args.metric_for_best_model", best, f"loss or {RowMetric.metric}, which is your metric")
 
 
 def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:

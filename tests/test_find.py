@@ -219,6 +219,8 @@ def test_trials_that_were_scored_otherwise_are_refused(find, tmp_path):
         find(storage=journal, calibration_steps=2)
     with pytest.raises(UserError, match="weights"):
         find(storage=journal, validation=rows(40, 7))
+    with pytest.raises(UserError, match="weights"):
+        find(storage=journal, metric=lambda logits, labels: ~accuracy(logits, labels))
 
 
 @pytest.mark.parametrize(
@@ -314,9 +316,12 @@ def test_every_training_of_a_race_begins_as_a_fresh_one(find, make_model, monkey
         ({}, {"subnet": 1}, ["finals: subnet", "subnets"]),
         ({}, {"teacher": -1}, ["finals: teacher", "-1"]),
         ({}, {"training": {}}, ["finals.training", "retrain_args"]),
+        ({"eval_strategy": "epoch", "metric_for_best_model": "f1"}, None, ["metric_for_best_model", "loss or metric"]),
     ],
 )
-def test_wrong_settings_of_a_race_are_refused_before_the_training(find, monkeypatch, retrain, finals, words):
+def test_wrong_settings_of_what_follows_the_search_are_refused_before_the_training(
+    find, monkeypatch, retrain, finals, words
+):
     monkeypatch.setattr(SupernetTrainer, "train", lambda *args, **kwargs: pytest.fail("trained"))
     with pytest.raises(UserError) as error:
         find(retrain=retrain, finals=finals)

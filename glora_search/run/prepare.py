@@ -36,6 +36,7 @@ from glora_search.supernet.trainer import SupernetTrainer
 from glora_search.tasks import Task, make_task
 from glora_search.tasks.labels import counted, labels_of
 from glora_search.tasks.rows import counted_notes
+from glora_search.training.answers import check_teachable
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.distillation import DistillationTrainer
 from glora_search.training.loop import steps_for, train, training_arguments
@@ -126,6 +127,8 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
                 raise invalid("task.model", name, allowed)
             if sums.items and split == "validation":
                 task.check_metric(sums.evaluation(task))
+    if task.recipe.finals is not None and task.recipe.finals.teacher:
+        check_teachable(model, dict(task.collator([task.train[0]])))
 
 
 def _try_metrics(task: Task, model: PreTrainedModel) -> None:

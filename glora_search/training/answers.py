@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glora_search.errors import invalid
-from glora_search.scoring import IGNORED, base_of, predicts_next
+from glora_search.scoring import IGNORED, Batch, base_of, outputs, predicts_next
 
 Kind = Literal["class", "decisions", "numbers", "tokens", "next tokens"]
 TOP = 16
@@ -18,6 +18,13 @@ TOP = 16
 TINY = 1e-9
 BY_PROBLEM: dict[str | None, Kind] = {"regression": "numbers", "multi_label_classification": "decisions"}
 """A model's ``problem_type`` -> how its logits are read where labels are of floating point."""
+
+
+@torch.inference_mode()
+def check_teachable(model: nn.Module, batch: Batch) -> None:
+    """Give a model a batch, and refuse logits that no student can learn from; see `Answers.of`."""
+    for _, output in outputs(model, [batch]):
+        Answers.of(model, output.logits, batch["labels"])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import (
 
 from glora_search.errors import UserError
 from glora_search.scoring import IGNORED, RowMetric, evaluate, predicts_next
-from glora_search.training.answers import Answers
+from glora_search.training.answers import Answers, check_teachable
 
 torch.manual_seed(0)
 
@@ -171,3 +171,20 @@ def test_logits_say_what_they_were_made_from(kind):
     answers, logits = Answers(kind), draw(4, 3)
     said = answers.said(logits)
     torch.testing.assert_close(answers.said(answers.logits_of(said)), said)
+
+
+class Says(nn.Module):
+    """A model whose logits are given."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, labels):
+        return SimpleNamespace(logits=self.logits)
+
+
+def test_a_model_whose_logits_cannot_be_learned_from_is_refused():
+    check_teachable(Says(2, 3), {"labels": torch.zeros(2, dtype=torch.long)})
+    with pytest.raises(UserError, match=r"finals\.teacher.*logits \(2, 3, 8, 8\) for labels \(2, 32, 32\)"):
+        check_teachable(Says(2, 3, 8, 8), {"labels": torch.zeros(2, 32, 32, dtype=torch.long)})
