@@ -304,8 +304,11 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
 
 def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(searched, monkeypatch):
     monkeypatch.setattr(lessons, "POOR_SUPERNET", 0.0)  # every supernet is poor
-    run = searched
+    run, sizes, original = searched, set(), lessons.Peers.teach
+    monkeypatch.setattr(lessons.Peers, "teach", lambda self, rows: sizes.add(self.batch_size) or original(self, rows))
+    run.context.recipe.search.batch_size = 8
     metrics = run.all_stages()
+    assert sizes == {8}
     teacher, rows = (run.view.result("finals")[name] for name in ("teacher", "finalists"))
     losses = sorted(row["validation_loss"] for row in rows if "teacher" not in row["name"])
     good = sum(loss <= 1.25 * losses[0] for loss in losses)
