@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import (
     check_adapters_to_merge,
     check_target_module_exists,
 )
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check_mamba
 from peft.tuners.tuners_utils import _ExcludedModule as ExcludedModule
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_GLORA_TARGET_MODULES_MAPPING
@@ -46,6 +47,7 @@ __all__ = [
     "BaseTunerLayer",
     "ExcludedModule",
     "check_adapters_to_merge",
+    "check_mamba",
     "check_target_module_exists",
     "dequantize_bnb_weight",
     "generation_key",

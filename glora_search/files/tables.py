@@ -69,6 +69,18 @@ def not_text(path: Path) -> str:
     return f"line {line}: byte 0x{content[at]:02x} {what}"
 
 
+def short_line(path: Path, separator: str, fields: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
+    """The line in which the first row begins that has fewer fields, and is not empty; None where there is none."""
+    begins = 1
+    with path.open(encoding="utf-8-sig", newline="") as file, suppress(csv.Error):
+        reader = csv.reader(file, delimiter=separator, quoting=quoting)
+        for row in reader:
+            if len(row) < fields and any(map(str.strip, row)):
+                return begins
+            begins = reader.line_num + 1
+    return None
+
+
 def line_of(path: Path, separator: str, number: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
     """The line in which a row begins; None where it cannot be told.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,37 @@ def check(recipe: Recipe) -> Task:
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    _try_rows(task, model)
+    with _called(model, [layer.name for layer in space.layers]) as called:
+        _try_rows(task, model)
+    for note in _idle(space, called):
+        say(f"note: {note}")
     _try_metrics(task, model)
     say("trying the training arguments", "dim")
     del model  # each training has one of its own, and no more than one is in memory
     _Trainings(recipe, task, space).rehearse()
     return task
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _called(model: PreTrainedModel, names: Sequence[str]) -> Iterator[set[str]]:
+    """Those of these modules that have been called."""
+    found: set[str] = set()
+    handles = [model.get_submodule(name).register_forward_hook(lambda *_, name=name: found.add(name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _idle(space: BoundSpace, called: set[str]) -> list[str]:
+    """A note of adapted layers that a model does not call: Longformer's of global attention, or Mamba's ``dt_proj``."""
+    idle = [layer.name for layer in space.layers if layer.name not in called]
+    what = "count in the budget but learn nothing, since the model has not called them; space.exclude leaves them out"
+    return [f"{len(idle)} of {len(space.layers)} adapted layers, e.g. {idle[0]}, {what}"] if idle else []
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ SHELL = "'\"$`!\\"
 """What ends a string of Python, or means something between a shell's double quotes."""
 
 
+JSON = (".json", ".jsonl", ".ndjson")
+"""How files end whose lines in quotes are texts of json; elsewhere the quotes may be part of a text."""
+
+
 class Questions:
     """How the model of a recipe is asked.
 
@@ -127,25 +131,28 @@ def _code(character: str) -> str:
 
 
 def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
-    """The questions of a file: json lines or a list of json where it begins so, else texts.
+    """The questions of a file: json lines, or a list of json, with objects or texts; else plain texts.
 
     Args:
         file: its name, for the message.
         whole: the file is one text, and not one in each line that is not empty.
 
     Raises:
-        UserError: a line of json lines is no object, or the file has columns of another kind.
+        UserError: one line of json lines is an object and another is none, or the file has columns of another kind.
     """
     if file.lower().endswith((".csv", ".tsv")):
         raise invalid("--file", file, "json lines, one object for each row of this table, or plain text")
     rows = _parsed(text) if text.lstrip().startswith(("[", "{")) else None
     rows = [rows] if isinstance(rows, dict) else rows
-    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+    if isinstance(rows, list) and {*map(type, rows)} in ({dict}, {str}):
         return rows
     lines = text.split("\n")  # not splitlines: texts may have what Unicode calls the end of a line
-    first = next((line for line in lines if line.strip()), "")
+    filled = [line for line in lines if line.strip()]
+    if file.lower().endswith(JSON) and all(isinstance(_parsed(line), str) for line in filled):
+        return [str(_parsed(line)) for line in filled]
+    first = filled[0] if filled else ""
     if not isinstance(_parsed(first), dict):
-        return [text.strip("\n")] if whole and first else [line for line in lines if line.strip()]
+        return [text.strip("\n")] if whole and first else [*filled]
     found: list[Question] = []
     for number, line in enumerate(lines, 1):
         row = _parsed(line)

@@ -10,10 +10,11 @@ from torch import nn
 
 from glora_search.compat import (
     ExcludedModule,
+    check_mamba,
     check_target_module_exists,
     include_all_linear_layers,
 )
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.space.bound import BoundSpace
 from glora_search.space.layers import SpaceLayer
 from glora_search.tuners.glora.layer import base_linear, linear_features
@@ -50,7 +51,7 @@ def adaptable_layers(
     for name, module in model.named_modules():
         matched = check_target_module_exists(config, name) if name else False
         if matched and not isinstance(matched, ExcludedModule) and name not in saved:
-            base = base_linear(module, name)
+            base = _linear(model, module, name, config)
             layers.append(Layer(name, *linear_features(base), getattr(base, "bias", None) is not None))
     if not layers:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -63,6 +64,15 @@ def adaptable_layers(
     _refuse_unmatched(model, targets, layers[0].name)
     _refuse_shared(model, [layer.name for layer in layers], targets)
     return layers
+
+
+def _linear(model: nn.Module, module: nn.Module, name: str, config: peft.LoraConfig) -> nn.Module:
+    """The layer that an adapter can be on; peft's LoRA too, which every search is compared with."""
+    try:
+        check_mamba(config, model, name.rpartition(".")[2])
+        return base_linear(module, name)
+    except ValueError as error:
+        raise UserError(f"{error}; space.exclude: [{name}] leaves it out") from error
 
 
 def _refuse_unmatched(model: nn.Module, targets: str | list[str], example: str) -> None:

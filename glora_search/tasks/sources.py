@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import glob
 import importlib.util
+import mimetypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.samples import check_folder
-from glora_search.files.tables import Quoting, json_fault, line_of, read_header, wrong_line, wrong_quote
+from glora_search.files.tables import Quoting, json_fault, line_of, read_header, short_line, wrong_line, wrong_quote
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
 QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
+SHORT = "fewer fields than the header has; a carriage return in a text without quotes ends its row"
 TIMES = ("date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
@@ -149,6 +152,9 @@ class CsvFiles(_InFiles):
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
+        fields = 1 + max(map(self.columns(split).index, columns), default=0)
+        if (line := short_line(path, separator, fields, self._quoting)) is not None:  # pandas fills it up
+            raise self._refused(split, f"line {line}: {SHORT}")
         line = wrong_quote(path, separator) if self.data.quoting is None else None
         if line is not None:  # pandas has read on, up to the next quote in whatever row
             raise self._refused(split, f"line {line}: {QUOTES}")
@@ -195,6 +201,8 @@ class DatasetFiles(_InFiles):
 
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
+        if self.data.source == "imagefolder":
+            self._check_images(split)
         rows: Dataset = self._open(split, lambda rows: rows.select_columns(list(columns)))
         times = (name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith(TIMES))
         if self.data.source == "json" and (name := next(times, None)) is not None:
@@ -204,6 +212,19 @@ class DatasetFiles(_InFiles):
                 "text other than dates, which are read from json as times; csv and parquet files keep them as text",
             )
         return rows
+
+    def _check_images(self, split: str) -> None:
+        """Refuse what ``datasets`` would leave out without a word, or give a class that it is not of."""
+        folder, known = _existing(self.data, split), tuple(ImageFolder.EXTENSIONS)
+        if any(folder.glob("metadata.*")):  # it says what each image is
+            return
+        for file in (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")):
+            found, kind = f"{folder}, {file.relative_to(folder)}", mimetypes.guess_type(file.name)[0] or ""
+            image = not file.suffix or kind.startswith("image/")
+            if file.suffix.lower() not in known and image and file.parent != folder:
+                raise invalid(f"data.{split}", found, "images of a kind that datasets reads, such as .png and .jpg")
+            if file.suffix.lower() in known and file.parent == folder:
+                raise invalid(f"data.{split}", found, "each image in the folder of its class")
 
     def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)

@@ -88,3 +88,12 @@ def test_a_list_of_words_is_the_text_that_it_makes():
 def test_a_table_is_not_read_as_texts(file):
     with pytest.raises(UserError, match=rf"--file: got '{file}'; allowed: json lines, one object for each row"):
         questions_in("text,label\na goal,sports\n", file, whole=False)
+
+
+def test_texts_of_json_are_texts_without_their_quotes():
+    texts = ["A fine book", "A waste\nof paper"]
+    for indent in (None, 2):
+        assert asked(json.dumps(texts, indent=indent)) == texts
+    lines = "\n".join(map(json.dumps, texts))
+    assert questions_in(lines, "texts.jsonl", whole=False) == texts
+    assert questions_in(lines, "texts.txt", whole=False) == lines.split("\n")  # quotes may be a part of them

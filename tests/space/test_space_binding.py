@@ -21,6 +21,8 @@ from transformers import (
     ElectraForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -203,3 +205,9 @@ def test_a_layer_that_is_used_several_times_is_adapted_each_time_and_merges_exac
     with torch.no_grad():
         expected = adapted(input_ids=ids).logits
         torch.testing.assert_close(adapted.merge_and_unload()(input_ids=ids).logits, expected)
+
+
+def test_a_layer_that_pefts_lora_refuses_is_refused_with_the_way_out():
+    model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(UserError, match=r"'out_proj' is incompatible.*space\.exclude: \[.*out_proj\] leaves it out"):
+        SearchSpace.load("glora-ranks").bind(model)

@@ -156,6 +156,22 @@ def test_a_row_without_a_label_is_named_with_its_file_and_line(tmp_path, lines, 
             load_data(Files(source="csv", train=str(path)), 0, **COLUMNS, target=target)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("label,text\npos,a fine\rbook\nneg,bad\n", 3),  # as pandas writes such a text
+        ("text,label\na fine\rbook,pos\nbad,neg\n", 2),
+        ("label,text\npos,good\nneg\n", 3),
+        ("label,text\npos,good\n# end\n", 3),
+    ],
+)
+def test_a_row_with_fewer_fields_than_the_header_is_refused(tmp_path, content, line):
+    path = tmp_path / "own.csv"
+    path.write_bytes(content.encode())
+    with pytest.raises(UserError, match=rf"data\.train.*line {line}: fewer fields than the header"):
+        read(path)
+
+
 @given(st.binary(max_size=40) | st.text(st.sampled_from(list('ab,;"\n\r\t ')), max_size=40).map(str.encode))
 def test_any_bytes_load_as_pandas_loads_them_or_are_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes.csv"

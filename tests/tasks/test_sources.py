@@ -152,8 +152,29 @@ def test_images_without_a_folder_for_each_class_are_refused(make, tmp_path):
     with pytest.raises(UserError, match=r"data\.train.*a folder of images that exists"):
         load(Files(source="imagefolder", train=str(tmp_path / "nothing")), inputs=("image",))
     make.images(tmp_path / "a", 2)
-    with pytest.raises(UserError, match=r"at least 2 different labels"):
+    with pytest.raises(UserError, match=r"each image in the folder of its class"):
         load(Files(source="imagefolder", train=str(tmp_path / "a" / "dark")), inputs=("image",))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dark/one.heic", "images of a kind that datasets reads"),
+        ("dark/one", "images of a kind that datasets reads"),
+        ("one.png", "each image in the folder of its class"),
+        ("dark/Thumbs.db", None),
+        ("README.md", None),
+    ],
+)
+def test_images_that_would_be_left_out_or_would_make_a_class_are_refused(make, tmp_path, name, words):
+    make.images(tmp_path / "a", 20)
+    (tmp_path / "a" / name).write_bytes((tmp_path / "a" / "dark" / "0.png").read_bytes())
+    data = Files(source="imagefolder", train=str(tmp_path / "a"))
+    if words is None:
+        assert load(data, inputs=("image",)).labels == ["dark", "light"]
+        return
+    with pytest.raises(UserError, match=rf"data\.train: got '.*{name}'; allowed: {words}"):
+        load(data, inputs=("image",))
 
 
 def test_a_split_of_a_saved_data_set_that_is_missing_is_named(tmp_path):

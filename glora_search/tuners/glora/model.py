@@ -80,7 +80,7 @@ class GLoraModel(AnyHead):
     ) -> None:
         """Add an adapter that is the weighted sum of others, exactly; `set_adapter` makes it the active one.
 
-        A path has the largest of their kinds, and ranks add up. Trained heads and biases are not combined.
+        A path has the largest of their kinds, and ranks add up. Biases are not combined.
 
         Args:
             adapters (`list`): names of adapters.
@@ -89,7 +89,8 @@ class GLoraModel(AnyHead):
             combination_type (`str`): ``linear``; peft's other types lose something.
 
         Raises:
-            UserError: an unknown adapter or type, another number of weights, or a name that is taken.
+            UserError: an unknown adapter or type, another number of weights, a name that is taken, or an adapter with
+                a trained head, which a sum cannot have.
         """
         if combination_type != "linear":
             raise invalid("combination_type", combination_type, ["linear"])
@@ -99,6 +100,9 @@ class GLoraModel(AnyHead):
             raise invalid("weights", weights, f"one weight for each of {len(adapters)} different adapters")
         if adapter_name in self.peft_config:
             raise invalid("adapter_name", adapter_name, f"a name that is none of {', '.join(self.peft_config)}")
+        if (name := next((name for name in adapters if self.peft_config[name].modules_to_save), None)) is not None:
+            heads = ", ".join(self.peft_config[name].modules_to_save or ())
+            raise invalid("adapters", name, f"adapters without modules_to_save; a sum has no {heads}")
         modules = [name for name, _ in self.model.named_modules()]
         sums = {
             name: weighted_sum(module, dict(zip(adapters, weights, strict=True)))
