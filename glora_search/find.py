@@ -211,7 +211,7 @@ def find_adapter(
     )
     scored = _digest(supernet, evaluator) + (f"-{calibration_steps}" if calibration_steps else "")
     if search_options.get("storage") is not None:
-        scored += f"-{evaluator(bound.largest).metric:.3g}"  # trials of another metric are refused
+        scored += f"-{evaluator(bound.largest).metric:.3g}"  # with it, trials of another metric
     options = {"score": score, "seed": args.seed, "direction": direction, "weights": scored}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
     genome = best_trial(study).params

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -69,15 +70,25 @@ def not_text(path: Path) -> str:
     return f"line {line}: byte 0x{content[at]:02x} {what}"
 
 
-def short_line(path: Path, separator: str, fields: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
-    """The line in which the first row begins that has fewer fields, and is not empty; None where there is none."""
-    begins = 1
+def broken_line(path: Path, separator: str, fields: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
+    """The line in which a row begins that has fewer fields since a carriage return has broken it in two; None where
+    there is none. A file whose lines all end in one is whole."""
+    begins, end, before = 1, "", ""
+
+    def lines(file: Iterable[str]) -> Iterator[str]:
+        nonlocal end
+        for line in file:
+            end = line[-1:]
+            yield line
+
     with path.open(encoding="utf-8-sig", newline="") as file, suppress(csv.Error):
-        reader = csv.reader(file, delimiter=separator, quoting=quoting)
-        for row in reader:
-            if len(row) < fields and any(map(str.strip, row)):
+        reader = csv.reader(lines(file), delimiter=separator, quoting=quoting)
+        for number, row in enumerate(reader):
+            if number == 0 and end == "\r":
+                break
+            if len(row) < fields and any(map(str.strip, row)) and "\r" in (before, end):
                 return begins
-            begins = reader.line_num + 1
+            begins, before = reader.line_num + 1, end
     return None
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from glora_search.errors import UserError
 from glora_search.files.text import read_json, write_json
 
-FILE = "seconds.json"
-"""In a stage's folder while it is not done: the seconds that were spent on it."""
 BEAT = 5.0
 """Seconds after which they are noted again: a kill loses no more."""
 
 
 @contextmanager
 def clocked(folder: Path) -> Iterator[Callable[[], float]]:
-    """Note the seconds in a folder while the work lasts; gives what returns those of all calls so far."""
+    """Note the seconds beside a stage's folder while the work lasts; gives what returns those of all calls so far."""
     before, started = _noted(folder), time.perf_counter()
     stopped = threading.Event()
 
@@ -29,7 +27,7 @@ def clocked(folder: Path) -> Iterator[Callable[[], float]]:
 
     def beat() -> None:
         while not stopped.wait(BEAT):
-            _note(folder, seconds())
+            go_on_from(folder, seconds())
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -38,26 +36,26 @@ def clocked(folder: Path) -> Iterator[Callable[[], float]]:
     finally:
         stopped.set()
         thread.join()
-        _note(folder, seconds())
+        go_on_from(folder, seconds())
 
 
 def go_on_from(folder: Path, seconds: float) -> None:
-    """Let a stage that was done go on: its seconds count."""
-    _note(folder, seconds)
+    """Note what was spent on a stage that is not done."""
+    with contextlib.suppress(OSError):  # a full disk is the work's to report
+        write_json(_file(folder), {"seconds": round(seconds, 1)})
 
 
 def forget_clock(folder: Path) -> None:
-    """The stage is done, and has noted its seconds."""
-    (folder / FILE).unlink(missing_ok=True)
+    """The stage is done, and has noted its seconds; or it begins anew."""
+    _file(folder).unlink(missing_ok=True)
 
 
-def _note(folder: Path, seconds: float) -> None:
-    if folder.is_dir():
-        with contextlib.suppress(OSError):  # a full disk is the work's to report
-            write_json(folder / FILE, {"seconds": round(seconds, 1)})
+def _file(folder: Path) -> Path:
+    """Not in the folder, which the work may remove."""
+    return folder.with_name(f".{folder.name}.seconds.json")
 
 
 def _noted(folder: Path) -> float:
-    with contextlib.suppress(OSError, UserError, KeyError, TypeError, ValueError):  # a damaged one counts nothing
-        return float(read_json(folder / FILE)["seconds"])
+    with contextlib.suppress(OSError, UserError, KeyError, TypeError, ValueError):  # a damaged note counts nothing
+        return float(read_json(_file(folder))["seconds"])
     return 0.0

@@ -76,7 +76,9 @@ def said(run: Context) -> str:
     """The estimate in words; without one where this machine has no room for the timing: stages may ask for less."""
     try:
         return f"cost: {estimate(run)}"
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         return f"cost: no estimate ({str(error).splitlines()[0]})"
 
 

@@ -6,6 +6,7 @@ Nothing is trained, and nothing is written.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,9 +115,14 @@ def _called(model: PreTrainedModel, names: Sequence[str]) -> Iterator[set[str]]:
 
 def _idle(space: BoundSpace, called: set[str]) -> list[str]:
     """A note of adapted layers that a model does not call: Longformer's of global attention, or Mamba's ``dt_proj``."""
-    idle = [layer.name for layer in space.layers if layer.name not in called]
+    known = {_numberless(name) for name in called}  # which experts are called depends on the rows
+    idle = [layer.name for layer in space.layers if _numberless(layer.name) not in known]
     what = "count in the budget but learn nothing, since the model has not called them; space.exclude leaves them out"
     return [f"{len(idle)} of {len(space.layers)} adapted layers, e.g. {idle[0]}, {what}"] if idle else []
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ Question = str | Mapping[str, Any]
 """A text, or a row: column -> value."""
 SHELL = "'\"$`!\\"
 """What ends a string of Python, or means something between a shell's double quotes."""
-
-
 JSON = (".json", ".jsonl", ".ndjson")
 """How files end whose lines in quotes are texts of json; elsewhere the quotes may be part of a text."""
 

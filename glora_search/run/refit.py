@@ -43,8 +43,8 @@ def refit_winner(run: Context, folder: Path) -> dict[str, Any]:
     to score the result on, but for the test split, which it does not read.
 
     Raises:
-        UserError: the supernet's training stops early, which no rows are left for; or a training has failed: it has
-            diverged, or the loss on the validation rows is far higher than before the adapter learned from them.
+        UserError: a training stops early, or lowers its rate, by validation rows, and none are left; or it has failed:
+            it has diverged, or the loss on the validation rows is far higher than before the adapter learned from them.
     """
     raced, settings = run.view.result("finals"), run.recipe.finals
     assert settings is not None
@@ -121,6 +121,7 @@ def _train_supernet(run: Context, every: Context, folder: Path) -> None:
     if (folder / DONE).is_file():
         return
     settings = run.recipe.supernet
+    _refuse_plateau("supernet", settings.training)
     if settings.patience is not None or settings.training.get("load_best_model_at_end"):
         key, value = ("patience", settings.patience) if settings.patience else ("training.load_best_model_at_end", True)
         raise invalid(f"supernet.{key}", value, f"nothing: {NONE_LEFT} when to stop")
@@ -131,6 +132,13 @@ def _train_supernet(run: Context, every: Context, folder: Path) -> None:
         why = f"no supernet of all rows ({error}); no adapter is written"
         raise UserError(f"refit: {why}. {_as_it_was(run)}") from error
     write_json(folder / DONE, done)
+
+
+def _refuse_plateau(section: str, training: dict[str, Any]) -> None:
+    """Refuse a schedule that asks the validation rows."""
+    if (schedule := training.get("lr_scheduler_type")) == "reduce_lr_on_plateau":
+        allowed = f"another one: {NONE_LEFT} when to lower the rate"
+        raise invalid(f"{section}.training.lr_scheduler_type", schedule, allowed)
 
 
 def _context(run: Context, folder: Path) -> Context:
@@ -147,10 +155,8 @@ def _context(run: Context, folder: Path) -> Context:
     every = copy.copy(run)
     every.task, every.folder, every.recipe = task, folder, run.recipe.model_copy(deep=True)
     assert every.recipe.finals is not None
-    for name, training in (("supernet", every.recipe.supernet.training), ("finals", every.recipe.finals.training)):
-        if (schedule := training.get("lr_scheduler_type")) == "reduce_lr_on_plateau":
-            key = f"{name}.training.lr_scheduler_type"
-            raise invalid(key, schedule, f"another one: {NONE_LEFT} when to lower the rate")
+    _refuse_plateau("finals", every.recipe.finals.training)
+    for training in (every.recipe.supernet.training, every.recipe.finals.training):
         if training.get("max_steps", 0) > 0:
             training["max_steps"] = round(training["max_steps"] * len(task.train) / len(run.task.train))
     every.recipe.supernet.training["eval_strategy"] = "no"

@@ -304,6 +304,7 @@ class Run:
         """Remove results: each is gone at once, so that a kill leaves none that looks done and is not whole."""
         for name in names:
             path, going = self.folder / name, self.folder / f".removed-{name}"
+            forget_clock(path)
             if going.exists():
                 shutil.rmtree(going)
             if path.is_dir():

@@ -9,6 +9,7 @@ import peft
 from torch import nn
 
 from glora_search.compat import (
+    BaseTunerLayer,
     ExcludedModule,
     check_mamba,
     check_target_module_exists,
@@ -67,12 +68,19 @@ def adaptable_layers(
 
 
 def _linear(model: nn.Module, module: nn.Module, name: str, config: peft.LoraConfig) -> nn.Module:
-    """The layer that an adapter can be on; peft's LoRA too, which every search is compared with."""
+    """The layer that an adapter can be on."""
+    last = name.rpartition(".")[2]
     try:
-        check_mamba(config, model, name.rpartition(".")[2])
+        check_mamba(config, model, last)
+    except ValueError:
+        allowed = f"others: Mamba's kernels read its weight, past any adapter; set space.exclude to [{last}]"
+        raise invalid("space.targets", name, allowed) from None
+    try:
         return base_linear(module, name)
-    except ValueError as error:
-        raise UserError(f"{error}; space.exclude: [{name}] leaves it out") from error
+    except UserError as error:
+        if isinstance(module, BaseTunerLayer):
+            raise
+        raise UserError(f"{error}; or set space.exclude to [{name}]") from error
 
 
 def _refuse_unmatched(model: nn.Module, targets: str | list[str], example: str) -> None:

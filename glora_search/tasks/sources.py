@@ -16,12 +16,12 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.samples import check_folder
-from glora_search.files.tables import Quoting, json_fault, line_of, read_header, short_line, wrong_line, wrong_quote
+from glora_search.files.tables import Quoting, broken_line, json_fault, line_of, read_header, wrong_line, wrong_quote
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
 from glora_search.tasks.fingerprints import file_digest, rows_digest
 
 QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
-SHORT = "fewer fields than the header has; a carriage return in a text without quotes ends its row"
+BROKEN = "fewer fields than the header has, beside a carriage return: in a text without quotes, it ends the row"
 TIMES = ("date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
@@ -152,12 +152,12 @@ class CsvFiles(_InFiles):
         # Without a header, rows with more fields than the first are an error; with one, pandas can shift their columns.
         self._read(split, header=None, dtype=str)
         frame = self._read(split, usecols=list(columns), dtype=str, keep_default_na=False)
-        fields = 1 + max(map(self.columns(split).index, columns), default=0)
-        if (line := short_line(path, separator, fields, self._quoting)) is not None:  # pandas fills it up
-            raise self._refused(split, f"line {line}: {SHORT}")
         line = wrong_quote(path, separator) if self.data.quoting is None else None
         if line is not None:  # pandas has read on, up to the next quote in whatever row
             raise self._refused(split, f"line {line}: {QUOTES}")
+        fields = 1 + max(map(self.columns(split).index, columns), default=0)
+        if (line := broken_line(path, separator, fields, self._quoting)) is not None:  # pandas fills it up
+            raise self._refused(split, f"line {line}: {BROKEN}")
         return Dataset.from_pandas(frame[list(columns)], preserve_index=False)
 
     def row(self, split: str, number: int) -> str:
@@ -202,7 +202,7 @@ class DatasetFiles(_InFiles):
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
         if self.data.source == "imagefolder":
-            self._check_images(split)
+            self._check_images(split, labelled=self.data.label_column in columns)
         rows: Dataset = self._open(split, lambda rows: rows.select_columns(list(columns)))
         times = (name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith(TIMES))
         if self.data.source == "json" and (name := next(times, None)) is not None:
@@ -213,18 +213,21 @@ class DatasetFiles(_InFiles):
             )
         return rows
 
-    def _check_images(self, split: str) -> None:
+    def _check_images(self, split: str, *, labelled: bool) -> None:
         """Refuse what ``datasets`` would leave out without a word, or give a class that it is not of."""
-        folder, known = _existing(self.data, split), tuple(ImageFolder.EXTENSIONS)
-        if any(folder.glob("metadata.*")):  # it says what each image is
+        folder, known = _existing(self.data, split), set(ImageFolder.EXTENSIONS)
+        if any((folder / name).is_file() for name in ImageFolder.METADATA_FILENAMES):  # it says what each image is
             return
-        for file in (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")):
-            found, kind = f"{folder}, {file.relative_to(folder)}", mimetypes.guess_type(file.name)[0] or ""
-            image = not file.suffix or kind.startswith("image/")
-            if file.suffix.lower() not in known and image and file.parent != folder:
-                raise invalid(f"data.{split}", found, "images of a kind that datasets reads, such as .png and .jpg")
-            if file.suffix.lower() in known and file.parent == folder:
-                raise invalid(f"data.{split}", found, "each image in the folder of its class")
+        for file in sorted(folder.rglob("*")):
+            inside = file.relative_to(folder)
+            if not file.is_file() or any(part.startswith(".") for part in inside.parts):
+                continue
+            read = not known.isdisjoint(suffix.lower() for suffix in file.suffixes[-2:])
+            if read and labelled and file.parent == folder:
+                raise invalid(f"data.{split}", f"{folder}, {inside}", "each image in the folder of its class")
+            if not read and file.parent != folder and _is_image(file):
+                allowed = "images of a kind that datasets reads, such as .png and .jpg"
+                raise invalid(f"data.{split}", f"{folder}, {inside}", allowed)
 
     def _open(self, split: str, use: Callable[[Any], Any], **options: Any) -> Any:
         path = _existing(self.data, split)
@@ -295,6 +298,19 @@ def _every_file(folder: Path) -> list[str]:
     asked for."""
     special = (inner for inner in sorted(folder.glob("__*/")) if any(file.is_file() for file in inner.rglob("*")))
     return [f"{glob.escape(str(inner))}/**" for inner in (folder, *special)]
+
+
+def _is_image(file: Path) -> bool:
+    """Whether a file is an image, by its name, or by its content where it has no suffix."""
+    if file.suffix:
+        return (mimetypes.guess_type(file.name)[0] or "").startswith("image/")
+    from PIL import Image  # of the extra vision
+
+    try:
+        Image.open(file).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _existing(data: Files, split: str) -> Path:

@@ -251,6 +251,12 @@ def test_a_supernet_that_asks_validation_rows_is_refused(ended, settings, named)
         ended.do("refitted")
 
 
+def test_a_schedule_that_asks_validation_rows_is_refused(ended):
+    ended.context.recipe.finals.training["lr_scheduler_type"] = "reduce_lr_on_plateau"
+    with pytest.raises(UserError, match=r"finals\.training\.lr_scheduler_type: got 'reduce_lr_on_plateau'"):
+        ended.do("refitted")
+
+
 @pytest.mark.parametrize("missing", ["method", "rate"])
 def test_a_race_of_an_earlier_version_says_what_to_do(ended, missing):
     path = ended.folder / "finals" / "stage.json"

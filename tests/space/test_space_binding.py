@@ -209,5 +209,5 @@ def test_a_layer_that_is_used_several_times_is_adapted_each_time_and_merges_exac
 
 def test_a_layer_that_pefts_lora_refuses_is_refused_with_the_way_out():
     model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1))
-    with pytest.raises(UserError, match=r"'out_proj' is incompatible.*space\.exclude: \[.*out_proj\] leaves it out"):
+    with pytest.raises(UserError, match=r"space\.targets.*Mamba.s kernels.*space\.exclude to \[out_proj\]"):
         SearchSpace.load("glora-ranks").bind(model)

@@ -161,13 +161,18 @@ def test_a_row_without_a_label_is_named_with_its_file_and_line(tmp_path, lines, 
     [
         ("label,text\npos,a fine\rbook\nneg,bad\n", 3),  # as pandas writes such a text
         ("text,label\na fine\rbook,pos\nbad,neg\n", 2),
-        ("label,text\npos,good\nneg\n", 3),
-        ("label,text\npos,good\n# end\n", 3),
+        ("text,label\r\ngood,pos\r\na fine\rbook,pos\r\n", 3),
+        ("label,text,other\npos,good\nneg\n", None),  # what is left out at the end is empty
+        ("label,text\rpos,good\rneg\r", None),
+        ('label,text\npos,"a fine\rbook"\nneg\n', None),
     ],
 )
-def test_a_row_with_fewer_fields_than_the_header_is_refused(tmp_path, content, line):
+def test_a_row_that_a_carriage_return_has_broken_is_refused(tmp_path, content, line):
     path = tmp_path / "own.csv"
     path.write_bytes(content.encode())
+    if line is None:
+        assert read(path)["label"] == ["pos", "neg"]
+        return
     with pytest.raises(UserError, match=rf"data\.train.*line {line}: fewer fields than the header"):
         read(path)
 

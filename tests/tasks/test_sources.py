@@ -163,18 +163,28 @@ def test_images_without_a_folder_for_each_class_are_refused(make, tmp_path):
         ("dark/one", "images of a kind that datasets reads"),
         ("one.png", "each image in the folder of its class"),
         ("dark/Thumbs.db", None),
+        ("dark/LICENSE", None),
+        (".cache/one", None),
         ("README.md", None),
     ],
 )
 def test_images_that_would_be_left_out_or_would_make_a_class_are_refused(make, tmp_path, name, words):
     make.images(tmp_path / "a", 20)
-    (tmp_path / "a" / name).write_bytes((tmp_path / "a" / "dark" / "0.png").read_bytes())
+    (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+    image = (tmp_path / "a" / "dark" / "0.png").read_bytes()
+    (tmp_path / "a" / name).write_bytes(b"no image" if name.isupper() or name.endswith("LICENSE") else image)
     data = Files(source="imagefolder", train=str(tmp_path / "a"))
     if words is None:
         assert load(data, inputs=("image",)).labels == ["dark", "light"]
         return
     with pytest.raises(UserError, match=rf"data\.train: got '.*{name}'; allowed: {words}"):
         load(data, inputs=("image",))
+
+
+def test_images_without_labels_need_no_folders(make, tmp_path):
+    make.images(tmp_path / "a", 20)
+    source = open_source(Files(source="imagefolder", train=str(tmp_path / "a" / "dark")))
+    assert len(source.read("train", ["image"])) == 10
 
 
 def test_a_split_of_a_saved_data_set_that_is_missing_is_named(tmp_path):

@@ -100,7 +100,7 @@ def test_a_sum_that_cannot_be_made_is_refused_and_changes_nothing(key, arguments
     assert set(two_adapters.peft_config) == {"first", "second"}
 
 
-def test_adapters_with_a_trained_head_are_refused_as_peft_does(make_model):
+def test_adapters_with_a_trained_head_are_refused(make_model):
     config = GLoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     model = get_peft_model(make_model("bert"), config)
     with pytest.raises(UserError, match=r"^adapters: got 'default'; allowed: adapters without modules_to_save"):
