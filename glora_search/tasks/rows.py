@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features, Value
@@ -43,6 +43,11 @@ def counted_notes(key: str, rows: int, counts: Iterable[tuple[int, str]], share:
         counts: of how many rows, and what.
     """
     return [f"{count} of {rows} rows of {key} {what}" for count, what in counts if count > share * rows]
+
+
+def notes_of(splits: Mapping[str, tuple[int, Sequence[tuple[int, str]]]], share: float) -> list[str]:
+    """What is said of several splits: the key of each, its rows, and the counts; see `counted_notes`."""
+    return [note for key, (rows, counts) in splits.items() for note in counted_notes(key, rows, counts, share)]
 
 
 def rows_cut(encoded: Any) -> int:

@@ -17,7 +17,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import Labelled, TextTask
 from glora_search.tasks.constants import one_hot
-from glora_search.tasks.rows import Column, counted_notes, rows_cut
+from glora_search.tasks.rows import Column, notes_of, rows_cut
 
 
 class TokenClassification(Labelled, TextTask):
@@ -39,7 +39,7 @@ class TokenClassification(Labelled, TextTask):
         return self.columns("text_column")
 
     def __init__(self, recipe: Recipe) -> None:
-        self._counts: dict[str, tuple[int, int, int]] = {}
+        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         self._cut = 0
         super().__init__(recipe)
         labels = self.data.labels
@@ -48,19 +48,16 @@ class TokenClassification(Labelled, TextTask):
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
-        notes = []
-        for key, (rows, left_out, cut) in self._counts.items():
-            counts = (
-                (left_out, "are left out: no word has a token and a tag"),
-                (cut, f"are cut at task.max_length, {self.max_length} tokens: words after it are not scored"),
-            )
-            notes += counted_notes(key, rows, counts, share)
-        return notes
+        return notes_of(self._counts, share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         self._cut = 0
         encoded = super()._encoded(rows, key)
-        self._counts[key] = (len(rows), len(rows) - len(encoded), self._cut)
+        counts = [
+            (len(rows) - len(encoded), "are left out: no word has a token and a tag"),
+            (self._cut, f"are cut at task.max_length, {self.max_length} tokens: words after it are not scored"),
+        ]
+        self._counts[key] = (len(rows), counts)
         return encoded
 
     def load_processor(self) -> Any:

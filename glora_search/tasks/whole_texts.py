@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import TextTask
-from glora_search.tasks.rows import Column, counted_notes, rows_cut, texts_of
+from glora_search.tasks.rows import Column, notes_of, rows_cut, texts_of
 
 
 class WholeTexts(TextTask):
@@ -22,25 +22,22 @@ class WholeTexts(TextTask):
     pipeline = "text-classification"
 
     def __init__(self, recipe: Recipe) -> None:
-        self._counts: dict[str, tuple[int, int, int]] = {}
+        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         self._blank = self._cut = 0
         super().__init__(recipe)
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """See `Task`."""
-        notes = []
-        for key, (rows, blank, cut) in self._counts.items():
-            counts = (
-                (blank, "have no text, and are learned and scored as empty ones"),
-                (cut, f"are cut at task.max_length, {self.max_length} tokens"),
-            )
-            notes += counted_notes(key, rows, counts, share)
-        return notes
+        return notes_of(self._counts, share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         self._blank = self._cut = 0  # where a subclass encodes on its own
         encoded = super()._encoded(rows, key)
-        self._counts[key] = (len(rows), self._blank, self._cut)
+        counts = [
+            (self._blank, "have no text, and are learned and scored as empty ones"),
+            (self._cut, f"are cut at task.max_length, {self.max_length} tokens"),
+        ]
+        self._counts[key] = (len(rows), counts)
         return encoded
 
     @abc.abstractmethod
