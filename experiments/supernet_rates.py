@@ -37,7 +37,7 @@ from glora_search.training.loop import steps_for
 
 HERE = Path(__file__).resolve().parent
 QUICKSTART = "quickstart"
-DATASETS = ("bbc-headlines", "mpqa", "sst2", "snips", "trec", "trec-fine", "clinc150", QUICKSTART)
+DATASETS = ("bbc-headlines", "mpqa", "sst2", "snips", "trec", "trec-fine", "clinc150", "stsb", QUICKSTART)
 RATES = ("0.0005", "0.002", "0.004", "0.008", "0.016")
 KEY = ("data", "rate", "seed")
 

@@ -1,77 +1,40 @@
-"""The whole thing in one call: a model and data of one's own in, the best adapter under a budget out."""
+"""All stages in one call: a model and data of one's own in, the best adapter under a budget out."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 import math
-import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import optuna
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.compat import BaseTunerLayer
 from glora_search.errors import invalid
-from glora_search.files.checked import validate
-from glora_search.finals.contest import NOBODY_RACES, Contest, check_field
-from glora_search.finals.finalists import Finalist, Subnet, distinct
-from glora_search.finals.lessons import Lesson
-from glora_search.finals.race import STUDY_NAME
+from glora_search.finals.contest import check_field
+from glora_search.find.checks import check_best, check_rows, rows_for, settings_of
+from glora_search.find.found import FoundAdapter
+from glora_search.find.race import race_of
 from glora_search.ranking import is_finite, rank_key
-from glora_search.recipe.arguments import EVALUATED
-from glora_search.recipe.schema import TEACHER_SIZE, Finals
-from glora_search.scoring import Batches, Evaluation, Metric, RowMetric, Sums, evaluate, has_diverged
+from glora_search.recipe.schema import TEACHER_SIZE
+from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
-from glora_search.search.trials import LOSS, PARAMS, best_trial, trial_key
-from glora_search.space import BoundSpace, Genome, SearchSpace
+from glora_search.search.trials import best_trial
+from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet import make_sampling
-from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks.models import heads_of
-from glora_search.training.answers import check_teachable
 from glora_search.training.loop import train as train_on
-from glora_search.tuners.heads import HEADS, bare, loss_in_float32, train_in_float32
+from glora_search.tuners.heads import HEADS, loss_in_float32, train_in_float32
 from glora_search.vocabulary import check_lr_factors
-
-
-@dataclass(frozen=True)
-class FoundAdapter:
-    """What `find_adapter` returns.
-
-    Attributes:
-        model: the base model with the found adapter: to be trained on, saved, or merged.
-        config: the adapter's fixed configuration; peft's ``LoraConfig`` where LoRA has won the finals.
-        genome: gene -> choice; None where a uniform method has won.
-        params: trainable parameters of the adapter, the head not counted.
-        evaluation: metric and loss of ``model`` on the validation rows.
-        inherited: of the search's best subnet, with the weights of the supernet, before it was trained on.
-        study: the search, one finished trial a subnet.
-        finals: how the race ended, a row for each finalist, the winner first; empty without one.
-        baseline: the name of the tuned uniform method among them, trained without a teacher; None without one.
-    """
-
-    model: PeftModel
-    config: PeftConfig
-    genome: Genome | None
-    params: int
-    evaluation: Evaluation
-    inherited: Evaluation
-    study: optuna.Study
-    finals: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    baseline: str | None = None
 
 
 def find_adapter(
@@ -167,17 +130,17 @@ def find_adapter(
     make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
     scoring = RowMetric(metric, data_collator, direction)
     train, validation = (
-        _rows_for(model, rows, name, args, scoring) for name, rows in (("train", train), ("validation", validation))
+        rows_for(model, rows, name, args, scoring) for name, rows in (("train", train), ("validation", validation))
     )
-    ending = None if finals is None else _checked(finals, retrain_args, train)
+    ending = None if finals is None else settings_of(finals, retrain_args, train)
     if retrain_args is not None and ending is None:
-        _check_best(retrain_args)
+        check_best(retrain_args)
     if ending is not None:
         check_field(bound, max_params, ending, key="max_params")
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
-    _check_rows(model, validation, scoring, args, taught=ending is not None and ending.teacher > 0)
+    check_rows(model, validation, scoring, args, taught=ending is not None and ending.teacher > 0)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,
@@ -219,7 +182,7 @@ def find_adapter(
     if ending is not None:
         assert retrain_args is not None
         rows = (train, validation)
-        return _race(supernet, evaluator, study, rows, retrain_args, ending, (max_params, largest), lr_factors)
+        return race_of(supernet, evaluator, study, rows, retrain_args, ending, (max_params, largest), lr_factors)
 
     found = get_peft_model(supernet.unload(), inherited.config)
     set_peft_model_state_dict(found, inherited.weights)
@@ -248,141 +211,6 @@ def find_adapter(
 def _own_heads(model: PreTrainedModel) -> list[str]:
     """The head that peft does not know of without a task type; a language model's stays as it is."""
     return heads_of(model) if model.get_output_embeddings() is None else []
-
-
-def _rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
-    """The rows without the columns that a model does not take; a batch is made of one, before any training."""
-    if not isinstance(rows, Dataset) or len(rows) == 0:
-        raise invalid(name, f"{type(rows).__name__} of {len(rows)} rows", "a datasets.Dataset with rows")
-    if args.remove_unused_columns:
-        taken = {*inspect.signature(model.forward).parameters, "label", "label_ids", *(args.label_names or ())}
-        rows = rows.remove_columns([column for column in rows.column_names if column not in taken])
-    if "labels" not in scoring.collator([rows[0]]):
-        raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
-    return rows
-
-
-def _check_rows(
-    model: PreTrainedModel, rows: Dataset, scoring: RowMetric, args: TrainingArguments, *, taught: bool
-) -> None:
-    """Score two rows, where Trainer will put the model: a metric, or a model that cannot be taught, is refused before
-    the training."""
-    if getattr(model, "hf_device_map", None) is None:
-        model.to(args.device)
-    batch = Batches(rows, scoring.collator, 2)[0]
-    Sums().add(model, [batch], scoring)
-    if taught:
-        check_teachable(model, batch)
-
-
-def _check_best(args: TrainingArguments) -> None:
-    """Refuse a name that evaluations do not have, which Trainer would look for at the first one."""
-    best = args.metric_for_best_model
-    if args.eval_strategy != "no" and best is not None and best.removeprefix("eval_") not in ("loss", RowMetric.metric):
-        raise invalid("retrain_args.metric_for_best_model", best, f"loss or {RowMetric.metric}, which is your metric")
-
-
-def _checked(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:
-    """The settings of a race."""
-    if retrain_args is None:
-        raise invalid("retrain_args", None, "with finals, the TrainingArguments of its trainings")
-    for name in ("training", "lr_factors"):
-        if name in finals:
-            raise invalid(f"finals.{name}", finals[name], "nothing: retrain_args and lr_factors are the race's too")
-    settings = validate(Finals, dict(finals), source="finals")
-    if settings.teacher and train.format["type"] == "custom":  # what is taught is a table
-        raise invalid("train", "a data set with a transform", "rows that `map` has made, or finals without a teacher")
-    return settings
-
-
-def _race(
-    supernet: Any,
-    evaluator: SubnetEvaluator,
-    study: optuna.Study,
-    rows: tuple[Dataset, Dataset],
-    args: TrainingArguments,
-    settings: Finals,
-    budgets: tuple[int | None, int | None],
-    lr_factors: Mapping[str, float],
-) -> FoundAdapter:
-    """End a search in a race; the winner, at its best checkpoint, is what was found.
-
-    Args:
-        rows: to learn from, and to validate on.
-        budgets: of the adapter, and of the subnets that teach.
-    """
-    (train, validation), (max_params, largest) = rows, budgets
-    space, scoring, batches = supernet.space, evaluator.scoring, evaluator.batches
-    config = supernet.peft_config[supernet.active_adapter]
-    trials = sorted(
-        (trial for trial in study.get_trials(deepcopy=False) if trial.values),
-        key=lambda trial: trial_key(trial, study.directions[0]),
-    )
-    scored = (Subnet(trial.params, int(trial.user_attrs[PARAMS]), float(trial.user_attrs[LOSS])) for trial in trials)
-    subnets = distinct(scored, space, settings.subnets)
-    inherited = {str(subnet.genome): evaluator.inherit(subnet.genome) for subnet in subnets}
-    best = evaluator.inherit(best_trial(study).params)
-    lesson = None
-    if settings.teacher:
-        members = draw_members(space, count=settings.teacher, max_params=largest, seed=args.seed)
-        teacher = Teacher(supernet, members, scoring, evaluator.batch_size)
-        lesson = Lesson.of(teacher, "supernet", len(members), train, validation, None)
-    current: list[PeftModel] = [supernet]
-
-    def made(model: PeftModel) -> None:
-        current[0] = model
-
-    def start(one: Finalist, base: Any) -> PeftModel:
-        model = get_peft_model(base, inherited[str(one.genome)].config)
-        set_peft_model_state_dict(model, inherited[str(one.genome)].weights)
-        return model
-
-    def load(checkpoint: Path) -> PeftModel:
-        model = load_adapter(bare(current[0]), checkpoint)
-        made(model)
-        return model
-
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="finals-", dir=args.output_dir) as folder:
-        contest = Contest(
-            space=space,
-            subnets=subnets,
-            scoring=scoring,
-            train=train,
-            validation=validation,
-            unlabelled=lambda: None,
-            lesson=lesson,
-            args=dataclasses.replace(args, **EVALUATED),
-            folder=Path(folder),
-            settings=settings,
-            max_params=max_params,
-            base=lambda: bare(current[0]),
-            load=load,
-            inherit=start,
-            made=made,
-            lr_factors=lr_factors,
-            task_type=config.task_type,
-            modules_to_save=config.modules_to_save or (),
-            batch_size=evaluator.batch_size,
-        )
-        if not contest.subnets and not contest.uniform:
-            raise invalid("max_params", max_params, NOBODY_RACES)
-        outcome = contest.run(optuna.create_study(study_name=STUDY_NAME))
-        winner = outcome.named(outcome.winner)
-        if not outcome.finite(winner.name):
-            raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")
-        model = load_adapter(bare(current[0]), contest.best(winner, outcome.result), trainable=True)
-    return FoundAdapter(
-        model.eval(),
-        model.peft_config[model.active_adapter],
-        winner.genome,
-        adapter_params(model),
-        evaluate(model, batches, scoring),
-        best.evaluation,
-        study,
-        outcome.table(),
-        outcome.baseline,
-    )
 
 
 def _digest(supernet: nn.Module, evaluator: SubnetEvaluator) -> str:

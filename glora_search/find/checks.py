@@ -1,0 +1,61 @@
+"""What is refused before the first training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+from glora_search.errors import invalid
+from glora_search.files.checked import validate
+from glora_search.recipe.schema import Finals
+from glora_search.scoring import Batches, RowMetric, Sums
+from glora_search.training.answers import check_teachable
+
+
+def rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
+    """The rows without the columns that a model does not take; a batch is made of one, before any training."""
+    if not isinstance(rows, Dataset) or len(rows) == 0:
+        raise invalid(name, f"{type(rows).__name__} of {len(rows)} rows", "a datasets.Dataset with rows")
+    if args.remove_unused_columns:
+        taken = {*inspect.signature(model.forward).parameters, "label", "label_ids", *(args.label_names or ())}
+        rows = rows.remove_columns([column for column in rows.column_names if column not in taken])
+    if "labels" not in scoring.collator([rows[0]]):
+        raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
+    return rows
+
+
+def check_rows(
+    model: PreTrainedModel, rows: Dataset, scoring: RowMetric, args: TrainingArguments, *, taught: bool
+) -> None:
+    """Score two rows, where Trainer will put the model: a metric, or a model that cannot be taught, is refused before
+    the training."""
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(args.device)
+    batch = Batches(rows, scoring.collator, 2)[0]
+    Sums().add(model, [batch], scoring)
+    if taught:
+        check_teachable(model, batch)
+
+
+def check_best(args: TrainingArguments) -> None:
+    """Refuse a name that evaluations do not have, which Trainer would look for at the first one."""
+    best = args.metric_for_best_model
+    if args.eval_strategy != "no" and best is not None and best.removeprefix("eval_") not in ("loss", RowMetric.metric):
+        raise invalid("retrain_args.metric_for_best_model", best, f"loss or {RowMetric.metric}, which is your metric")
+
+
+def settings_of(finals: Mapping[str, Any], retrain_args: TrainingArguments | None, train: Dataset) -> Finals:
+    """The settings of a race."""
+    if retrain_args is None:
+        raise invalid("retrain_args", None, "with finals, the TrainingArguments of its trainings")
+    for name in ("training", "lr_factors"):
+        if name in finals:
+            raise invalid(f"finals.{name}", finals[name], "nothing: retrain_args and lr_factors are the race's too")
+    settings = validate(Finals, dict(finals), source="finals")
+    if settings.teacher and train.format["type"] == "custom":  # what is taught is a table
+        raise invalid("train", "a data set with a transform", "rows that `map` has made, or finals without a teacher")
+    return settings
