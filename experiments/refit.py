@@ -88,7 +88,7 @@ def planned(cell: Cell, who: str, study: Study) -> Plan:
         return Plan("LoRA r=1", "LoRA r=1", rate, epochs, share)
     lines = (STUDY / "genomes.jsonl").read_text(encoding="utf-8").splitlines()
     (finalists,) = (one["finalists"] for one in map(json.loads, lines) if _is(one, cell.of("ours")))
-    best = min(finalists, key=lambda one: one["validation_loss"])
+    best = finalists[0]  # the winner
     epochs = study.epochs[cell.rows]
     steps = whole(-(-cell.rows // study.batch) * round(epochs))
     return Plan(best["name"], best["method"], float(best["rate"]), epochs, best["best_step"] / steps)

@@ -16,6 +16,8 @@ from glora_search import Recipe, Run
 from glora_search.scoring import evaluate, length_sorted_batches
 from glora_search.supernet.teacher import Teacher, draw_members
 
+NOTED = ("teacher", "finalists", "passed_over")
+"""What is kept of a race."""
 HEAVY = ("merged", "retrained", "finals", "best", "search", "metrics.json", "report.html")
 """What a run that shares a supernet does not take over."""
 
@@ -94,7 +96,7 @@ def run_one(cell: Cell, study: Study, data: Path, cache: Path) -> tuple[dict[str
         "teacher_validation_loss": (finals.get("teacher") or {}).get("validation_loss"),
     }
     genomes = {"best": paths_of(run.folder / "best"), "final": paths_of(run.folder / source)}
-    return found, {**genomes, **{name: finals[name] for name in ("teacher", "finalists") if name in finals}}
+    return found, {**genomes, **{name: finals[name] for name in NOTED if name in finals}}
 
 
 def spent(seconds: dict[str, float], finals: dict[str, Any], trainings: float | None) -> tuple[float, float | None]:

@@ -55,18 +55,18 @@ class Outcome:
 
     Attributes:
         result: of all races, as if they were one.
+        winner: whose best checkpoint is the final adapter.
         baseline: the best uniform method without a teacher; None where none fits the budget.
         teacher: who taught, see `Lesson.facts`; with ``taught: False`` nobody learned from it. None is no teacher.
+        passed_over: a subnet with a lower validation loss than the winner, see `choose`: its ``name`` and its ``lead``,
+            with the ``standard_error``.
     """
 
     result: Result
+    winner: str
     baseline: str | None
     teacher: dict[str, Any] | None
-
-    @property
-    def winner(self) -> str:
-        """The name of the one with the lowest validation loss."""
-        return self.result.last[0]
+    passed_over: dict[str, Any] | None = None
 
     @property
     def tuned(self) -> bool:
@@ -83,7 +83,8 @@ class Outcome:
         return next(one for one in self.result.field if one.name == name)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each finalist, best first."""
+        """A row for each finalist, the winner first, and the others by their validation losses."""
+        others = [name for name in best_first(self.result.losses) if name != self.winner]
         return [
             {
                 "name": name,
@@ -95,7 +96,7 @@ class Outcome:
                 "validation": reached.metric,
                 "validation_loss": reached.loss,
             }
-            for name in best_first(self.result.losses)
+            for name in (self.winner, *others)
             for reached in [self.result.standings[name]]
         ]
 
@@ -171,7 +172,7 @@ class Contest:
         return uniform_finalists(methods, self.settings.rates)
 
     def run(self, study: optuna.Study | None = None) -> Outcome:
-        """Race, with other processes that do the same; each trains some finalists."""
+        """Race, with other processes that do the same; each trains some finalists. The lowest loss wins."""
         uniform = self.uniform
         planned = planned_trainings(uniform, len(self.subnets), teacher=self.lesson is not None)
         total = round(planned * self.steps)
@@ -230,7 +231,7 @@ class Contest:
         alone = {one.name for one in competing if one.uniform and not one.taught}
         baseline = next((name for name in last if name in alone), None)
         teacher = None if self.lesson is None else {**self.lesson.facts(), **({} if taught else {"taught": False})}
-        return Outcome(Result(standings, last, competing), baseline, teacher)
+        return Outcome(Result(standings, last, competing), last[0], baseline, teacher)
 
     def home(self, one: Finalist) -> Path:
         """A finalist's own folder."""

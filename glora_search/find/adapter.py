@@ -81,8 +81,8 @@ def find_adapter(
             made the validation metric (or, at the same metric, the loss) worse, the inherited weights are kept; a
             warning says where it has diverged.
         finals: ends the search in a race of trainings, each with ``retrain_args`` but for what they evaluate and save,
-            which compares losses: a mapping of ``subnets``, ``methods``, ``rates``, ``teacher`` and ``teacher_share``,
-            as in a recipe; ``{}`` takes their defaults.
+            which compares losses: a mapping of ``subnets``, ``methods``, ``rates``, ``teacher``, ``teacher_share``
+            and ``margin``, as in a recipe; ``{}`` takes their defaults.
         space: a space, a bound one, its file, or a shipped one's name.
         max_params: the budget: trainable parameters of the adapter; None is no budget.
         sampling, sampling_options: which subnets the supernet's steps train, as in a recipe.

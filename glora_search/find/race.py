@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import invalid
+from glora_search.finals.choice import choose
 from glora_search.finals.contest import NOBODY_RACES, Contest
 from glora_search.finals.finalists import Finalist, Subnet, distinct
 from glora_search.finals.lessons import Lesson
@@ -101,7 +102,7 @@ def race_of(
         )
         if not contest.subnets and not contest.uniform:
             raise invalid("max_params", max_params, NOBODY_RACES)
-        outcome = contest.run(optuna.create_study(study_name=STUDY_NAME))
+        outcome = choose(contest, contest.run(optuna.create_study(study_name=STUDY_NAME)))
         winner = outcome.named(outcome.winner)
         if not outcome.finite(winner.name):
             raise invalid("retrain_args.learning_rate", args.learning_rate, "a lower one: every finalist has diverged")

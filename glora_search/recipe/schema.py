@@ -244,7 +244,8 @@ class Finals(Section):
     The uniform methods race first, without a teacher. Then they, each at its best rate and LoRA also at the next higher
     one, and the subnets, at LoRA's best rate, race with a teacher. In each race, all train for a quarter of the steps,
     half of them go on to half of the steps, and half of those to the end, chosen by the lowest validation loss so far.
-    The winner's best checkpoint is the final adapter.
+    The lowest loss wins; a subnet's has to be lower than that of every uniform method by a `margin`. The winner's best
+    checkpoint is the final adapter.
 
     Attributes:
         subnets: how many of the search's best subnets compete. A subnet starts with its inherited weights if these are
@@ -256,6 +257,9 @@ class Finals(Section):
         teacher: how many subnets of the supernet teach, by their mean prediction; 0 is no teacher. Competing subnets
             have the teacher; uniform methods compete with and without it.
         teacher_share: the teacher's share of the loss.
+        margin: for a subnet to win, its validation loss has to be lower than the best uniform method's by more than so
+            many standard errors of the difference, since it was searched for on the same rows. With 0, the lowest loss
+            wins.
         lr_factors: as in `supernet`; None uses the supernet's. For kinds of paths without a factor here, a method may
             have its own, such as 15 for the low-rank A of ``hira``; ``{}`` turns these off as well.
         training: fields of TrainingArguments, except those for evaluation and saving, which the race sets.
@@ -266,6 +270,7 @@ class Finals(Section):
     rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1)
     teacher: int = Field(default=8, ge=0)
     teacher_share: float = Field(default=0.5, ge=0, le=1)
+    margin: float = Field(default=1.0, ge=0)
     lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 

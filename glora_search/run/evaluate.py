@@ -122,6 +122,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *larger_subnets(run),
         *poor_teacher(view.done("finals") or {}, recipe),
         *rate_at_the_end(view.done("finals") or {}),
+        *passed_over(view.done("finals") or {}),
         *notes(view, task, references),
         *rows_that_tell_little(task, batches.dataset),
         *task.row_notes(FEW_ROWS),
@@ -202,6 +203,18 @@ def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:
                 "finals.rates may be better"
             )
     return found
+
+
+def passed_over(finals: Mapping[str, Any]) -> list[str]:
+    """Whether a subnet has a lower validation loss than the winner, by no more than the margin."""
+    if "passed_over" not in finals:
+        return []
+    passed, winner = finals["passed_over"], finals["winner"]
+    lead = f"by {passed['lead']:.4f}, with a standard error of {passed['standard_error']:.4f}"
+    return [
+        f"the validation loss of {passed['name']} is lower than that of {winner} {lead}: too little for a subnet that "
+        "was searched for on these rows, so the uniform method wins (finals.margin)"
+    ]
 
 
 def notes(view: RunFolder, task: Task, references: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import UserError, invalid
+from glora_search.finals.choice import choose
 from glora_search.finals.contest import NOBODY_RACES, WAIT, Contest, Outcome
 from glora_search.finals.finalists import TUNED, Subnet, distinct, subnet_finalists
 from glora_search.finals.lessons import Lesson
@@ -62,6 +63,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
     with helped_by(workers - 1, functools.partial(assist, run.folder)):
         outcome = contest.run(study)
+    outcome = choose(contest, outcome)
     return _results(run, folder, contest, outcome, workers)
 
 
@@ -140,6 +142,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
         **({"workers": workers} if workers > 1 else {}),
         **({} if outcome.teacher is None else {"teacher": outcome.teacher}),
+        **({} if outcome.passed_over is None else {"passed_over": outcome.passed_over}),
     }
 
 
