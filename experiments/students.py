@@ -53,6 +53,7 @@ RATES = {
     "clinc150": "2",
     "tweet-emotion": "0.5",
     "sst2": "0.25",
+    "stsb": "1",
 }
 """Data set -> a good learning rate of LoRA with a teacher, as a factor of the study's."""
 ATTENTION = ("query", "key", "value", "attention.output.dense")
@@ -78,6 +79,7 @@ CHANGES: list[dict[str, str]] = [
     {"share": "0.8"},
     {"supernet_epochs": "24"},
     {"supernet_rate": "0.002"},
+    {"supernet_epochs": "24", "supernet_rate": "0.004"},
     {"orders": "1"},
     {"orders": "2"},
     {"orders": "0+1+2"},

@@ -298,3 +298,16 @@ def test_ours_is_compared_with_lora_of_the_rank_that_is_best_on_validation_once_
     assert Results(study, own, "minilm").any_size(500).found is None
     found = Results(study, [*own, *lora(40, 0.45, 0.95)], "minilm").any_size(500)
     assert (found.found.mean, found.size, found.planned) == (pytest.approx(10), 0.5, 6)
+
+
+def test_pairs_from_before_a_subnet_needed_a_margin_are_told_from_those_made_since(study, tmp_path):
+    before = [row for data in ("mpqa", "snips") for row in rows_of(cell_of("ours", data), test=0.81)]
+    with (tmp_path / "lowest-loss.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(before)
+    page = written(study, all_rows(study, ours={"test": 0.82}), tmp_path)
+    (known,) = (line for line in page.splitlines() if line.startswith("- On the 2 pairs that were known"))
+    assert "it is +2.00 [" in known
+    assert "as the winner, it was +1.00 [" in known
+    assert "- On the 4 pairs made since, it is +2.00 [" in page

@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) against one with the summed batch."""
+"""Two processes on the CPU (gloo) against one with the summed batch; `test_launched_run` has another launcher."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ import pytest
 
 WORKER = Path(distributed_worker.__file__)
 ROOT = Path(__file__).parent.parent.parent
+TORCHRUN = "torch.distributed.run --standalone --nproc_per_node=2"
+CASES = [
+    "sizes",
+    "sandwich gradient_accumulation_steps=2 gradient_checkpointing=true",  # several subnets a step
+    "adapter",
+]
 
 
-LAUNCHERS = {
-    "torchrun": "torch.distributed.run --standalone --nproc_per_node=2",
-    "accelerate launch": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 "
-    "--mixed_precision=no --dynamo_backend=no",  # the script says that there is no GPU
-}
-
-
-def train(folder, launcher, batch, cases):
+def train(folder, batch):
     """Two processes do all trainings."""
-    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), str(WORKER), str(folder), batch]
+    command = [sys.executable, "-m", *TORCHRUN.split(), str(WORKER), str(folder), batch]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command += " + ".join(cases).split()
+    command += " + ".join(CASES).split()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -36,22 +35,12 @@ def found(folder, strategy, rank):
     return json.loads((folder / f"{strategy}-{rank}.json").read_text())
 
 
-CASES = {
-    "torchrun": ["sizes"],
-    "accelerate launch": [
-        "sandwich gradient_accumulation_steps=2 gradient_checkpointing=true",  # several subnets a step
-        "adapter",
-    ],
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", CASES)
-def test_two_processes_train_as_one_with_the_summed_batch(launcher, tmp_path):
+def test_two_processes_train_as_one_with_the_summed_batch(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    train(tmp_path / "two", launcher, "4", CASES[launcher])
-    for case in CASES[launcher]:
+    train(tmp_path / "two", "4")
+    for case in CASES:
         strategy, *settings = case.split()
         distributed_worker.train(str(tmp_path / "one"), "8", strategy, *settings)
         one = found(tmp_path / "one", strategy, 0)
