@@ -219,7 +219,7 @@ def _robust(results: Results, before: Results, earlier: list[dict[str, str]]) ->
     old = old[[pair in set(_keys(same)) for pair in _keys(old)]]
     if len(same):
         said.append(
-            f"on the {len(same)} pairs that were known before a subnet needed a margin to win, it is "
+            f"on the {count(len(same), 'pair')} known before a subnet needed a margin to win, it is "
             f"{difference(same)}; with the lowest loss as the winner, it was {difference(old)}"
         )
     if known and len(new):

@@ -172,7 +172,7 @@ class Contest:
         return uniform_finalists(methods, self.settings.rates)
 
     def run(self, study: optuna.Study | None = None) -> Outcome:
-        """Race, with other processes that do the same; each trains some finalists. The lowest loss wins."""
+        """Race, with other processes that do the same; each trains some finalists. So far, the lowest loss wins."""
         uniform = self.uniform
         planned = planned_trainings(uniform, len(self.subnets), teacher=self.lesson is not None)
         total = round(planned * self.steps)

@@ -26,6 +26,8 @@ class FoundAdapter:
         study: the search, one finished trial a subnet.
         finals: how the race ended, a row for each finalist, the winner first; empty without one.
         baseline: the name of the tuned uniform method among them, trained without a teacher; None without one.
+        passed_over: a subnet with a lower validation loss than the winner, by too little: its ``name``, its ``lead``,
+            and the ``standard_error`` of that; None without one.
     """
 
     model: PeftModel
@@ -37,3 +39,4 @@ class FoundAdapter:
     study: optuna.Study
     finals: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
+    passed_over: dict[str, Any] | None = None

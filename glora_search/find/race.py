@@ -117,4 +117,5 @@ def race_of(
         study,
         outcome.table(),
         outcome.baseline,
+        outcome.passed_over,
     )

@@ -244,8 +244,8 @@ class Finals(Section):
     The uniform methods race first, without a teacher. Then they, each at its best rate and LoRA also at the next higher
     one, and the subnets, at LoRA's best rate, race with a teacher. In each race, all train for a quarter of the steps,
     half of them go on to half of the steps, and half of those to the end, chosen by the lowest validation loss so far.
-    The lowest loss wins; a subnet's has to be lower than that of every uniform method by a `margin`. The winner's best
-    checkpoint is the final adapter.
+    The lowest loss wins; if it is a subnet's, it has to be lower than that of every uniform method by more than a
+    `margin`. The winner's best checkpoint is the final adapter.
 
     Attributes:
         subnets: how many of the search's best subnets compete. A subnet starts with its inherited weights if these are
@@ -259,7 +259,7 @@ class Finals(Section):
         teacher_share: the teacher's share of the loss.
         margin: for a subnet to win, its validation loss has to be lower than the best uniform method's by more than so
             many standard errors of the difference, since it was searched for on the same rows. With 0, the lowest loss
-            wins.
+            wins. A new value repeats the race.
         lr_factors: as in `supernet`; None uses the supernet's. For kinds of paths without a factor here, a method may
             have its own, such as 15 for the low-rank A of ``hira``; ``{}`` turns these off as well.
         training: fields of TrainingArguments, except those for evaluation and saving, which the race sets.

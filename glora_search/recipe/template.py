@@ -68,7 +68,7 @@ finals:                         # the best subnets race against LoRA and other u
   #rates: [0.5, 1, 2]           # LoRA's learning rates, as multiples of the one above
   #teacher: 8                   # how many subnets teach, by their mean prediction; 0 is no teacher
   #teacher_share: 0.5           # the teacher's share of the loss
-  #margin: 1                    # standard errors by which a subnet has to be ahead of a uniform method to win
+  #margin: 1                    # standard errors by which a subnet has to lead to win; 0: the lowest loss wins
   #lr_factors: null             # null uses the supernet's
 
 #retrain:                       # in place of finals: trains the best subnet alone; the result is used if it is better

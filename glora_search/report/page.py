@@ -194,7 +194,7 @@ def _race(data: RunData) -> Section | None:
     text = (
         "The validation loss of each finalist. Half of them stop after a quarter of the steps, and half of the rest "
         "after a half. The winner has the thick line: the finalist with the lowest loss at any step, unless that is a "
-        "searched subnet whose lead may be noise. Finalists with dashed lines have a teacher."
+        "searched subnet that leads by too little. Finalists with dashed lines have a teacher."
     )
     figure = charts.race_curves(data.finals["finalists"], curves)
     return Section("The race", text, (Chart("race", "Validation loss of each finalist", figure),))

@@ -206,14 +206,14 @@ def rate_at_the_end(finals: Mapping[str, Any]) -> list[str]:
 
 
 def passed_over(finals: Mapping[str, Any]) -> list[str]:
-    """Whether a subnet has a lower validation loss than the winner, by no more than the margin."""
+    """Whether a subnet has the lowest validation loss, by no more than the margin."""
     if "passed_over" not in finals:
         return []
     passed, winner = finals["passed_over"], finals["winner"]
-    lead = f"by {passed['lead']:.4f}, with a standard error of {passed['standard_error']:.4f}"
+    error = "unknown" if passed["standard_error"] is None else f"{passed['standard_error']:.4f}"
     return [
-        f"the validation loss of {passed['name']} is lower than that of {winner} {lead}: too little for a subnet that "
-        "was searched for on these rows, so the uniform method wins (finals.margin)"
+        f"{passed['name']} has the lowest validation loss, but leads {winner} by {passed['lead']:.4f} only (standard "
+        f"error {error}), and was searched for on the same rows; so {winner} wins (finals.margin)"
     ]
 
 

@@ -142,6 +142,7 @@ def _results(run: Context, folder: Path, contest: Contest, outcome: Outcome, wor
         "seconds_per_training": round(per_step * contest.steps, 1) if per_step else None,
         **({"workers": workers} if workers > 1 else {}),
         **({} if outcome.teacher is None else {"teacher": outcome.teacher}),
+        "margin": contest.settings.margin,
         **({} if outcome.passed_over is None else {"passed_over": outcome.passed_over}),
     }
 

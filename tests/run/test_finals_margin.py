@@ -43,6 +43,8 @@ def test_a_subnet_that_is_passed_over_is_noted_and_the_method_is_merged(led):
     assert note in metrics["notes"]
     assert passed["name"] in note
     assert "finals.margin" in note
+    (note,) = passed_over({**done, "passed_over": {**passed, "standard_error": None}})  # of a single row
+    assert "unknown" in note
 
 
 @pytest.mark.parametrize("margin", [0, 1e-6])
