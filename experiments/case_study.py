@@ -1,10 +1,11 @@
-"""A language model by the accuracy of its answers: base model, LoRA with a tuned rate, HiRA, and a run with finals.
+"""A language model or an image model by its accuracy: base model, LoRA with a tuned rate, HiRA, and a run with finals.
 
     python experiments/prepare_smollm2.py
     python experiments/prepare_arc_easy.py FOLDER
     python experiments/case_study.py --part all
     python experiments/case_study.py --part report
     python experiments/case_study.py --recipe smollm2-emotion       # the second one, by generated text
+    python experiments/case_study.py --recipe mnist-dinov2          # images; prepare_mnist.py makes model and images
 
 The recipe says everything that the methods share: rows, budget, and the training of its finals. LoRA and
 HiRA are that training alone, evaluated as often; the best checkpoint on validation is the result. LoRA's rate is that
@@ -43,10 +44,13 @@ from transformers import set_seed
 from glora_search import Recipe, Run, SearchSpace
 from glora_search.adapters.load import load_adapter
 from glora_search.errors import invalid
+from glora_search.finals.contest import own_factors
+from glora_search.finals.finalists import Finalist
 from glora_search.finals.rungs import whole
 from glora_search.finals.training import finalist_args
 from glora_search.metrics import Panel
 from glora_search.metrics.base import CHANCE, CONSTANT
+from glora_search.scoring import Batches, evaluate
 from glora_search.tasks import make_task
 from glora_search.training.loop import steps_for, train, training_arguments
 from glora_search.training.uniform import uniform_methods
@@ -100,6 +104,12 @@ class Study:
         """What is finished."""
         key = (method, str(seed))
         return [row for row in read_rows(self.results / f"{table}.csv") if (row["method"], row["seed"]) == key]
+
+    def says_something(self) -> bool:
+        """Whether the base model has a head of its own: one that is drawn at random says nothing yet."""
+        task: Any = make_task(self.recipe(0))
+        task.model()
+        return not task.draws
 
     def scored(self, method: str) -> bool:
         """Whether a method is tested with any seed."""
@@ -156,14 +166,16 @@ class Study:
         with self.finishing("tests", method, seed, best.get("rate", "")) as row:
             task = make_task(self.recipe(seed))
             model = load_adapter(task.model(), Path(best["adapter"])) if best else task.model()
-            values, notes = panel_of(task).score(model)
-            row |= {**next(iter(values.values())), "note": "; ".join(notes)}
+            row |= scores_of(task, model)
 
     def references(self, seed: int) -> None:
         """What looks at no question."""
         if self.rows("tests", CONSTANT, seed):
             return
-        found = panel_of(make_task(self.recipe(seed))).references()
+        task = make_task(self.recipe(seed))
+        own = {split: task.best_constant(rows) for split, rows in splits_of(task).items()}
+        constant = {CONSTANT: {"accuracy": {split: found.metric for split, found in own.items() if found is not None}}}
+        found = panel_of(task).references() or constant
         for name in found:
             with self.finishing("tests", name, seed) as row:
                 row |= next(iter(found[name].values()))
@@ -180,13 +192,29 @@ def train_alone(task: Any, method: str, rate: float, folder: Path) -> dict[str, 
     args = training_arguments(settings, folder, recipe.seed)
     args = finalist_args(args, folder, rate=rate, steps=whole(steps_for(args, len(task.train))))
     kept = KeepBest(model)
-    options = {"lr_factors": chosen.lr_factors, "callbacks": [kept]}
+    factors = own_factors(Finalist(chosen.name, chosen, chosen.params), recipe.lr_factors(recipe.finals))
+    options = {"lr_factors": factors, "callbacks": [kept]}
     train(model, task, task.train, task.validation, args, description=f"{method} x{rate:g}", **options)
     if kept.best is None:
         return {"params": chosen.params, "validation_loss": math.inf}
     kept.restore()
     model.save_pretrained(folder)
     return {"params": chosen.params, "validation_loss": kept.best["eval_loss"], "adapter": str(folder)}
+
+
+def scores_of(task: Any, model: Any) -> dict[str, Any]:
+    """The recipe's metric, or the task's own one where it names none, on validation and test."""
+    panel = panel_of(task)
+    if panel.metrics:
+        values, notes = panel.score(model)
+        return {**next(iter(values.values())), "note": "; ".join(notes)}
+    batches = {split: Batches(rows, task.collator, 64) for split, rows in splits_of(task).items()}
+    return {split: evaluate(model, rows, task).metric for split, rows in batches.items()}
+
+
+def splits_of(task: Any) -> dict[str, Any]:
+    """The encoded rows that are scored."""
+    return {"validation": task.validation, "test": task.test_split()}
 
 
 def panel_of(task: Any) -> Panel:
@@ -220,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["base", "lora", "hira", "ours", "all", "report"], default="all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipe", choices=["smollm2-arc", "smollm2-emotion"], default="smollm2-arc")
+    parser.add_argument("--recipe", choices=["smollm2-arc", "smollm2-emotion", "mnist-dinov2"], default="smollm2-arc")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, to try it")
@@ -233,7 +261,8 @@ def main() -> None:
         return
     if args.part in ("base", "all") and not study.scored("base"):  # the test rows are the same for all seeds
         study.references(args.seeds[0])
-        study.test("base", args.seeds[0])
+        if study.says_something():
+            study.test("base", args.seeds[0])
     for seed, method in itertools.product(args.seeds, SIZED):
         if args.part in (method, "all"):
             if method == "ours":
