@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    Dinov2Config,
     LlamaConfig,
     RobertaConfig,
     ViTConfig,
@@ -27,6 +28,10 @@ MODELS = {
         AutoModelForSequenceClassification,
         RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
     ),
+    "runs/models/dinov2-focus": (
+        AutoModelForImageClassification,
+        Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, num_labels=10),
+    ),
     "runs/models/smollm2": (
         AutoModelForCausalLM,
         LlamaConfig(
@@ -36,7 +41,8 @@ MODELS = {
     ),
 }
 SMOLLM2 = ("smollm2-arc", "smollm2-emotion")
-LAYERS = {"alpaca-llama": 32 * 7, "glue-roberta": 12 * 6, "vtab-1k": 12 * 6, **dict.fromkeys(SMOLLM2, 30 * 7)}
+VITS = {"mnist-dinov2": 12 * 6, "vtab-1k": 12 * 6}
+LAYERS = {"alpaca-llama": 32 * 7, "glue-roberta": 12 * 6, **VITS, **dict.fromkeys(SMOLLM2, 30 * 7)}
 LORA = {"alpaca-llama": 4_194_304, "glue-roberta": 294_912}
 """Recipe -> the parameters of LoRA of rank 8 on query and value, which is its budget."""
 
@@ -100,7 +106,7 @@ def test_vtab_searches_the_papers_432_choices_a_layer(meta):
     assert SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).count() == 432**72
 
 
-@pytest.mark.parametrize("name", SMOLLM2)
+@pytest.mark.parametrize("name", [*SMOLLM2, "mnist-dinov2"])
 def test_the_budget_of_a_case_study_is_that_of_lora_at_rank_1(meta, name):
     recipe = Recipe.load(name)
     layers = SearchSpace.load(recipe.space).bind(meta(recipe.task.model)).layers
