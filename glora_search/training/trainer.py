@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from glora_search.scoring import is_causal_lm, items_of, predicts_next
+from glora_search.training.order import GroupedByLength
 from glora_search.vocabulary import check_lr_factors
 
 
@@ -61,6 +63,14 @@ class PathTrainer(Trainer):
                 groups.append({**group, "params": parameters, "lr": group["lr"] * factor})
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's sampler; one that groups rows by length has an order that a resumed training finds again."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if type(sampler) is not LengthGroupedSampler:
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return GroupedByLength(sampler.batch_size, sampler.lengths, seed)
 
     def compute_loss(
         self,
