@@ -143,8 +143,8 @@ def test_a_training_scores_its_best_checkpoint_and_not_its_last(desk):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
             seen.append(metrics["eval_loss"])
 
-    found = fit(start.model, task, settings_of(1.0, 4, 16), 0, lr_factors={"head": 3.0}, callbacks=[Watch()])
-    assert len(seen) == 4
+    found = fit(start.model, task, settings_of(1.0, 6, 16), 0, lr_factors={"head": 3.0}, callbacks=[Watch()])
+    assert len(seen) == 6
     assert min(seen) < seen[-1]  # at this rate the last one is not the best
     assert found["validation_loss"] == min(seen)
     again = evaluate(start.model, length_sorted_batches(task.validation, task.collator, 64), task)
