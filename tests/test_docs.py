@@ -333,7 +333,7 @@ def briefly(monkeypatch):
         return load(cls, path, [*given, *cuts, *ending])
 
     monkeypatch.setattr(Recipe, "load", classmethod(cut))
-    for module in ("", ".search", ".search.study", ".find", ".run.search"):
+    for module in ("", ".search", ".search.study", ".find.adapter", ".run.search"):
         monkeypatch.setattr(importlib.import_module(f"glora_search{module}"), "search", short)
 
 

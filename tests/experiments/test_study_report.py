@@ -307,7 +307,7 @@ def test_pairs_from_before_a_subnet_needed_a_margin_are_told_from_those_made_sin
         writer.writeheader()
         writer.writerows(before)
     page = written(study, all_rows(study, ours={"test": 0.82}), tmp_path)
-    (known,) = (line for line in page.splitlines() if line.startswith("- On the 2 pairs that were known"))
+    (known,) = (line for line in page.splitlines() if line.startswith("- On the 2 pairs known"))
     assert "it is +2.00 [" in known
     assert "as the winner, it was +1.00 [" in known
     assert "- On the 4 pairs made since, it is +2.00 [" in page
