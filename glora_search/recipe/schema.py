@@ -270,7 +270,7 @@ class Finals(Section):
     rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1)
     teacher: int = Field(default=8, ge=0)
     teacher_share: float = Field(default=0.5, ge=0, le=1)
-    margin: float = Field(default=1.0, ge=0)
+    margin: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     lr_factors: LrFactors | None = None
     training: Training = Field(default_factory=dict)
 
