@@ -36,16 +36,20 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run_dir: RunDir = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes on this machine that share the trainings of the finals.")
+    ] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run all stages: supernet, search, export, finals (or retrain), merge, baselines, and at the end the test.
 
-    Example: glora-search run reviews.yaml --set search.trials=50 --run-dir runs/try
+    Example: glora-search run reviews.yaml --set search.trials=50 --run-dir runs/try --workers 4
     """
+    _check_counts({"--workers": workers})
     begin(quiet, as_json)
     current = _create(recipe, overrides, run_dir)
-    _show(current, current.all_stages(), as_json)
+    _show(current, current.all_stages(workers=workers), as_json)
 
 
 @app.command(rich_help_panel=STAGE)
@@ -84,6 +88,12 @@ def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, a
 
     settle()
     return Run.create(Recipe.load(recipe, overrides or []), run_dir, again=again)
+
+
+def _check_counts(options: dict[str, int | None]) -> None:
+    for option, value in options.items():
+        if value is not None and value < 1:
+            raise invalid(option, value, "1 or more")
 
 
 def _open(folder: Path) -> Any:
@@ -137,9 +147,7 @@ def search_(
 
     Example: glora-search search runs/reviews --workers 4
     """
-    for option, value in {"--workers": workers, "--trials": trials}.items():
-        if value is not None and value < 1:
-            raise invalid(option, value, "1 or more")
+    _check_counts({"--workers": workers, "--trials": trials})
     begin(quiet, as_json)
     current = _open(run)
     if trials is not None:
@@ -166,8 +174,7 @@ def finals(
 
     Example: glora-search finals runs/reviews --workers 4
     """
-    if workers < 1:
-        raise invalid("--workers", workers, "1 or more")
+    _check_counts({"--workers": workers})
     begin(quiet, as_json)
     current = _open(run)
     if again:

@@ -146,20 +146,31 @@ class Run:
         then, now = noted["data"].get("unlabelled"), task.data.fingerprints()["unlabelled"]
         return then is not None and then["digest"] == now["digest"]
 
-    def all_stages(self) -> dict[str, Any]:
+    def all_stages(self, *, workers: int = 1) -> dict[str, Any]:
         """Every stage that is not done yet, in order; those that the recipe does not ask for are left out.
+
+        Args:
+            workers: processes on this machine that share the trainings of the finals, this one included. The search
+                has one, so that the result does not depend on their number.
 
         Returns:
             The content of ``metrics.json``.
+
+        Raises:
+            UserError: see `do`; or there are several workers, but no finals.
         """
+        if workers < 1:
+            raise invalid("workers", workers, "1 or more")
+        if workers > 1 and self.context.recipe.finals is None:
+            raise invalid("workers", workers, "1, since the recipe has no section finals")
         if self.view.done("supernet") is None and not self.view.is_busy():
             say(cost.said(self.context), "dim")
         for stage in STAGES.values():
             if self.view.asks_for(stage):
-                self.do(stage.name)
+                self.do(stage.name, **({"workers": workers} if stage.name == "finals" else {}))
         for budget in self.context.recipe.search.budgets:
             say(f"budget {budget:,}")
-            self.under(budget).all_stages()
+            self.under(budget).all_stages(workers=workers)
         return self.view.result("test")
 
     def under(self, budget: int) -> Run:

@@ -306,3 +306,9 @@ def test_help_lists_every_stage(call):
     assert code == 0
     for command in ("run", "train-supernet", "search", "export", "retrain", "merge", "baselines", "evaluate", "report"):
         assert command in out
+
+
+def test_no_workers_are_refused_before_anything_is_written(call, recipe_file, tmp_path):
+    code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--workers", "0")
+    assert (code, err) == (2, "error: --workers: got 0; allowed: 1 or more\n")
+    assert not (tmp_path / "run").exists()

@@ -251,7 +251,8 @@ def test_a_wrong_section_is_refused(tiny_recipe, tmp_path, section, words):
 
 
 def test_processes_share_the_trainings_and_the_result_is_that_of_one(raced, searched):
-    searched.do("finals", workers=2)
+    searched.all_stages(workers=2)
+    assert searched.view.result("finals")["workers"] == 2
     ours, theirs = (one.view.result("finals") for one in (searched, raced[0]))
     assert ours["winner"] == theirs["winner"]
     assert ours["trainings"] == theirs["trainings"]

@@ -290,3 +290,12 @@ def test_every_row_of_the_table_names_earlier_stages_and_a_function_that_is_ther
         seen.add(stage.name)
         for path in filter(None, (stage.function, stage.joined_by)):
             assert callable(TypeAdapter(ImportString).validate_python(path))
+
+
+def test_workers_share_finals_only(recipe, tmp_path):
+    run = Run.create(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match=r"^workers: got 2; allowed: 1, since the recipe has no section finals"):
+        run.all_stages(workers=2)
+    with pytest.raises(UserError, match=r"^workers: got 0; allowed: 1 or more"):
+        run.all_stages(workers=0)
+    assert not run.view.has_begun()
