@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,21 +15,67 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForSequenceClassification
 
+from glora_search import cli
 from glora_search.run.folder import RunFolder
 from glora_search.search.shared.ledger import PLACE
 from glora_search.search.trials import STUDY_NAME
 
 pytestmark = pytest.mark.slow
 
+COMMAND = ["glora_search", "run", "recipe.yaml", "--run-dir", "run"]
 ROOT = Path(__file__).parent.parent.parent
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --standalone --nproc_per_node=2",
     "accelerate": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
     "--dynamo_backend=no --main_process_port=0",
 }
+
+
+class Forked(multiprocessing.get_context("fork").Process):
+    """A launcher that starts its processes as forks of this one, which has imported everything already."""
+
+    def __init__(self, folder):
+        super().__init__(target=self.launch, args=(folder, free_port()))
+        self.out = folder / "forked.txt"
+
+    def launch(self, folder, port):
+        os.chdir(folder)
+        own = [multiprocessing.get_context("fork").Process(target=self.work, args=(rank, port)) for rank in range(2)]
+        for process in own:
+            process.start()
+        for process in own:
+            process.join()
+        sys.exit(max(abs(process.exitcode) for process in own))
+
+    def work(self, rank, port):
+        with self.out.open("a") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+        torch.set_num_threads(1)
+        sys.argv = COMMAND
+        cli.main()
+
+    def poll(self):
+        return self.exitcode
+
+    def communicate(self):
+        self.join()
+        return self.out.read_text(), ""
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 @pytest.fixture
@@ -37,8 +85,12 @@ def launched(tmp_path):
 
     def start(recipe, launcher="torchrun"):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        if launcher == "forks":
+            started.append(Forked(tmp_path))
+            started[-1].start()
+            return started[-1]
         launch = ["-m", *LAUNCHERS[launcher].split()]
-        command = [sys.executable, *launch, "-m", "glora_search", "run", "recipe.yaml", "--run-dir", "run"]
+        command = [sys.executable, *launch, "-m", *COMMAND]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -98,20 +150,20 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
     recipe["finals"] = {"subnets": 1, "rates": [1], "teacher": 2, "training": training}
     run = tmp_path / "run"
 
-    killed = launched(recipe)
+    killed = launched(recipe, "forks")
     wait_for(lambda: any(run.glob("supernet/checkpoints/checkpoint-*/trainer_state.json")), killed)
     kill(killed)
     view = RunFolder(run)
     assert view.done("supernet") is None
 
-    killed = launched(recipe)
+    killed = launched(recipe, "forks")
     wait_for(lambda: view.study() is not None and len(view.study().trials) > 5 and len(places(view)) == 2, killed)
     kill(killed, alone=True)
     while view.is_busy():  # what it has launched ends with it
         time.sleep(0.05)
     assert view.done("search") is None
 
-    killed = launched(recipe)
+    killed = launched(recipe, "forks")
     wait_for(lambda: any(run.glob("finals/trainings/*/checkpoints/checkpoint-*/trainer_state.json")), killed)
     kill(killed)
     assert view.done("finals") is None
