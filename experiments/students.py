@@ -1,6 +1,6 @@
 """What a taught student gains from another method, another share of the loss, another supernet, or further rows.
 
-    python experiments/students.py --part cells --data FOLDER [--datasets mpqa trec] [--minutes 60]
+    python experiments/students.py --part cells --data FOLDER [--datasets mpqa trec] [--changed share]
     python experiments/students.py --part report
 
 On the study's runs (500 train rows, 41,472 adapter parameters; see study/plan.yaml), one uniform method is trained with
@@ -41,6 +41,7 @@ from glora_search.finals.race import Result
 from glora_search.finals.rungs import Standing
 from glora_search.progress import track
 from glora_search.scoring import evaluate, length_sorted_batches
+from glora_search.training.distillation import SOFT_LABELS
 from glora_search.training.uniform import Uniform, of_paths, uniform_methods
 from glora_search.vocabulary import LayerPaths
 
@@ -57,7 +58,10 @@ RATES = {
 }
 """Data set -> a good learning rate of LoRA with a teacher, as a factor of the study's."""
 ATTENTION = ("query", "key", "value", "attention.output.dense")
-KEY = ("data", "seed", "method", "rate", "share", "supernet_epochs", "supernet_rate", "orders", "further")
+KEY = (
+    *("data", "seed", "method", "rate", "share", "supernet_epochs", "supernet_rate", "orders", "further"),
+    *("members", "temperature"),
+)
 PLAIN = {
     "method": "lora",
     "share": "0.5",
@@ -65,6 +69,8 @@ PLAIN = {
     "supernet_rate": "0.008",
     "orders": "0",
     "further": "none",
+    "members": "8",
+    "temperature": "1",
 }
 FURTHER = 2000
 """Rows that the teacher alone labels, at most."""
@@ -88,9 +94,14 @@ CHANGES: list[dict[str, str]] = [
     {"rate": "4"},
     {"further": "unlabelled"},
     {"further": "words dropped"},
+    {"temperature": "2"},
+    {"temperature": "0.5"},
+    {"members": "32"},
+    {"members": "2"},
 ]
 """What is changed; ``orders`` are of the train rows, and the weights of several are averaged. ``further`` rows, which
-the teacher alone labels, are rows of no split, or train rows without some of their words."""
+the teacher alone labels, are rows of no split, or train rows without some of their words. ``members`` are the subnets
+whose mean prediction teaches; at a ``temperature`` of 2, the square roots of its probabilities do."""
 
 
 def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dict[str, Any]:
@@ -100,8 +111,12 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
     if asked["further"] != "none":
         rows = further_rows(run, asked["further"], asked["data"], data)
         run.context.task.data = dataclasses.replace(run.context.task.data, unlabelled=rows)
-    contest = contest_of(run, folder, teacher_share=float(asked["share"]))
-    assert contest.lesson is not None
+    contest = contest_of(run, folder, teacher_share=float(asked["share"]), teacher=int(asked["members"]))
+    lesson = contest.lesson
+    assert lesson is not None
+    if asked["temperature"] != "1":
+        lesson = dataclasses.replace(lesson, rows=softer(lesson.rows, float(asked["temperature"])))
+        contest = dataclasses.replace(contest, lesson=lesson)
     method = METHODS[asked["method"]](contest)
     one = Finalist(method.name, method, method.params, float(asked["rate"]), taught=True)
     orders = asked["orders"].split("+")
@@ -117,7 +132,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         "validation_loss": round(loss, 4),
         "best_step": found.best_step if len(reached) == 1 else "",
         "quarter_loss": round(min(loss for step, loss in found.losses.items() if step <= contest.first), 4),
-        "teacher_loss": round(contest.lesson.validation_loss, 4),
+        "teacher_loss": round(lesson.validation_loss, 4),
     }
 
 
@@ -132,6 +147,16 @@ def further_rows(run: Run, kind: str, name: str, data: Path) -> Dataset:
         splits = {split: getattr(recipe.data, split) for split in SPLITS}
         texts = rows_left(name, data, splits, seed=recipe.seed)["text"][:FURTHER].tolist()
     return Dataset.from_dict({"text": texts})
+
+
+def softer(rows: Dataset, temperature: float) -> Dataset:
+    """Train rows with the teacher's probabilities at a temperature, where 1 leaves them as they are."""
+
+    def changed(row: dict[str, Any]) -> dict[str, Any]:
+        powers = np.asarray(row[SOFT_LABELS]) ** (1 / temperature)
+        return {SOFT_LABELS: powers / powers.sum()}
+
+    return rows.map(changed, features=rows.features)
 
 
 def dropped(text: str, rng: np.random.Generator) -> str:
@@ -212,11 +237,12 @@ METHODS: dict[str, Callable[[Contest], Uniform]] = {
 }
 
 
-def keys(datasets: list[str], seeds: list[str]) -> list[tuple[str, ...]]:
-    """What is trained, one change after the other."""
+def keys(datasets: list[str], seeds: list[str], changed: list[str]) -> list[tuple[str, ...]]:
+    """What is trained, one change after the other: all of them, or those of some settings."""
     asked = (
         {"data": data, "seed": seed, "rate": RATES[data], **PLAIN, **change}
         for change in CHANGES
+        if not changed or set(changed) & change.keys()
         for seed in seeds
         for data in datasets
     )
@@ -255,11 +281,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="as in study.py")
     parser.add_argument("--datasets", nargs="+", default=list(RATES), choices=RATES)
     parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--changed", nargs="+", default=[], choices=KEY[2:], help="these settings only")
     parser.add_argument("--minutes", type=float, default=600, help="start no training after so many minutes")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "students")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "study", help="the study's")
     args = parser.parse_args()
-    do_part("students", args, KEY, keys(args.datasets, args.seeds), measured, report)
+    do_part("students", args, KEY, keys(args.datasets, args.seeds, args.changed), measured, report)
 
 
 if __name__ == "__main__":
