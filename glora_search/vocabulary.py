@@ -9,6 +9,7 @@ GLoRA (arXiv 2306.07967, eq. 6-9) adapts a frozen linear layer ``W0 [out, in]``,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,6 +179,6 @@ def check_lr_factors(factors: Mapping[str, float] | str) -> dict[str, float]:
     for name, factor in factors.items():
         if name not in LR_GROUPS:
             raise invalid("lr_factors", name, LR_GROUPS)
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 0:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
             raise invalid(f"lr_factors.{name}", factor, "a number above 0")
     return {name: float(factor) for name, factor in factors.items()}

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file, maybe of a spreadsheet"}
 MARKS = {
     **{b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"},
-    **{b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file, maybe of a spreadsheet", b"PAR1": "parquet"},
+    **PACKED,
+    b"PAR1": "parquet",
 }
 """What files in other encodings begin with, and files of another kind."""
 SEPARATORS = (",", ";", "\t", "|")
@@ -168,6 +170,31 @@ def json_fault(path: Path) -> str | None:
             if line.strip() and (fault := _json_fault(line, number, dict)):
                 return fault
     return None
+
+
+def json_not_text(path: Path) -> str:
+    """See `not_text`; of a file that ``datasets`` unpacks nothing is known."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return "" if any(start.startswith(mark) for mark in PACKED) else not_text(path)
+
+
+def json_column(path: Path, name: str) -> list[Any]:
+    """A column of a json file (a list of objects, or lists by their columns) or of json lines, each value as it is
+    written.
+
+    Raises:
+        ValueError: the file is no such text.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if isinstance(rows, dict):
+        values = rows.get(name)
+        return values if isinstance(values, list) else [values]
+    return [row.get(name) for row in rows]
 
 
 def _json_fault(text: str, line: int, kind: type) -> str | None:

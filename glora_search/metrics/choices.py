@@ -91,16 +91,16 @@ class MultipleChoice(Metric):
         """The place of each row's response among its choices."""
         key, value = (".choices", self.choices) if self.column is None else (".choices_column", self.column)
         found = []
-        for number, (question, own) in enumerate(zip(self.task.questions(rows), self._choices(rows), strict=True), 1):
+        for question, own in zip(self.task.questions(rows), self._choices(rows), strict=True):
+            asked = f", after the prompt {reprlib.repr(question.prompt)}"
             if len(set(own)) < 2 or len(set(own)) < len(own) or "" in own:
-                allowed = (
-                    f"at least 2 choices in each row that differ, none of them empty; row {number} of data.{split}"
-                )
-                raise invalid(f"{self.key}{key}", value, f"{allowed} has {reprlib.repr(own)}")
+                allowed = f"at least 2 choices in each row that differ, none of them empty; one of data.{split} has"
+                raise invalid(f"{self.key}{key}", value, f"{allowed} {reprlib.repr(own)}{asked}")
             answer = question.expected.strip()
             if answer not in own:
-                allowed = f"choices one of which is the row's response; row {number} of data.{split} has the response"
-                raise invalid(f"{self.key}{key}", value, f"{allowed} {answer!r}, and the choices {reprlib.repr(own)}")
+                allowed = f"choices one of which is the row's response; one of data.{split} has the response"
+                shown = f"{reprlib.repr(answer)}, and the choices {reprlib.repr(own)}"
+                raise invalid(f"{self.key}{key}", value, f"{allowed} {shown}{asked}")
             found.append(own.index(answer))
         return found
 

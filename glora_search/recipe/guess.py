@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def _kind_of(values: Sequence[Any]) -> str:
     ):
         return "multi-label"
     numbers = [_number(value) for value in values]
-    broken = any(number is not None and not number.is_integer() for number in numbers)
+    broken = any(number is not None and math.isfinite(number) and not number.is_integer() for number in numbers)
     return "text-regression" if broken and None not in numbers else "text-classification"
 
 

@@ -267,7 +267,9 @@ class Finals(Section):
 
     subnets: int = Field(default=2, ge=0)
     methods: list[UniformMethod] = Field(default=["lora", "ia3"], min_length=1)
-    rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.5, 1.0, 2.0], min_length=1)
+    rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=lambda: [0.5, 1.0, 2.0], min_length=1
+    )
     teacher: int = Field(default=8, ge=0)
     teacher_share: float = Field(default=0.5, ge=0, le=1)
     margin: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, Image
 from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -208,9 +209,16 @@ def _batch(batches: Batches, index: int, key: str) -> dict[str, Any]:
     except Exception:
         start = index * batches.batch_size
         for row in batches.order[start : start + batches.batch_size]:
-            with _refused(key, f"row {row + 1}", "rows that can be read and put into a batch"):
+            with _refused(key, _name(batches.dataset, int(row)), "rows that can be read and put into a batch"):
                 batches.collator([batches.dataset[int(row)]])
         raise
+
+
+def _name(rows: Dataset, row: int) -> str:
+    """What a message calls an encoded row: its image's file, or its number among those that were cut from the data."""
+    images = next((name for name, kind in rows.features.items() if isinstance(kind, Image)), None)
+    path = None if images is None else rows.cast_column(images, Image(decode=False))[row][images]["path"]
+    return path or f"row {row + 1}, counted after the split"
 
 
 def _known_tokens(model: PreTrainedModel) -> int | None:

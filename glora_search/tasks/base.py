@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
 from glora_search.progress import say
@@ -23,14 +23,12 @@ from glora_search.tasks.labels import Target, in_order_of
 from glora_search.tasks.models import (
     check_device_map,
     check_devices,
-    check_vocabulary,
     check_weights,
     draw_head,
     head_labels,
     head_options,
     heads_of,
     load_pretrained,
-    longest_input,
     modules_to_save,
     quantized_in,
     resolve_model,
@@ -42,7 +40,7 @@ from glora_search.tuners.quantized import keep_format
 
 
 class Task(abc.ABC):
-    """Data, model and metric of a recipe; `TextTask` and `Labelled` hold what several tasks share.
+    """Data, model and metric of a recipe; `Labelled` and `texts.TextTask` hold what several tasks share.
 
     A task of your own is a subclass that a recipe names by its import path; see ``docs/tasks.md``.
 
@@ -332,41 +330,6 @@ class Task(abc.ABC):
         if len(encoded) == 0:
             raise invalid(key, f"{len(rows)} rows", "rows with something to learn within task.max_length tokens")
         return encoded
-
-
-class TextTask(Task):
-    """A task whose inputs are texts; its processor is the ``tokenizer``."""
-
-    tokenizer: Any
-
-    def load_processor(self) -> Any:
-        """The tokenizer; one without padding pads as the model's config says, else with its end."""
-        self.tokenizer = self.load_tokenizer()
-        if self.tokenizer.pad_token is None:
-            own = getattr(self.config.get_text_config(), "pad_token_id", None)
-            named = own is not None and 0 <= own < len(self.tokenizer)
-            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(own) if named else self.tokenizer.eos_token
-        check_vocabulary(self.tokenizer, self.config, name=self.recipe.task.model)
-        longest = longest_input(self.tokenizer, self.config)
-        if longest is not None and self.max_length > longest:
-            raise invalid("task.max_length", self.max_length, f"at most {longest}, the model's longest input")
-        return self.tokenizer
-
-    def load_tokenizer(self) -> Any:
-        """The base model's tokenizer as it is."""
-        return self.load(AutoTokenizer)
-
-    def model(self, seed: int | None = None) -> PreTrainedModel:
-        """See `Task.model`; the model knows the tokenizer's padding, by which decoders find a row's last token."""
-        model = super().model(seed)
-        for config in (model.config, model.config.get_text_config()):
-            config.pad_token_id = self.tokenizer.pad_token_id
-        return model
-
-    @property
-    def max_length(self) -> int:
-        """The longest input, in tokens."""
-        return self.recipe.task.max_length
 
 
 class Labelled(Task):

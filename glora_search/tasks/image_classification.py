@@ -48,7 +48,18 @@ class ImageClassification(Labelled):
         if not isinstance(rows.features[column], Image):
             raise invalid("data.image_column", column, f"a column of images, not of {rows.features[column]}")
         images = rows.select_columns([column]).rename_column(column, "pixel_values")
-        return with_column(images.cast_column("pixel_values", Image(mode="RGB")), "labels", self.classes(rows))
+        return with_column(images, "labels", self.classes(rows))
+
+
+def in_colours(image: Any) -> Any:
+    """A pillow image as RGB.
+
+    Raises:
+        ValueError: its values are not of 8 bits; pillow would cut them at 255, which leaves most images white.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits for each colour")
+    return image.convert("RGB")
 
 
 class ImageCollator:
@@ -59,5 +70,5 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch."""
-        batch = self.processor([row["pixel_values"] for row in rows], return_tensors="pt")
+        batch = self.processor([in_colours(row["pixel_values"]) for row in rows], return_tensors="pt")
         return {"pixel_values": batch["pixel_values"], "labels": torch.tensor([row["labels"] for row in rows])}

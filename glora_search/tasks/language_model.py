@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import copy
 import dataclasses
 import math
 from collections import Counter
@@ -22,8 +21,8 @@ from glora_search.errors import invalid
 from glora_search.recipe.prompts import columns_of, template_for
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED, Evaluation, summed
-from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, counted_notes, texts_of, with_column
+from glora_search.tasks.texts import TextTask
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,14 @@ class LanguageModel(TextTask):
             tokenizer.eos_token = tokenizer.sep_token
         return tokenizer
 
+    def padding(self) -> str | None:
+        """See `TextTask`; padding is neither looked at nor learned, so that any token will do."""
+        return super().padding() or self.tokenizer.bos_token or self.tokenizer.unk_token
+
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         encoded = super()._encoded(rows, key)
-        silent = sum(not text.strip() for text in self.responses(rows)) if self.responds and not self.chats else 0
+        written = not self.chats or self.recipe.task.chat  # else responses are lists of messages
+        silent = sum(not text.strip() for text in self.responses(rows)) if self.responds and written else 0
         self._fits[key] = dataclasses.replace(self.fit, empty=silent)
         return encoded
 
@@ -143,9 +147,7 @@ class LanguageModel(TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row, at the end."""
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.padding_side = "right"  # what is saved with the model stays as it is
-        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        return DataCollatorForSeq2Seq(self.right_padding(), label_pad_token_id=IGNORED)
 
     def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[rows, tokens, vocabulary]`` and the labels ``[rows, tokens]`` that they are for."""

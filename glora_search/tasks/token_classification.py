@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -15,9 +16,13 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCol
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
-from glora_search.tasks.base import Labelled, TextTask
+from glora_search.tasks.base import Labelled
 from glora_search.tasks.constants import one_hot
 from glora_search.tasks.rows import Column, notes_of, rows_cut
+from glora_search.tasks.texts import TextTask
+
+SPACES = "\u2581\u0120 "
+"""How tokenizers write a space: SentencePiece's, that of byte-level ones, and itself."""
 
 
 class TokenClassification(Labelled, TextTask):
@@ -77,20 +82,22 @@ class TokenClassification(Labelled, TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row."""
-        return DataCollatorForTokenClassification(self.tokenizer)
+        return DataCollatorForTokenClassification(self.right_padding())
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer and ``labels``, one a token; rows without a word that has a token and a tag are left
         out."""
         words = [self._list(value, "text_column") for value in rows[self.column("text_column")]]
         tags = [self._list(value, "label_column") for value in rows[self.column("label_column")]]
-        for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
+        for row_words, row_tags in zip(words, tags, strict=True):
             if len(row_words) != len(row_tags):
-                found = f"{len(row_tags)} tags for {len(row_words)} words in row {number}"
+                found = f"{len(row_tags)} tags for the {len(row_words)} words {reprlib.repr(row_words)}"
                 raise invalid("data.label_column", found, "a tag for each word")
         index: dict[str | None, int] = {None: IGNORED}
         index.update((label, number) for number, label in enumerate(self.data.labels))
         kept = [number for number, row in enumerate(words) if row]
+        if not kept:
+            return Dataset.from_dict({"input_ids": [], "labels": []})
         texts = [[str(word) for word in words[number]] for number in kept]
         texts = [_spaced(row) for row in texts] if self.spaced else texts
         encoded = self.tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length)
@@ -98,7 +105,8 @@ class TokenClassification(Labelled, TextTask):
         labels: list[list[int]] = []
         for number, row in enumerate(kept):
             places = encoded.word_ids(number)
-            first = _first_tokens(encoded, number, texts[number], places)
+            blank = [not token.strip(SPACES) for token in encoded.tokens(number)]
+            first = _first_tokens(encoded, number, texts[number], places, blank)
             labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
         made = Dataset.from_dict({**encoded, "labels": labels})
         return made.select([number for number, row in enumerate(labels) if set(row) != {IGNORED}])
@@ -149,11 +157,14 @@ def _reads_words(tokenizer: Any, spaced: bool) -> bool:
     return list(given) == list(tokenizer(" ".join(words))["input_ids"])
 
 
-def _first_tokens(encoded: Any, number: int, words: list[str], places: list[int | None]) -> list[bool]:
+def _first_tokens(
+    encoded: Any, number: int, words: list[str], places: list[int | None], blank: list[bool]
+) -> list[bool]:
     """Which tokens of a row are the first of their word; one of the space before it is none.
 
     Args:
         places: of each token, its word's.
+        blank: which tokens are spaces; one that a tokenizer has put before a word has the place of its first letter.
     """
     found, seen = [], set[int]()
     for position, place in enumerate(places):
@@ -162,7 +173,8 @@ def _first_tokens(encoded: Any, number: int, words: list[str], places: list[int 
             continue
         span = encoded.token_to_chars(number, position)
         text = "" if span is None else words[place][span.start : span.end]
-        found.append(bool(text.strip()) or not words[place].strip())
+        space = blank[position] and places[position + 1 : position + 2] == [place]
+        found.append((bool(text.strip()) and not space) or not words[place].strip())
         if found[-1]:
             seen.add(place)
     return found

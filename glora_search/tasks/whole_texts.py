@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import abc
+import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
+from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
-from glora_search.tasks.base import TextTask
 from glora_search.tasks.rows import Column, notes_of, rows_cut, texts_of
+from glora_search.tasks.texts import TextTask
 
 
 class WholeTexts(TextTask):
@@ -55,15 +58,30 @@ class WholeTexts(TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch to its longest row."""
-        return DataCollatorWithPadding(self.tokenizer)
+        return DataCollatorWithPadding(self.right_padding())
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer (``input_ids``, ``attention_mask``, ...) and ``labels``."""
         texts = [texts_of(rows, column) for column in self.inputs()]
         self._blank = sum(not any(map(str.strip, row)) for row in zip(*texts, strict=True))
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        self._check_ends(encoded["input_ids"], texts)
         self._cut = rows_cut(encoded)
         return Dataset.from_dict({**never_empty(encoded, self.tokenizer), "labels": self.answers(rows)})
+
+    def _check_ends(self, ids: list[list[int]], texts: list[list[str]]) -> None:
+        """Refuse a text that holds the token which ends it: an encoder-decoder (BART, T5) finds by the last of these
+        what a row is, and takes no batch of rows with different numbers of them."""
+        end = self.tokenizer.eos_token_id
+        if end is None or not getattr(self.config, "is_encoder_decoder", False):
+            return
+        counts = [row.count(end) for row in ids]
+        usual = Counter(counts).most_common(1)[0][0] if counts else 0
+        odd = next((number for number, count in enumerate(counts) if count != usual), None)
+        if odd is not None:
+            text = reprlib.repr(" ".join(row[odd] for row in texts))
+            allowed = f"texts without {self.tokenizer.eos_token}, by which this model finds where a text ends"
+            raise invalid("data.text_column", text, allowed)
 
 
 def never_empty(encoded: Mapping[str, list[list[int]]], tokenizer: Any) -> dict[str, list[list[int]]]:

@@ -360,3 +360,10 @@ def test_a_column_called_topic_is_one_of_labels_where_it_has_classes(call, topic
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert call("init", "--train", "rows.jsonl")[0] == 0
     assert Recipe.load("recipe.yaml").task.type == type_
+
+
+def test_a_label_that_is_missing_does_not_make_classes_numbers(call):
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)] + [{"text": "more", "label": float("nan")}]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call("init", "--train", "rows.jsonl")[0] == 0
+    assert Recipe.load("recipe.yaml").task.type == "text-classification"

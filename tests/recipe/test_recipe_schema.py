@@ -38,6 +38,8 @@ BAD = {
     "unknown sharing": ("supernet.sharing=tied", ["supernet.sharing", "tied", "separate", "nested"]),
     "a rate for an unknown kind": ("supernet.lr_factors.loar=2", ["supernet.lr_factors", "loar"]),
     "a rate that is none": ("supernet.lr_factors.lora=0", ["supernet.lr_factors.lora", "0"]),
+    "an endless rate": ("supernet.lr_factors.lora=.inf", ["supernet.lr_factors.lora", "inf"]),
+    "endless rates of finals": ("finals.rates=[.inf]", ["finals.rates", "inf"]),
     "no patience": ("supernet.patience=0", ["supernet.patience", "0"]),
     "what patience sets": (
         "supernet={patience: 2, training: {eval_strategy: steps}}",

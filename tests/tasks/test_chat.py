@@ -325,3 +325,11 @@ def test_what_the_template_writes_before_every_answer_is_no_part_of_an_answer(ch
     ids = [*made.tokenizer(written, add_special_tokens=False)["input_ids"], end, end]
     values, _ = panel.score(Writer(ids))
     assert values == {"exact_match": {"validation": value}}
+
+
+def test_empty_responses_are_counted_in_a_chat_too(make, chat):
+    rows = [{**row, "label": row["label"] if n % 2 else " "} for n, row in enumerate(make.rows(40))]
+    made = chat(rows, {"response_column": "label"}, chat=True)
+    count = sum(label == " " for label in made.data.train["label"])
+    note = f"{count} of {len(made.data.train)} rows of data.train have an empty response, which the model learns"
+    assert note in made.row_notes()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
+from glora_search.run.prepare import check
 from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.tasks import make_task
+from glora_search.tasks.image_classification import in_colours
 
 
 def test_images_become_pixels_of_the_models_size_in_every_split(tiny, recipe, make, tmp_path):
@@ -54,3 +58,26 @@ def test_repeated_images_are_said(tiny, recipe, make, tmp_path):
     task = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
     (note,) = rows_that_tell_little(task, task.test_split())
     assert note.startswith("1 of 5 rows of data.test are ")
+
+
+def test_images_in_a_folder_within_their_class_are_refused(tiny, recipe, make, tmp_path):
+    train = make.images(tmp_path / "train", 12)
+    (tmp_path / "train" / "dark" / "old").mkdir()
+    shutil.copy(tmp_path / "train" / "dark" / "0.png", tmp_path / "train" / "dark" / "old" / "0.png")
+    data = {"source": "imagefolder", "train": train}
+    with pytest.raises(UserError, match=r"^data\.train: got '.*dark/old/0\.png'; allowed: each image in the folder of"):
+        make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+
+
+def test_images_of_16_bits_are_refused_by_the_name_of_their_file(tiny, recipe, make, tmp_path):
+    data = {"source": "imagefolder", "train": make.images(tmp_path / "train", 12)}
+    pixels = np.full((16, 16), 20_000, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "train" / "dark" / "0.png")
+    allowed = r"allowed: rows that can be read and put into a batch \(.*of mode I;16; save it with 8 bits"
+    with pytest.raises(UserError, match=rf"^data\.\w+: got '.*dark/0\.png'; {allowed}"):
+        check(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_images_of_other_modes_are_learned_in_colours(mode):
+    assert in_colours(Image.new(mode, (4, 4))).mode == "RGB"

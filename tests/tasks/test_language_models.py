@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -332,3 +333,22 @@ def test_a_model_whose_way_to_generate_was_changed_can_be_saved_whatever_else_it
     saved = read_json(tmp_path / "merged" / "generation_config.json")
     assert {name: saved[name] for name in published} == published
     assert saved["eos_token_id"] == [made.tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_padding_and_end_pads_with_any_token(task, make, tiny, tmp_path):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "bare")
+    path = folder / "tokenizer_config.json"
+    settings = {
+        key: value for key, value in json.loads(path.read_text()).items() if key[:3] not in ("eos", "pad", "bos")
+    }
+    path.write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": None}))
+    made = task(folder, "causal-lm", make.rows(40))
+    assert made.tokenizer.pad_token == "<unk>"
+    assert made.collator([made.train[0], made.train[1]])["labels"].shape[0] == 2
+    with pytest.raises(
+        UserError, match=r"^task\.model: got .*; allowed: a model whose tokenizer has a token that pads"
+    ):
+        task(folder, "text-classification", make.rows(40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 
@@ -283,3 +284,63 @@ def test_a_data_folder_that_is_a_pattern_of_other_folders_is_refused(tmp_path):
             with pytest.raises(UserError, match=r"a folder without \*, \? and \["):
                 read()
     assert load(Hub(source="hub", name=str(tmp_path / "star*"))).labels == ["x", "y"]
+
+
+TEXTS = ["007", '"quoted"', "true", "null", "[1, 2]", '{"a": 1}', "2019"]
+"""Texts that are json too."""
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "list.json"])
+@pytest.mark.parametrize("odd", [42, float("nan"), [3.5, True, None]], ids=str)
+def test_texts_beside_numbers_are_read_as_they_are_written(kind, odd, tmp_path):
+    rows = [{"text": text, "label": "01"} for text in TEXTS]
+    odd = odd if isinstance(odd, list) else [odd]
+    rows += [{"text": value, "label": 2} for value in odd]
+    read = DatasetFiles(Files(source="json", train=write(kind, tmp_path, rows))).read("train", ["text", "label"])
+    expected = [None if value is None or value != value else str(value) for value in odd]
+    assert list(read["text"]) == [*TEXTS, *expected]
+    assert list(read["label"]) == ["01"] * len(TEXTS) + ["2"] * len(odd)
+
+
+def test_lists_of_texts_beside_numbers_and_conversations_are_read_as_they_are_written(tmp_path):
+    turns = [{"role": "user", "content": "007"}, {"role": "assistant", "content": "5", "more": [1]}]
+    rows = [{"choices": ["01", "x"], "turns": turns}, {"choices": ["y", 2], "turns": turns[:1]}]
+    read = DatasetFiles(Files(source="json", train=write("jsonl", tmp_path, rows))).read("train", ["choices", "turns"])
+    assert list(read["choices"]) == [["01", "x"], ["y", "2"]]
+    assert [[turn["content"] for turn in turns] for turns in read["turns"]] == [["007", "5"], ["007"]]
+
+
+def test_texts_beside_numbers_in_a_data_set_whose_splits_have_names_are_refused(tmp_path):
+    write("jsonl", tmp_path, [*ROWS, {"text": 7, "label": "x", "more": 0}])
+    with pytest.raises(
+        UserError, match=r"^data\.train: got '.*column text'; allowed: values of one kind, such as text"
+    ):
+        load(Hub(source="hub", name=str(tmp_path)))
+
+
+def test_a_folder_that_changes_with_its_time_kept_is_read_anew(tmp_path):
+    path = write("jsonl", tmp_path, ROWS)
+    then = os.stat(path)
+    assert load(Hub(source="hub", name=str(tmp_path))).labels == ["x", "y"]
+    write("jsonl", tmp_path, [{**row, "label": row["label"].replace("x", "z")} for row in ROWS])
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert load(Hub(source="hub", name=str(tmp_path))).labels == ["y", "z"]
+
+
+@pytest.mark.parametrize(("encoding", "words"), [("cp1252", "maybe Windows-1252"), ("utf-16", "this is UTF-16")])
+def test_json_that_is_not_utf8_is_refused(encoding, words, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(
+        "\n".join(json.dumps({**row, "text": "café"}, ensure_ascii=False) for row in ROWS).encode(encoding)
+    )
+    for data in (Files(source="json", train=str(path)), Hub(source="hub", name=str(tmp_path))):
+        with pytest.raises(UserError, match=rf"^data\.\w+: got .*train\.jsonl'; allowed: .*UTF-8 \(line 1: .*{words}"):
+            load(data)
+
+
+def test_packed_json_is_read(tmp_path):
+    plain = write("jsonl", tmp_path, ROWS)
+    packed = tmp_path / "packed.jsonl.gz"
+    with open(plain, "rb") as file:
+        packed.write_bytes(gzip.compress(file.read()))
+    assert load(Files(source="json", train=str(packed))).labels == ["x", "y"]

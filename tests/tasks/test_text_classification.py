@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score
 
+from glora_search.errors import UserError
 from glora_search.recipe.schema import Recipe
 from glora_search.run.predict import predict
 from glora_search.run.runner import Run
@@ -104,3 +105,30 @@ def test_an_empty_text_is_learned_alone_in_a_batch_and_predicted(tiny, recipe, m
     run.all_stages()
     (answer,) = predict(run.view, [""])
     assert answer[0]["label"] in ("sports", "tech")
+
+
+@pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
+def test_a_tokenizer_that_pads_on_the_left_does_not_change_scores_with_the_batch(task, make, tiny, tmp_path, kind):
+    folder = shutil.copytree(tiny("gpt2"), tmp_path / "left")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    rows, columns = make.rows(40), {}
+    if kind == "token-classification":
+        rows = [{"words": row["text"].split(), "tags": [row["label"]] * len(row["text"].split())} for row in rows]
+        columns = {"text_column": "words", "label_column": "tags"}
+    made = task(folder, kind, rows, columns)
+    assert made.tokenizer.padding_side == "left"  # as it is saved with the model
+    model = made.model().eval()
+    one, all_ = (evaluate(model, Batches(made.train, made.collator, size), made).loss for size in (1, 64))
+    assert one == pytest.approx(all_, rel=1e-5)
+    made.config.summary_type = "last"
+    assert made.right_padding().padding_side == "left"
+
+
+def test_a_text_that_holds_the_token_which_ends_texts_is_refused_by_an_encoder_decoder(task, make):
+    rows = make.rows(40)
+    for row in rows[::8]:
+        row["text"] = "the </s> goal"
+    task("bert", "text-classification", rows)
+    with pytest.raises(UserError, match=r"^data\.text_column: got .*the </s> goal.*allowed: texts without </s>"):
+        task("t5", "text-classification", rows)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from glora_search.errors import UserError
+from glora_search.recipe.schema import Recipe
+from glora_search.tasks import make_task
 
 
 def tagged(make, kinds=True):
@@ -68,7 +70,9 @@ def test_rows_that_are_cut_are_counted(task, make):
 
 def test_words_and_tags_of_different_number_and_texts_that_are_no_lists_are_refused(task, make):
     uneven = [{"words": ["a", str(n)], "tags": [["X", "O"][n % 2]]} for n in range(16)]
-    with pytest.raises(UserError, match=r"data\.label_column.*1 tags for 2 words in row 1.*a tag for each word"):
+    with pytest.raises(
+        UserError, match=r"data\.label_column.*1 tags for the 2 words \['a', '0'\].*a tag for each word"
+    ):
         task("bert", "token-classification", uneven, COLUMNS)
     with pytest.raises(UserError, match=r"data\.text_column: got 'text'; allowed: a column of lists"):
         task("bert", "token-classification", make.rows())
@@ -190,3 +194,20 @@ def test_a_tokenizer_that_does_not_put_spaces_before_words_is_given_them(task, m
     assert len(encoded_as_in_a_text(made, make.sentences(1)[0][0].split())) == 6
     first = encoded_as_in_a_text(made, ["goal", "2020", "goal"])
     assert [token.strip()[:1] for token in first] == ["g", "2", "g"]  # not the space before a number
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+def test_a_space_that_is_a_token_of_its_own_does_not_stand_for_its_word(task, make, architecture):
+    made = task(architecture, "token-classification", tagged(make), COLUMNS)
+    assert [token.strip()[:1] for token in encoded_as_in_a_text(made, ["goal", "2020", "é", "goal"])][1] == "2"
+    row = made.encode(Dataset.from_list([{"words": ["goal", "2020"], "tags": ["B-S", "O"]}]))[0]
+    labelled = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert len(labelled) == 2
+    assert not {made.tokenizer.decode(token) for token in labelled} & {"", " "}
+
+
+def test_a_split_without_any_word_is_refused(recipe, make, tiny, tmp_path):
+    data = {"source": "json", "train": make.json(tmp_path / "a.jsonl", tagged(make)), **COLUMNS}
+    data["validation"] = make.json(tmp_path / "b.jsonl", [{"words": [], "tags": []}] * 2)
+    with pytest.raises(UserError, match=r"^data\.validation: got '2 rows'; allowed: rows with something to learn"):
+        make_task(Recipe.model_validate(recipe(tiny("bert"), data, type="token-classification")))
