@@ -36,9 +36,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run_dir: RunDir = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes on this machine that share the trainings of the finals.")
-    ] = 1,
+    workers: Annotated[int, typer.Option(help="Processes on this machine that share the trainings of the finals.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

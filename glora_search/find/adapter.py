@@ -29,6 +29,7 @@ from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.search.study import check_search, search
 from glora_search.search.trials import best_trial
 from glora_search.space import BoundSpace, SearchSpace
+from glora_search.space.binding import check_fits
 from glora_search.supernet import make_sampling
 from glora_search.supernet.train import train_supernet
 from glora_search.tasks.models import heads_of
@@ -115,7 +116,11 @@ def find_adapter(
     if modules_to_save is None and task_type is None:
         modules_to_save = _own_heads(model)
     loaded = SearchSpace.load(space) if isinstance(space, str) else space
-    bound = loaded.bind(model, modules_to_save or ()) if isinstance(loaded, SearchSpace) else loaded
+    if isinstance(loaded, SearchSpace):
+        bound = loaded.bind(model, modules_to_save or ())
+    else:
+        bound = loaded
+        check_fits(bound, model)
     if task_type == "SEQ_2_SEQ_LM":
         loss_in_float32(model)
     train_in_float32(model, [*HEADS.get(task_type or "", ()), *(modules_to_save or [])])

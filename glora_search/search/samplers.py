@@ -122,12 +122,16 @@ class OptunaProposer:
         self.study = optuna.create_study(storage=self.storage, sampler=made, directions=names)
         self.genes = distributions(space)
         self.uniform = UniformMethods()
+        self.study.stop = self._stop  # type: ignore[method-assign]
+        self._stopped = False
         self._asked: optuna.Trial | None = None
         self._own: set[str] = set()
         self._read = 0
 
     def propose(self, history: History, number: int) -> Proposal | None:
-        """Ask the sampler, and make its genome one that can be evaluated."""
+        """Ask the sampler, and make its genome one that can be evaluated; None where it has stopped the search."""
+        if self._stopped:
+            return None
         for trial in history.trials[self._read :]:
             if trial.user_attrs.get(KEY) not in self._own:
                 self.study.add_trial(trial)
@@ -151,15 +155,21 @@ class OptunaProposer:
             origin, code = method
         else:
             origin = self.label
-            frozen = self.storage.get_trial(trial_id(trial))
+            asked = trial_id(trial)
             for name, gene in self.genes.items():
                 if name not in genome:
+                    frozen = self.storage.get_trial(asked)  # with the genes drawn before, which some samplers read
                     genome[name] = self.study.sampler.sample_independent(self.study, frozen, name, gene)
+                self.storage.set_trial_param(asked, name, gene.to_internal_repr(genome[name]), gene)
             code = _made_new(history, history.codec.encode(genome), np.random.default_rng([self.seed, number, 1]))
         if code is None:
             self.done(None)
             return None
         return Proposal(code, origin, system=self.storage.get_trial_system_attrs(trial_id(trial)))
+
+    def _stop(self) -> None:
+        """A sampler has nothing further to propose (a grid's end); Optuna's own takes it from an objective only."""
+        self._stopped = True
 
     def done(self, trial: FrozenTrial | None) -> None:
         """Tell the study what was evaluated, which may be another genome than the proposed one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 import time
@@ -66,6 +67,7 @@ class Worker:
     def run(self) -> None:
         """Evaluate until the search is complete."""
         pause, salt = _Pause(), 0
+        exhausted = self.ledger.study.user_attrs.get(EXHAUSTED)  # by an earlier call, which another seed may go past
         self._look(self.ledger.claims)
         if self.ledger.in_doubt and self._finished() < self.trials:
             say("search: waiting for a sign of another machine's workers, a minute at most", "dim")
@@ -84,6 +86,9 @@ class Worker:
                 if proposal is None and not self.history.pending:
                     self.ledger.study.set_user_attr(EXHAUSTED, True)
                     return
+            if proposal is not None and exhausted:
+                self.ledger.study.set_user_attr(EXHAUSTED, False)
+                exhausted = False
             if proposal is None:
                 pause()  # what is left is in the hands of other workers; one of them may die
                 continue
@@ -229,7 +234,8 @@ class Runner:
             return _as_evaluation(self.evaluate(genome), self.score)
         result = None
         with contextlib.closing(self.evaluate.legs(genome)) as parts:
-            for leg, result in enumerate(parts):
+            for leg, part in enumerate(parts):
+                result = _as_evaluation(part, self.score)
                 if result.share >= 1 or not math.isfinite(self._value(result)):
                     break
                 legs[leg] = self._value(result)
@@ -240,9 +246,10 @@ class Runner:
 
 
 def _as_evaluation(result: Any, score: str) -> Evaluation:
-    if isinstance(result, Evaluation):
-        return result
+    """A result in plain numbers, which every storage takes."""
     try:
+        if isinstance(result, Evaluation):
+            return dataclasses.replace(result, metric=float(result.metric), loss=float(result.loss))
         metric = float(result)
     except (TypeError, ValueError):
         raise invalid("evaluate", result, "an Evaluation, or a number") from None

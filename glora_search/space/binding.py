@@ -139,8 +139,9 @@ def without_saved(space: BoundSpace, model: nn.Module, modules_to_save: Sequence
         modules_to_save: see `adaptable_layers`.
 
     Raises:
-        UserError: no layer is left.
+        UserError: it is of another model, or no layer is left.
     """
+    check_fits(space, model)
     saved = saved_modules(model, modules_to_save)
     layers = [layer for layer in space.layers if layer.name not in saved]
     if not layers:
@@ -148,10 +149,46 @@ def without_saved(space: BoundSpace, model: nn.Module, modules_to_save: Sequence
     return bound_to(model, layers, name=space.name)
 
 
+def check_fits(space: BoundSpace, model: nn.Module) -> None:
+    """Compare the layers of a bound space with those of a model.
+
+    Raises:
+        UserError: the model lacks a layer, or has it in another size; the message names it.
+    """
+    modules = dict(model.named_modules())
+    for layer in space.layers:
+        own = (layer.in_features, layer.out_features, layer.has_bias)
+        if layer.name not in modules:
+            raise invalid(
+                "space", f"{space.name}, bound to a model with {layer.name}", f"one bound to this {_kind(model)}"
+            )
+        base = base_linear(modules[layer.name], layer.name)
+        found = (*linear_features(base), getattr(base, "bias", None) is not None)
+        if found != own:
+            allowed = f"one bound to this {_kind(model)}, whose {layer.name} has {_size(*found)}"
+            raise invalid("space", f"{space.name}, where it has {_size(*own)}", allowed)
+
+
+def _kind(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _size(in_features: int, out_features: int, has_bias: bool) -> str:
+    return f"{in_features} inputs, {out_features} outputs, and {'a' if has_bias else 'no'} bias"
+
+
 def bound_to(model: nn.Module, layers: list[SpaceLayer], name: str) -> BoundSpace:
-    """The bound space of these layers of a model."""
+    """The bound space of these layers of a model.
+
+    Raises:
+        UserError: no path in it has a parameter.
+    """
     modules = [module for module, _ in model.named_modules()]
-    return BoundSpace(layers, name=name, namesakes=namesakes((layer.name for layer in layers), modules))
+    bound = BoundSpace(layers, name=name, namesakes=namesakes((layer.name for layer in layers), modules))
+    if bound.params(bound.largest) == 0:
+        biases = "" if any(layer.has_bias for layer in layers) else "; no layer has a bias, so that none has C, D or E"
+        raise invalid("space.paths", name, f"paths that add parameters to this {type(model).__name__}{biases}")
+    return bound
 
 
 def _task_type(model: nn.Module) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glora_search.compat import check_target_module_exists
-from glora_search.errors import UserError
+from glora_search.errors import UserError, invalid
 from glora_search.space.layers import Genome, SpaceLayer, combinations
 from glora_search.tuners.glora import GLoraConfig
 from glora_search.vocabulary import LayerPaths
@@ -14,7 +14,9 @@ from glora_search.vocabulary import LayerPaths
 def genome_of(config: GLoraConfig, layers: Sequence[SpaceLayer]) -> Genome:
     """The genome that a fixed configuration came from, see `BoundSpace.from_config`."""
     genome: Genome = {}
-    targets = config.target_modules or ()
+    if config.target_modules is None:
+        raise invalid("config.target_modules", None, "names of layers, or all-linear: peft's defaults are of a model")
+    targets = config.target_modules
     for layer in layers:
         targeted = bool(check_target_module_exists(config, layer.name)) if targets != "all-linear" else True
         wanted = config.paths_for(layer.name, has_bias=layer.has_bias) if targeted else LayerPaths()

@@ -120,7 +120,7 @@ class SupernetModel(AnyHead):
     def subnet_config(self, genome: Mapping[str, Choice], **kwargs: Any) -> GLoraConfig:
         """The fixed configuration of a subnet, see `BoundSpace.to_config`."""
         config = self.peft_config[self.active_adapters[0]]
-        names = ("task_type", "modules_to_save", "base_model_name_or_path")
+        names = ("task_type", "modules_to_save", "base_model_name_or_path", "revision")
         inherited = {name: getattr(config, name) for name in names}
         if inherited["modules_to_save"]:  # peft adds the classifier each time that it loads a config
             inherited["modules_to_save"] = list(dict.fromkeys(inherited["modules_to_save"]))

@@ -89,6 +89,10 @@ def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
     weight: Any = module.weight
     if type(weight).__module__.startswith("torchao."):
         dense = weight.dequantize()
+    elif (state := getattr(weight, "quant_state", None)) is not None:  # 4 bits; unpickled, the weight is a plain one
+        from bitsandbytes.functional import dequantize_4bit
+
+        dense = dequantize_4bit(weight.data, state)
     else:
         dense = dequantize_bnb_weight(weight, state=getattr(module, "state", None))
     dense = dense.detach()

@@ -160,3 +160,25 @@ def test_nsga2_breeds_from_what_was_evaluated(space, evaluator):
     study = search(space, evaluator(), sampler="nsga2", trials=24, max_params=90, options={"population_size": 6})
     generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in study.trials]
     assert generations == [number // 6 for number in range(24)]
+
+
+@pytest.mark.parametrize("trials", [10, 16, 40])
+def test_a_grid_ends_the_search_where_it_ends(trials):
+    space = BoundSpace([SpaceLayer(f"l{n}.query", 4, 4, True, {"E": ["vector", "none"]}, []) for n in range(4)])
+    grid = {gene.name: list(gene.choices) for gene in space.genes}
+    sampler = optuna.samplers.GridSampler(grid, seed=0)
+    study = search(space, lambda genome: Evaluation(0.5, float(space.params(genome))), sampler=sampler, trials=trials)
+    assert len(study.trials) == len({space.key(genome) for genome in genomes(study)})
+    assert len(study.trials) == 10 if trials == 10 else 10 < len(study.trials) <= 16
+
+
+def test_a_sampler_that_reads_the_genes_drawn_before_is_given_them(space, evaluator):
+    study = search(space, evaluator(), sampler="optuna.samplers.BruteForceSampler", trials=20, max_params=100)
+    assert len({space.key(genome) for genome in genomes(study)}) == 20
+
+
+def test_without_a_budget_for_anything_the_smallest_subnet_is_proposed():
+    kinds = {"A": ["constant", "none"], "E": ["vector", "none"]}
+    space = BoundSpace([SpaceLayer(f"l{n}.query", 4, 4, True, kinds, []) for n in range(4)])
+    study = search(space, lambda genome: Evaluation(0.5, 1.0), trials=3, max_params=0)
+    assert [space.params(genome) for genome in genomes(study)] == [0]

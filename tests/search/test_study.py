@@ -320,3 +320,16 @@ def test_the_bar_shows_the_best_by_the_score_that_is_searched_for(direction, bes
         study.add_trial(optuna.create_trial(value=value, user_attrs={"metric": value, "loss": loss}))
         show(study, study.trials[-1])
     assert bar[-1] == f"best {best:.4f}"
+
+
+def test_a_search_that_another_seed_continues_is_exhausted_no_longer(tmp_path):
+    space = BoundSpace([SpaceLayer(f"l{n}.query", 4, 4, True, {"E": ["vector", "none"]}, []) for n in range(2)])
+
+    def evaluate(genome):
+        return Evaluation(0.5, float(space.params(genome)))
+
+    study = search(space, evaluate, trials=10, max_params=4, storage=tmp_path / "journal.log")
+    assert study.user_attrs["exhausted"]
+    study.set_user_attr("max_params", None)  # as if the rest had not been found
+    study = search(space, evaluate, trials=len(study.trials) + 1, storage=tmp_path / "journal.log")
+    assert not study.user_attrs["exhausted"]

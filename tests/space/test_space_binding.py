@@ -211,3 +211,23 @@ def test_a_layer_that_pefts_lora_refuses_is_refused_with_the_way_out():
     model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1))
     with pytest.raises(UserError, match=r"space\.targets.*Mamba.s kernels.*space\.exclude to \[out_proj\]"):
         SearchSpace.load("glora-ranks").bind(model)
+
+
+def test_a_space_that_is_bound_to_another_model_is_refused():
+    def bert(**sizes):
+        return BertForMaskedLM(BertConfig(**{**BERT_SIZE, "num_hidden_layers": 2, **sizes}))
+
+    space = SearchSpace.load("glora").bind(bert())
+    for sizes, words in (
+        ({"hidden_size": 32}, "query has 16 inputs, 16 outputs, and a bias'; allowed: .* has 32 inputs, 32 outputs"),
+        ({"num_hidden_layers": 1}, r"a model with bert\.encoder\.layer\.1\."),
+    ):
+        with pytest.raises(UserError, match=rf"^space: got 'glora.*{words}".replace("query has", "where it has")):
+            get_peft_model(bert(**sizes), SupernetConfig(space=space))
+
+
+def test_a_space_without_a_parameter_on_this_model_is_refused(make_model):
+    with pytest.raises(UserError, match=r"^space\.paths: got .*no layer has a bias, so that none has C, D or E"):
+        SearchSpace(paths={"E": ["vector", "none"]}).bind(make_model("llama"))
+    with pytest.raises(UserError, match=r"^space\.paths: got .*paths that add parameters to this Bert"):
+        SearchSpace(paths={"E": ["none"]}).bind(make_model("bert"))

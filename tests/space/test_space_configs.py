@@ -193,3 +193,8 @@ def test_paths_make_a_config_of_exactly_these_paths(make_model):
     }
     model = get_peft_model(make_model("bert"), paths_to_config(wanted))
     assert built_paths(model) == {name: paths for name, paths in wanted.items() if not paths.empty}
+
+
+def test_a_config_with_targets_that_peft_would_choose_is_refused(bind):
+    with pytest.raises(UserError, match=r"^config\.target_modules: got None; allowed: names of layers, or all-linear"):
+        bind("glora").from_config(GLoraConfig(r=4))

@@ -57,4 +57,4 @@ class AnySize:
             largest = min(largest, history.max_params)
         low = max(1, smallest, largest * self.span)
         target = math.exp(rng.uniform(math.log(low), math.log(max(low, largest))))
-        return resized(codec, history.sample(rng), max(smallest, round(target)), rng, grow=True)
+        return resized(codec, history.sample(rng), min(max(smallest, round(target)), largest), rng, grow=True)

@@ -38,6 +38,9 @@ PLACE = "place"
 BEAT = "beat"
 BEAT_SECONDS = 10.0
 """How often a worker shows that it lives, while it evaluates."""
+_OWN: set[tuple[str, int]] = set()
+"""This process's workers that have not left: storage and record. A record of this process that is not among them is of
+one whose end could not be written."""
 LOST_SECONDS = 60.0
 """A worker of another machine that has not shown so for this long is taken for dead: several beats must fail."""
 
@@ -152,6 +155,7 @@ class Ledger:
         attributes = {PLACE: _place(), CLAIM: key, BEAT: 0}
         template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         self._worker = self.storage.create_new_trial(self._workers, template)
+        _OWN.add((self.shown, self._worker))
         return self.claims()
 
     def claims(self) -> set[str]:
@@ -178,6 +182,7 @@ class Ledger:
     def leave(self) -> None:
         """This worker ends."""
         if self._worker is not None:
+            _OWN.discard((self.shown, self._worker))
             self._end(self._worker, TrialState.COMPLETE)
             self._worker = None
 
@@ -214,7 +219,9 @@ class Ledger:
 
     def _lives(self, worker: FrozenTrial) -> bool:
         machine, pid, started = worker.user_attrs[PLACE]
-        if machine == _place()[0]:
+        if worker.user_attrs[PLACE] == _place():
+            alive = (self.shown, trial_id(worker)) in _OWN
+        elif machine == _place()[0]:
             alive = _started(pid) == started
         else:
             sign, now = (worker.user_attrs[BEAT], worker.user_attrs[CLAIM]), time.monotonic()

@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.disk import full_disk
 
 SCHEMES = {
     "postgresql": "postgresql+psycopg",
@@ -31,6 +32,9 @@ SCHEMES = {
 
 SET_TRIAL_USER_ATTR = 8
 """The operation of Optuna's journal that a worker makes its claims with (optuna 5.0.0)."""
+
+BEGINNING = b'{"op_code":'
+"""What each line of a journal begins with."""
 
 GRACE_SECONDS = 10
 """How long a killed process's lock on a journal is waited for. A write on a busy disk can take some seconds, and must
@@ -68,7 +72,12 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(where, BaseStorage):
         return where
     if isinstance(where, Path) or "://" not in where:
-        return JournalStorage(JournalFile(Path(where)))
+        try:
+            return JournalStorage(JournalFile(Path(where)))
+        except OSError as error:
+            if full_disk(error, Path(where)) is not None:
+                raise
+            raise invalid("storage", shown(where), f"a file that can be written ({error.strerror})") from None
     parts = urlsplit(where)
     scheme, _, rest = where.partition("://")
     try:
@@ -136,12 +145,16 @@ class JournalFile(BaseJournalBackend):
 
     Args:
         path: the file; it is made if it is not there.
+
+    Raises:
+        UserError: it is a file of another kind, which stays as it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        _check_kind(path)
         # The link must lead to the journal, by whose age Optuna tells for how long nobody has written.
         self._lock = _LOCK(str(path.resolve()), GRACE_SECONDS)
         self._number, self._offset = 0, 0
@@ -236,6 +249,16 @@ class JournalReader(JournalFile):
             OSError: always.
         """
         raise OSError(errno.EROFS, "the search can be looked at here, not changed", str(self.path))
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file that is no journal, such as a database whose URL was meant; a journal's first line may be cut off
+    by a kill, or damaged in its middle."""
+    with path.open("rb") as file:
+        start = file.read(len(BEGINNING))
+    if not BEGINNING.startswith(start):
+        allowed = "a new file, or a journal; of a database, its URL, such as sqlite:///study.db"
+        raise invalid("storage", str(path), allowed)
 
 
 def append(path: Path, content: bytes, *, wait: bool) -> None:

@@ -112,7 +112,12 @@ class GLoraModel(AnyHead):
         first = self.peft_config[adapters[0]]
         paths = {name: own for name, (own, _) in sums.items()}
         self.peft_config[adapter_name] = paths_to_config(
-            paths, modules, task_type=first.task_type, base_model_name_or_path=first.base_model_name_or_path
+            paths,
+            modules,
+            **{
+                name: getattr(first, name)
+                for name in ("task_type", "base_model_name_or_path", "revision", "inference_mode")
+            },
         )
         self.inject_adapter(self.model, adapter_name)
         for name, (_, tensors) in sums.items():

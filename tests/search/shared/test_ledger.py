@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 from glora_search.errors import UserError
 from glora_search.search import search
 from glora_search.search.shared import ledger as ledger_module
+from glora_search.search.shared import storage as storage_module
 from glora_search.search.shared.ledger import Ledger
 from glora_search.search.trials import KEY, STUDY_NAME
 
@@ -198,3 +200,20 @@ def test_a_worker_shows_that_it_lives_while_it_evaluates(join, monkeypatch):
     with worker.beating():
         while not worker.storage.get_trial(worker._worker).user_attrs[ledger_module.BEAT]:
             pass
+
+
+def test_a_search_goes_on_in_the_process_whose_claim_could_not_be_given_back(space, evaluator, tmp_path, monkeypatch):
+    original, made = storage_module.append, evaluator()
+
+    def full(path, content, *, wait):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def evaluate(genome):
+        if len(made.genomes) == 3:
+            monkeypatch.setattr(storage_module, "append", full)
+        return made(genome)
+
+    with pytest.raises(OSError, match="No space left"):
+        search(space, evaluate, trials=8, storage=tmp_path / "journal.log")
+    monkeypatch.setattr(storage_module, "append", original)
+    assert len(search(space, evaluator(), trials=8, storage=tmp_path / "journal.log").trials) == 8

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from sqlalchemy.exc import OperationalError
 
 from glora_search.errors import UserError
-from glora_search.search import open_storage, search
+from glora_search.search import Evaluation, open_storage, search
 from glora_search.search.shared import storage as storage_module
 from glora_search.search.shared.ledger import LOST_SECONDS
 from glora_search.search.shared.storage import GRACE_SECONDS, JournalFile
@@ -230,3 +232,38 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(url, word
     assert "secret" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"my only copy", b'{"a": 1,\n "b": 2}', b"SQLite format 3\x00\x10\n\x00rest", b"\x00" * 100], ids=str
+)
+def test_a_file_of_another_kind_is_refused_and_stays_as_it_is(space, evaluator, tmp_path, content):
+    path = tmp_path / "study.db"
+    path.write_bytes(content)
+    for where in (path, str(path)):
+        with pytest.raises(
+            UserError, match=r"^storage: got '.*study\.db'; allowed: a new file, or a journal; of a data"
+        ):
+            search(space, evaluator(), trials=2, storage=where)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("start", [b"", b'{"op', b'{"op_code":0,"worker_id":'])
+def test_a_journal_whose_first_line_was_cut_off_is_begun_anew(space, evaluator, tmp_path, start):
+    (tmp_path / "journal.log").write_bytes(start)
+    assert len(search(space, evaluator(), trials=3, storage=tmp_path / "journal.log").trials) == 3
+
+
+def test_a_place_where_no_file_can_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for where in (tmp_path, tmp_path / "file" / "journal.log"):
+        with pytest.raises(UserError, match=r"^storage: got .*; allowed: a file that can be written"):
+            open_storage(where)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), torch.tensor(0.5), 1], ids=repr)
+def test_figures_of_any_kind_of_number_are_recorded(space, tmp_path, number):
+    study = search(space, lambda genome: Evaluation(number, number), trials=2, storage=tmp_path / "journal.log")
+    assert [trial.value for trial in study.trials] == [float(number)] * 2
+    with pytest.raises(UserError, match=r"^evaluate: got "):
+        search(space, lambda genome: Evaluation("much", 0.1), trials=2)

@@ -105,3 +105,12 @@ def test_adapters_with_a_trained_head_are_refused(make_model):
     model = get_peft_model(make_model("bert"), config)
     with pytest.raises(UserError, match=r"^adapters: got 'default'; allowed: adapters without modules_to_save"):
         model.base_model.add_weighted_adapter(["default"], [1.0], "sum")
+
+
+def test_a_sum_is_of_the_same_base_and_for_the_same_use(make_model):
+    sources = config(revision="v1", inference_mode=True)
+    model = get_peft_model(make_model("bert"), sources, adapter_name="first")
+    model.add_adapter("second", sources)
+    model.add_weighted_adapter(["first", "second"], [0.5, 0.5], "sum")
+    made = model.peft_config["sum"]
+    assert (made.revision, made.inference_mode) == ("v1", True)

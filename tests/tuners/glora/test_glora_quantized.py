@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -141,3 +142,11 @@ def test_a_layer_that_is_not_quantised_yet_is_refused_by_its_name():
     bnb = pytest.importorskip("bitsandbytes")
     with pytest.raises(UserError, match=r"layers\.0\.odd.*dense weight.*moved to a device"):
         GLoraLinear(bnb.nn.Linear4bit(64, 32), "default", FULL, name="layers.0.odd")
+
+
+@pytest.mark.parametrize("method", ["4bit", "8bit"])
+def test_a_pickled_layer_computes_the_same(method):
+    layer = adapted(quantized(method), one=FULL).eval()
+    x = torch.randn(3, 64)
+    expected = layer(x)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
