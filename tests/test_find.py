@@ -230,6 +230,10 @@ def test_trials_that_were_scored_otherwise_are_refused(find, tmp_path):
         ({"options": {"populaton": 3}}, "search.options"),
         ({"sampling": "best"}, "supernet.sampling"),
         ({"objective": "front"}, "objective front"),
+        ({"score": "accuracy", "trials": 0}, r"search\.trials: got 0.*\n?search\.score|search\.score"),
+        ({"batch_size": 0}, "batch_size: got 0; allowed: an int >= 1"),
+        ({"storage": "sqlit:///x"}, "storage"),
+        ({"patience": 2}, "patience: got 2; allowed: None"),
     ],
 )
 def test_a_wrong_option_is_refused_before_the_training(find, monkeypatch, options, words):

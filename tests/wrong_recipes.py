@@ -195,7 +195,7 @@ WRONG = {
     "a tie and its member": (space("paths: {A_B: [lora], A: [none]}"), "(tied) or", ["A_B", "A and B"]),
     "a rank that is no number": (space("paths: {B: [lora]}\nranks: [true]"), "ranks", ["True", "integer"]),
     "nothing to search": (
-        space("paths: {B: [lora, none]}\nranks: [0]"), "a path that adds parameters to a layer", ["space.paths"],
+        space("paths: {B: [lora, none]}\nranks: [0]"), "paths that add parameters to this", ["space.paths"],
     ),
     "a negative rank": (space("paths: {B: [lora]}\nranks: [-2]"), "a list of ints >= 0", ["ranks", "-2"]),
     "an unknown key of a space": (space("paths: {B: [lora]}\nrank: [2]"), "no such key", ["rank", "ranks"]),

@@ -151,6 +151,8 @@ def search_(
     if trials is not None:
         recipe = current.context.recipe.model_copy(deep=True)
         recipe.search.trials = trials
+        if Path(recipe.space).is_absolute() and not Path(recipe.space).is_file():
+            recipe.space = str((run / "space.yaml").resolve())  # the run has a copy
         current = type(current).create(recipe, run, storage=storage)
     if again:
         from glora_search.run.search import forget_shared_search

@@ -6,15 +6,18 @@ import functools
 import inspect
 import numbers
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, validate_call
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 from pydantic.fields import FieldInfo
 
 from glora_search.errors import UserError, invalid
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def _plain(value: Any) -> Any:
@@ -45,7 +48,7 @@ def checked_arguments(key: str = "") -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
 
-        @validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        @validate_call(config=STRICT)
         @functools.wraps(function)
         def accepted(*args: Any, **kwargs: Any) -> Any:  # not the function itself: its own errors are its own
             return args, kwargs
@@ -62,6 +65,30 @@ def checked_arguments(key: str = "") -> Callable[[Function], Function]:
         return cast(Function, call)
 
     return decorate
+
+
+def check_some(function: Callable[..., Any], key: str, given: Mapping[str, Any]) -> None:
+    """Check some of the arguments that a function will be called with, long before it is.
+
+    Args:
+        function: annotated as for `checked_arguments`.
+        key: see there.
+
+    Raises:
+        UserError: one line for each argument that is wrong.
+        TypeError: the function has no such argument.
+    """
+    inspect.signature(function).bind_partial(**given)
+    annotations = typing.get_type_hints(function, include_extras=True)
+    lines = []
+    for name, value in given.items():
+        try:
+            TypeAdapter(annotations[name], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            allowed = _allowed(annotations[name], error.errors())
+            lines.append(str(invalid(f"{key}.{name}" if key else name, value, allowed)))
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def keyed(error: UserError, key: str, names: Collection[str]) -> UserError:
@@ -84,10 +111,14 @@ def _refusal(function: Callable[..., Any], key: str, error: ValidationError) -> 
         wrong.setdefault(names[place] if isinstance(place, int) else place, []).append(problem)
     lines = []
     for name, problems in wrong.items():
-        allowed = list(_described(annotations[name])) or [_said(problem) for problem in problems]
-        allowed += ["None"] * (type(None) in typing.get_args(annotations[name]))
-        lines.append(str(invalid(f"{key}.{name}" if key else name, problems[0]["input"], " or ".join(allowed))))
+        allowed = _allowed(annotations[name], problems)
+        lines.append(str(invalid(f"{key}.{name}" if key else name, problems[0]["input"], allowed)))
     return UserError("\n".join(lines))
+
+
+def _allowed(annotation: Any, problems: Sequence[Any]) -> str:
+    allowed = list(_described(annotation)) or [_said(problem) for problem in problems]
+    return " or ".join(allowed + ["None"] * (type(None) in typing.get_args(annotation)))
 
 
 def _described(annotation: Any) -> Iterator[str]:

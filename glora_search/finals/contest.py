@@ -42,6 +42,8 @@ from glora_search.training.uniform import Uniform, uniform_methods
 
 FURTHER = 2
 """Learning rates of LoRA that join the race, at most."""
+LOCK = ".lock"
+"""In a finalist's folder, held by the process that trains it."""
 PEERS = "peers"
 """The folder of what finalists teach."""
 WAIT = 0.5
@@ -101,6 +103,10 @@ class Outcome:
         ]
 
 
+class RaceOverError(Exception):
+    """The race that a process helps with has ended, or was begun anew with other settings."""
+
+
 @dataclass
 class Contest:
     """What the trainings of the finals share.
@@ -127,6 +133,7 @@ class Contest:
         load: an adapter folder, on a base model where models are scored.
         inherit: a finalist that inherits, on a base model.
         made: told of every model that is about to be trained.
+        goes_on: asked before each training; where the race is over, or another one, a process that helps ends.
         batch_size: rows of a batch where finalists teach.
         lr_factors: see `own_factors`.
         task_type, modules_to_save: as in peft.
@@ -151,6 +158,7 @@ class Contest:
     task_type: str | None
     modules_to_save: Sequence[str]
     made: Callable[[PeftModel], None] = lambda model: None
+    goes_on: Callable[[], bool] = lambda: True
     batch_size: int = 64
     trained: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
@@ -211,6 +219,7 @@ class Contest:
         members = [self.best(one, alone) for one in good]
         peers = Peers(lambda: (self.load(folder) for folder in members), self.scoring, self.batch_size)
         while not taught.is_dir():
+            self._check_that_it_goes_on()
             with claimed(self.folder / "peers.lock") as ours:
                 if not ours:
                     time.sleep(WAIT)
@@ -270,14 +279,20 @@ class Contest:
                     if found is not None:
                         reached[one.name] = found
                         continue
-                with claimed(self.home(one) / ".lock") as ours:
+                self._check_that_it_goes_on()
+                with claimed(self.home(one) / LOCK) as ours:
                     if ours:
+                        self._check_that_it_goes_on()
                         reached[one.name] = self._train_one(one, step, bar)
             waiting = [one for one in left if one.name not in reached]
             if len(waiting) == len(left):
                 time.sleep(WAIT)
             left = waiting
         return reached
+
+    def _check_that_it_goes_on(self) -> None:
+        if not self.goes_on():
+            raise RaceOverError
 
     def _train_one(self, one: Finalist, step: int, bar: Bar) -> Standing:
         folder, started = self._checkpoints(one), time.perf_counter()

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glora_search.compat import BaseTunerLayer
 from glora_search.errors import invalid
+from glora_search.files.arguments import check_some
 from glora_search.finals.contest import check_field
-from glora_search.find.checks import check_best, check_rows, rows_for, settings_of
+from glora_search.find.checks import check_best, check_patience, check_rows, rows_for, settings_of
 from glora_search.find.found import FoundAdapter
 from glora_search.find.race import race_of
 from glora_search.ranking import is_finite, rank_key
@@ -26,6 +27,7 @@ from glora_search.recipe.schema import TEACHER_SIZE
 from glora_search.scoring import Evaluation, Metric, RowMetric, evaluate, has_diverged
 from glora_search.search.calibration import calibration_args, subnet_evaluator
 from glora_search.search.evaluator import SubnetEvaluator
+from glora_search.search.shared.storage import open_storage
 from glora_search.search.study import check_search, search
 from glora_search.search.trials import best_trial
 from glora_search.space import BoundSpace, SearchSpace
@@ -124,7 +126,11 @@ def find_adapter(
     if task_type == "SEQ_2_SEQ_LM":
         loss_in_float32(model)
     train_in_float32(model, [*HEADS.get(task_type or "", ()), *(modules_to_save or [])])
-    inspect.signature(search).bind_partial(**search_options)
+    check_some(search, "search", {"trials": trials, "score": score, "direction": direction, **search_options})
+    check_some(subnet_evaluator, "", {"batch_size": batch_size, "fold": fold})
+    if (storage := search_options.get("storage")) is not None:
+        open_storage(storage)
+    check_patience(patience, args)
     lr_factors = check_lr_factors(lr_factors)
     early = {
         name: value for name, value in search_options.items() if name in inspect.signature(check_search).parameters

@@ -41,6 +41,13 @@ def check_rows(
         check_teachable(model, batch)
 
 
+def check_patience(patience: int | None, args: TrainingArguments) -> None:
+    """Refuse to stop early by evaluations that nobody makes."""
+    if patience is not None and (args.eval_strategy == "no" or not args.load_best_model_at_end):
+        allowed = "None, or one with args that evaluate (eval_strategy) and have load_best_model_at_end"
+        raise invalid("patience", patience, allowed)
+
+
 def check_best(args: TrainingArguments) -> None:
     """Refuse a name that evaluations do not have, which Trainer would look for at the first one."""
     best = args.metric_for_best_model
@@ -58,4 +65,7 @@ def settings_of(finals: Mapping[str, Any], retrain_args: TrainingArguments | Non
     settings = validate(Finals, dict(finals), source="finals")
     if settings.teacher and train.format["type"] == "custom":  # what is taught is a table
         raise invalid("train", "a data set with a transform", "rows that `map` has made, or finals without a teacher")
+    size = retrain_args.train_batch_size
+    if retrain_args.dataloader_drop_last and len(train) < size:
+        raise invalid("retrain_args.dataloader_drop_last", True, f"False: {len(train)} rows are no batch of {size}")
     return settings

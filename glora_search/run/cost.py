@@ -122,8 +122,8 @@ def count(run: Context, step: float, forward: float, together: int = 1) -> Estim
     else:
         found["retrain"] = training(recipe.retrain.training) * SUPERNET_STEP
         unit = training(baseline_settings(recipe, rows, together))
-        if recipe.baselines:
-            found["baselines"] = unit
+    if recipe.baselines:
+        found["baselines"] = training(baseline_settings(recipe, rows, together))
     for name in found:
         if name != "train-supernet":
             found[name] *= 1 + len(recipe.search.budgets)
@@ -199,6 +199,8 @@ def spent(view: RunFolder) -> float | None:
     unit = None
     if finals is not None:
         unit = finals.get("seconds_per_training")
+        if unit is None and finals.get("trainings"):  # all was trained before a kill
+            return sum(seconds.values()) / finals["seconds"] * finals["trainings"] if finals["seconds"] else None
         if unit:  # alone, a training takes less than beside those of the other workers on this machine
             together = finals["trainings"] * unit / finals["seconds"] if finals["seconds"] else 1.0
             unit /= min(finals.get("workers", 1), max(1.0, together))

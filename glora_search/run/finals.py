@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from optuna.storages import JournalStorage
 from glora_search.adapters.card import write_card
 from glora_search.adapters.load import adapter_params, load_adapter
 from glora_search.errors import UserError, invalid
+from glora_search.files.text import write_text
 from glora_search.finals.choice import choose
-from glora_search.finals.contest import NOBODY_RACES, WAIT, Contest, Outcome
+from glora_search.finals.contest import NOBODY_RACES, WAIT, Contest, Outcome, RaceOverError
 from glora_search.finals.finalists import TUNED, Subnet, distinct, subnet_finalists
 from glora_search.finals.lessons import Lesson
 from glora_search.finals.race import STUDY_NAME
@@ -38,7 +41,7 @@ TAUGHT = "taught"
 STARTS = "starts"
 """The folder of what subnets inherit."""
 READY = "ready"
-"""The file that says that the trainings can begin: what they share is written."""
+"""The file that says that the trainings can begin: what they share is written. It has the name of this race."""
 
 
 def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any]:
@@ -57,7 +60,8 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
         budget = run.recipe.search.max_params
         raise invalid("search.max_params", budget, NOBODY_RACES)
     write_starts(run, folder, contest)
-    (folder / READY).write_text("")
+    if not (folder / READY).is_file():
+        write_text(folder / READY, uuid.uuid4().hex)
     storage = JournalStorage(JournalFile(folder / "journal.log"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
@@ -68,7 +72,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
 
 
 def assist(folder: Path, *, workers: int = 1) -> None:
-    """Train finalists of a run, beside the process that began its finals, until the race is decided.
+    """Train finalists of a run, beside the process that began its finals, until the race is decided, or begun anew.
 
     Args:
         folder: the run folder.
@@ -82,9 +86,18 @@ def assist(folder: Path, *, workers: int = 1) -> None:
         if not run.view.is_busy():
             return
         time.sleep(WAIT)
+    race = _race_in(own)
     contest = contest_of(run, own, settings)
-    with helped_by(workers - 1, functools.partial(assist, folder)):
+    contest.goes_on = lambda: race is not None and _race_in(own) == race and run.view.done("finals") is None
+    with contextlib.suppress(RaceOverError), helped_by(workers - 1, functools.partial(assist, folder)):
         contest.run()
+
+
+def _race_in(folder: Path) -> str | None:
+    """The name of the race that goes on in a folder; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / READY).read_text()
+    return None
 
 
 def contest_of(run: Context, folder: Path, settings: Finals) -> Contest:

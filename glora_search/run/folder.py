@@ -70,11 +70,8 @@ class RunFolder:
         return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
 
     def asks_for(self, stage: Stage) -> bool:
-        """Whether a run does a stage: its recipe asks for it, and the stage is not for its own command alone."""
-        if stage.alone:
-            return False
-        wanted, replaced = (self.recipe.get(key) for key in (stage.asked, stage.unless))
-        return (not stage.asked or wanted not in (None, [])) and (not stage.unless or replaced is None)
+        """Whether a run does a stage, see `Stage.asked_by`."""
+        return stage.asked_by(self.recipe)
 
     def command(self, name: str, *options: str) -> str:
         """A command of the command line on this run, as a shell takes it."""

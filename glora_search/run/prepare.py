@@ -68,8 +68,6 @@ def check(recipe: Recipe) -> Task:
     task.check_model(model)
     supernet, search = recipe.supernet, recipe.search
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
-    if not space.params(space.largest):
-        raise invalid("space.paths", "nothing but none, or rank 0", "a path that adds parameters to a layer")
     check_search(
         space,
         sampler=search.sampler,

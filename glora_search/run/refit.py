@@ -68,7 +68,6 @@ def refit_winner(run: Context, folder: Path) -> dict[str, Any]:
     facts = {**run.facts(params), "trained on": f"{rows:,} rows, those for validation too"}
     write_card(folder, run.task.model_path, facts)
     merged = merge_adapter(run, folder.name, folder / "merged")
-    shutil.rmtree(folder / TRAINED, ignore_errors=True)
     return {
         "winner": raced["winner"],
         "params": params,
@@ -136,7 +135,7 @@ def _train_supernet(run: Context, every: Context, folder: Path) -> None:
 
 def _refuse_plateau(section: str, training: dict[str, Any]) -> None:
     """Refuse a schedule that asks the validation rows."""
-    if (schedule := training.get("lr_scheduler_type")) == "reduce_lr_on_plateau":
+    if (schedule := training.get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy"):
         allowed = f"another one: {NONE_LEFT} when to lower the rate"
         raise invalid(f"{section}.training.lr_scheduler_type", schedule, allowed)
 

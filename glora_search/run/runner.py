@@ -13,8 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from glora_search.errors import UserError, invalid
+from glora_search.files.claims import claimed
 from glora_search.files.disk import full_disk
+from glora_search.files.folders import remove
 from glora_search.files.text import write_json
+from glora_search.finals.contest import LOCK as TRAINING
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run import cost
@@ -30,6 +33,8 @@ from glora_search.run.stages import STAGES, Stage, function, made_from
 from glora_search.run.status import at_work
 from glora_search.tasks import Task
 
+TO_GO_ON = ("checkpoints", "trained")
+"""Folders in a stage's own that only a killed stage needs, to go on."""
 LOCK_SECONDS = 2
 """Seconds for which a run's lock is waited for: `is_busy` holds it for a moment."""
 
@@ -111,12 +116,18 @@ class Run:
                 say(f"{change.key}: {change.after!r}, was {change.before!r}", "dim")
             found = [change for change in found if not self._is_moved_unlabelled(change, task)]
             stale, goes_on = stale_stages(view, recipe, found)
+            self._check_alone()
             if goes_on:
                 view.check_storage(storage)
             if not view.has_begun():
                 stale = list(STAGES)
+            recipes = (view.recipe, recipe.model_dump())
             for name in stale:
-                self._forget(STAGES[name], "made with other settings")
+                stage = STAGES[name]
+                if view.done(name) is not None or any(map(stage.asked_by, recipes)):
+                    self._forget(stage, "made with other settings")
+                else:  # nothing was made from it
+                    self._remove(stage.result or name)
             if goes_on:
                 searched = view.result("search")
                 say(f"search: continuing from {searched['trials']} trials")
@@ -219,7 +230,7 @@ class Run:
                 self._remove_checkpoints(stage)
             return done
         say(f"{stage.command}: already done, in {self.folder / stage.shown}", "dim")
-        if any((self.folder / name).rglob("checkpoints")):  # killed in the moment after it was done
+        if self._left_by(stage):  # killed in the moment after it was done
             with contextlib.suppress(UserError), self.working():
                 self._remove_checkpoints(stage)
         return done
@@ -241,7 +252,7 @@ class Run:
                 folder.rmdir()
             raise
         for left in self.folder.glob(".removed-*"):  # by a kill
-            shutil.rmtree(left)
+            remove(left)
         with clocked(folder) as seconds, helped(stage, self.folder, options) as processes:
             done: dict[str, Any] = function(stage.function)(self.context, folder, **options)
             done.setdefault("seconds", round(seconds(), 1))
@@ -273,6 +284,7 @@ class Run:
         _ = self.context.space
         with self.working():
             self._check_needs(stage)
+            self._check_alone()
             if name == next(iter(STAGES)):
                 self._start_over()
             else:
@@ -304,6 +316,13 @@ class Run:
         with writing_in(self.folder):
             yield
 
+    def _check_alone(self) -> None:
+        """Refuse to remove what a process that helps with the finals still writes."""
+        for lock in (self.folder / "finals").glob(f"trainings/*/{TRAINING}"):
+            with claimed(lock) as ours:
+                if not ours:
+                    raise invalid("run", str(self.folder), "a run folder that no other process works in")
+
     def _remove_made_from(self, stage: Stage, why: str) -> None:
         for made in made_from(stage.name):
             if self.view.done(made.name) is not None:
@@ -316,17 +335,18 @@ class Run:
         for name in names:
             path, going = self.folder / name, self.folder / f".removed-{name}"
             forget_clock(path)
-            if going.exists():
-                shutil.rmtree(going)
+            remove(going)
             if path.is_dir():
                 path.rename(going)
-                shutil.rmtree(going)
-            else:
-                path.unlink(missing_ok=True)
+            remove(going)
+            remove(path)
 
     def _remove_checkpoints(self, stage: Stage) -> None:
-        for checkpoints in list((self.folder / stage.name).rglob("checkpoints")):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        for left in self._left_by(stage):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _left_by(self, stage: Stage) -> list[Path]:
+        return [path for name in TO_GO_ON for path in (self.folder / stage.name).rglob(name)]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Nothing here needs torch: the command line lists the stages before it loads anyt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,13 @@ class Stage:
     joined_by: str = ""
     together: bool = False
 
+    def asked_by(self, recipe: Mapping[str, Any]) -> bool:
+        """Whether a run does it: the recipe asks for it, and it is not for its own command alone."""
+        if self.alone:
+            return False
+        wanted, replaced = (recipe.get(key) for key in (self.asked, self.unless))
+        return (not self.asked or wanted not in (None, [])) and (not self.unless or replaced is None)
+
     @property
     def written_last(self) -> str:
         """The file that says that the stage is done."""
@@ -78,6 +85,7 @@ _FOLLOWED = tuple(
         "max_steps",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
+        "dataloader_drop_last",
     )
 )
 """Baselines are trained for as long as supernet and retraining together, and at the rate of retraining."""

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from glora_search.errors import invalid
+from glora_search.files.arguments import Count
 from glora_search.scoring import Scoring
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.space.layers import Genome
@@ -53,7 +54,7 @@ def subnet_evaluator(
     *,
     calibration_steps: int = 0,
     lr_factors: Mapping[str, float] | None = None,
-    batch_size: int = 64,
+    batch_size: Count = 64,
     fold: bool | None = None,
 ) -> SubnetEvaluator:
     """What a search scores subnets with: on the validation rows, each trained a little before where that is asked.

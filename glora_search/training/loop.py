@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.text import read_json, write_text
@@ -120,10 +128,22 @@ def _go(trainer: Trainer, checkpoint: str | None) -> None:
         torch.compiler.reset()  # its limit of graphs is one for all trainings of a process
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a supernet reaches it: docs/compatibility.md
     try:
+        if checkpoint is not None and _has_stopped(Path(checkpoint)):
+            trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+            trainer._load_best_model()
+            return
         trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:  # torch loads numbers and no code
         raise UserError(f"{checkpoint}: damaged, or it would run code; remove this folder, and resume") from error
     trainer.accelerator.wait_for_everyone()  # before one of them removes the checkpoints
+
+
+def _has_stopped(checkpoint: Path) -> bool:
+    """Whether the training had already ended there, since evaluations did not better it: Trainer would go on."""
+    noted = read_json(checkpoint / STATE).get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__)
+    if not isinstance(noted, dict):
+        return False
+    return bool(noted["attributes"]["early_stopping_patience_counter"] >= noted["args"]["early_stopping_patience"])
 
 
 def _first(outputs: Any) -> torch.Tensor:

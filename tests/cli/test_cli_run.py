@@ -312,3 +312,16 @@ def test_no_workers_are_refused_before_anything_is_written(call, recipe_file, tm
     code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--workers", "0")
     assert (code, err) == (2, "error: --workers: got 0; allowed: 1 or more\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_goes_on_without_the_file_of_its_space(call, recipe_file, tmp_path):
+    space = tmp_path / "mine.yaml"
+    space.write_text("paths: {B: [lora, none]}\nranks: [1, 2]\n")
+    folder = tmp_path / "run"
+    assert call("prepare", recipe_file, "--run-dir", folder, "--set", f"space={space}")[0] == 0
+    for command in ("train-supernet", "search"):
+        assert call(command, folder)[0] == 0
+    space.unlink()
+    code, _, err = call("search", folder, "--trials", "15")
+    assert (code, err) == (0, "")
+    assert Run(folder).view.result("search")["trials"] == 15

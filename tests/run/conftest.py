@@ -52,3 +52,11 @@ def raced(finals_recipe, tmp_path_factory):
     """A run that ends in a race, and its metrics."""
     run = Run.create(finals_recipe, tmp_path_factory.mktemp("raced") / "run")
     return run, run.all_stages()
+
+
+@pytest.fixture
+def searched(raced, tmp_path):
+    """A copy of it whose finals are next."""
+    folder = shutil.copytree(raced[0].folder, tmp_path / "run", ignore=shutil.ignore_patterns("finals", "merged"))
+    (folder / "metrics.json").unlink()
+    return Run(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 import yaml
@@ -31,6 +32,19 @@ def with_keys(data, **keys):
 
 def left(run):
     return [name for name in STAGES if run.view.done(name) is not None]
+
+
+def test_a_section_that_the_run_leaves_out_may_change_and_removes_nothing(raced, tmp_path):
+    folder = shutil.copytree(raced[0].folder, tmp_path / "run")
+    recipe = raced[0].context.recipe.model_copy(deep=True)
+    recipe.retrain.training["learning_rate"] = 1e-4
+    run = Run.create(recipe, folder)
+    assert left(run) == left(raced[0])
+    assert run.view.recipe["retrain"]["training"]["learning_rate"] == 1e-4
+
+
+def test_baselines_are_as_long_as_retraining_is():
+    assert stages_of("retrain.training.dataloader_drop_last") == ["retrained", "baselines"]
 
 
 @pytest.mark.parametrize(

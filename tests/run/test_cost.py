@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -152,3 +153,19 @@ def test_what_workers_on_one_machine_have_shared_counts_once(copied, tiny_recipe
     assert cost(seconds_per_training=20.0, workers=2) == pytest.approx((60 + rest) / 10)
     assert cost(seconds_per_training=20.0, workers=4) == pytest.approx((60 + rest) / 10)
     assert cost(seconds_per_training=8.0, workers=4) == pytest.approx((60 + rest) / 8)
+
+
+def test_baselines_beside_finals_are_counted(made, tiny_recipe):
+    training = {"num_train_epochs": 4, "per_device_train_batch_size": 16, "use_cpu": True}
+    section = {"finals": {"teacher": 0, "training": training}}
+    without, found = (count(made(**section, baselines=names), STEP, ROW).seconds for names in ([], ["lora"]))
+    assert "baselines" not in without
+    assert found["baselines"] == count(made(baselines=["lora"]), STEP, ROW).seconds["baselines"]
+
+
+def test_a_race_that_ended_before_a_kill_has_a_cost(raced, tmp_path):
+    run = Run(shutil.copytree(raced[0].folder, tmp_path / "run"))
+    path, done = run.folder / "finals" / "stage.json", run.view.result("finals")
+    path.write_text(json.dumps({**done, "seconds": 60.0, "trainings": 6.0, "seconds_per_training": None}))
+    taken = run.view.seconds()
+    assert spent(run.view) == pytest.approx((sum(taken.values()) - taken["evaluate"]) / 10)

@@ -33,14 +33,6 @@ from glora_search.training.distillation import DistillationTrainer
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def searched(raced, tmp_path):
-    """A copy of it whose finals are next."""
-    folder = shutil.copytree(raced[0].folder, tmp_path / "run", ignore=shutil.ignore_patterns("finals", "merged"))
-    (folder / "metrics.json").unlink()
-    return Run(folder)
-
-
 def test_the_winner_is_the_final_adapter_and_what_is_merged(raced):
     run, metrics = raced
     done = run.view.result("finals")

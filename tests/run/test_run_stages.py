@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from glora_search import Evaluation, Recipe, Run
 from glora_search.adapters.load import adapter_params, load_adapter
-from glora_search.run import baselines, retrain
+from glora_search.run import baselines, retrain, supernet
 from glora_search.run.evaluate import notes
 from glora_search.scoring import evaluate
+from glora_search.supernet import SupernetTrainer
 from glora_search.supernet import train as supernet_train
 from glora_search.training import loop
 
@@ -283,3 +284,28 @@ def test_an_adapter_that_is_best_and_final_is_evaluated_once(finished_run, monke
     monkeypatch.setattr(again.context, "load", lambda name: loaded.append(name) or load(name))
     assert again.do("test")["final"]["test"] == metrics["search"]["best"]["test"]
     assert loaded == ["baselines/lora", "best"]
+
+
+def test_a_supernet_that_stopped_early_before_a_kill_is_the_one_that_was_best(tiny_recipe, tmp_path, monkeypatch):
+    scores = {4: 0.6, 8: 0.5, 12: 0.9, 16: 0.8}  # it would get better later
+    original = SupernetTrainer.evaluation_loop
+
+    def scripted(self, *args, **kwargs):
+        found = original(self, *args, **kwargs)
+        found.metrics["eval_accuracy"] = scores.get(self.state.global_step, 0.1)
+        return found
+
+    monkeypatch.setattr(SupernetTrainer, "evaluation_loop", scripted)
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["supernet"]["patience"] = 1
+    recipe["supernet"]["training"] |= {"num_train_epochs": 4, "save_total_limit": 3}
+    whole, killed = (Run.create(Recipe.model_validate(recipe), tmp_path / name) for name in ("whole", "killed"))
+    whole.do("supernet")
+    with monkeypatch.context() as patch:
+        patch.setattr(supernet, "has_diverged", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            killed.do("supernet")
+    killed.do("supernet")
+    assert killed.view.weights() == whole.view.weights()
+    curves = [json.loads((run.folder / "supernet" / "history.json").read_text()) for run in (whole, killed)]
+    assert [[entry["step"] for entry in curve if "eval_accuracy" in entry] for curve in curves] == [[4, 8]] * 2

@@ -299,3 +299,15 @@ def test_workers_share_finals_only(recipe, tmp_path):
     with pytest.raises(UserError, match=r"^workers: got 0; allowed: 1 or more"):
         run.all_stages(workers=0)
     assert not run.view.has_begun()
+
+
+def test_a_stages_folder_that_is_a_link_is_done_again_and_what_it_leads_to_stays(copied, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (copied.folder / "retrained").rename(elsewhere)
+    (copied.folder / "retrained").symlink_to(elsewhere)
+    copied.forget("retrained")
+    assert not (copied.folder / "retrained").exists()
+    assert not list(copied.folder.glob(".removed-*"))
+    assert (elsewhere / "stage.json").is_file()
+    copied.do("retrained")
+    assert not (copied.folder / "retrained").is_symlink()

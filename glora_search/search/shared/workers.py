@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +62,24 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def end_with_its_parent() -> None:
+    """End this process once the one that has started it is gone: it would go on, and hold what others wait for."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _help(work: Callable[[], None], threads: int) -> None:
     import transformers
 
     import glora_search.progress
 
+    end_with_its_parent()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     glora_search.progress.console.quiet = True  # the first process shows the progress of all
