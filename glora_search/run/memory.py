@@ -27,6 +27,7 @@ from glora_search.space import SearchSpace
 from glora_search.supernet.config import SupernetConfig
 from glora_search.tasks import Task
 from glora_search.tasks.models import heads_of
+from glora_search.training.baselines import baseline_settings
 from glora_search.training.loop import training_arguments
 
 TRAINED = 16
@@ -114,6 +115,7 @@ def sizes(recipe: Recipe, task: Task) -> Sizes:
         "train-supernet": trained(recipe.supernet.training, shared),
         "search": Memory(weights, 4 * (shared + head), dense, folds * sum(matrices) * itemsize, *scored),
         name: trained(section.training, adapter),
+        **({"baselines": trained(baseline_settings(recipe, len(task.train)), adapter)} if recipe.baselines else {}),
         "merge": Memory(whole, 4 * (adapter + head), dense, 0, *scored),
     }
     return Sizes({**parameters, "supernet": shared, "largest adapter": adapter, "head": head}, stages)

@@ -13,6 +13,7 @@ from glora_search.run.cost import estimate
 from glora_search.run.launch import processes
 from glora_search.run.making import make, resolved
 from glora_search.run.memory import Memory, sizes
+from glora_search.training.baselines import baseline_settings
 from glora_search.training.loop import steps_for, training_arguments
 
 
@@ -66,6 +67,7 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
         "train-supernet": steps(recipe.supernet.training, processes()),
         "search": recipe.search.trials,
         "retrain": steps(recipe.retrain.training, processes()),
+        "baselines": steps(baseline_settings(recipe, rows, processes()), processes()) * len(recipe.baselines),
         **({"finals": whole(steps(recipe.finals.training))} if recipe.finals is not None else {}),
     }
     minutes: dict[str, float] = {}

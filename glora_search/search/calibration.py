@@ -20,6 +20,7 @@ from glora_search.files.arguments import Count
 from glora_search.scoring import Scoring
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.space.layers import Genome
+from glora_search.training.loop import PREPARED
 from glora_search.training.trainer import PathTrainer
 
 
@@ -150,10 +151,6 @@ def _own_random_numbers() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
-
-
-PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
-"""What accelerate sets on a model that it has prepared; one that has them is not prepared again."""
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -33,6 +34,8 @@ from glora_search.training.trainer import PathTrainer
 
 PROCESSES = "processes"
 """The file beside the checkpoints that says how many processes train, where it is not one."""
+PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""What accelerate sets on a model that it has prepared; one that has them is not prepared again."""
 STATE = "trainer_state.json"
 """What Trainer writes last of a checkpoint."""
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
@@ -114,13 +117,27 @@ def train(
         if description:
             say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
-    if not args.disable_tqdm or not description:
-        _go(trainer, last)
-        return trainer
-    with track(description, total_steps(trainer)) as bar:
-        trainer.add_callback(TrainingProgress(bar))
-        _go(trainer, last)
+    with _called_as_before(model):
+        if not args.disable_tqdm or not description:
+            _go(trainer, last)
+            return trainer
+        with track(description, total_steps(trainer)) as bar:
+            trainer.add_callback(TrainingProgress(bar))
+            _go(trainer, last)
     return trainer
+
+
+@contextmanager
+def _called_as_before(model: nn.Module) -> Iterator[None]:
+    """A block of training after which the model computes in its own precision, as it will once it is loaded."""
+    own: dict[str, Any] = model.__dict__
+    kept = {name: own[name] for name in PREPARED if name in own}
+    try:
+        yield
+    finally:
+        for name in PREPARED:
+            own.pop(name, None)
+        own.update(kept)
 
 
 def _go(trainer: Trainer, checkpoint: str | None) -> None:

@@ -309,3 +309,16 @@ def test_a_supernet_that_stopped_early_before_a_kill_is_the_one_that_was_best(ti
     assert killed.view.weights() == whole.view.weights()
     curves = [json.loads((run.folder / "supernet" / "history.json").read_text()) for run in (whole, killed)]
     assert [[entry["step"] for entry in curve if "eval_accuracy" in entry] for curve in curves] == [[4, 8]] * 2
+
+
+def test_figures_of_trainings_in_half_precision_are_those_of_the_saved_adapters(tiny_recipe, tmp_path):
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["retrain"]["training"] |= {"bf16": True, "num_train_epochs": 6}
+    recipe["baseline"] = {"training": {"bf16": True, "use_cpu": True}}
+    run = Run.create(Recipe.model_validate(recipe), tmp_path / "run")
+    for stage in ("supernet", "search", "best", "retrained", "baselines"):
+        run.do(stage)
+    noted = {"retrained": run.view.done("retrained"), "baselines/lora": run.view.done("baselines")["list"][0]}
+    for folder, figures in noted.items():
+        found = evaluate(Run(run.folder).context.load(folder), run.context.validation, run.context.task)
+        assert found.loss == pytest.approx(figures["validation_loss"], rel=1e-6)
