@@ -180,5 +180,5 @@ def check_lr_factors(factors: Mapping[str, float] | str) -> dict[str, float]:
         if name not in LR_GROUPS:
             raise invalid("lr_factors", name, LR_GROUPS)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-            raise invalid(f"lr_factors.{name}", factor, "a number above 0")
+            raise invalid(f"lr_factors.{name}", factor, "a finite number above 0")
     return {name: float(factor) for name, factor in factors.items()}

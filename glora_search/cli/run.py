@@ -46,7 +46,7 @@ def run(
     """
     _check_counts({"--workers": workers})
     begin(quiet, as_json)
-    current = _create(recipe, overrides, run_dir)
+    current = _create(recipe, overrides, run_dir, workers=workers)
     _show(current, current.all_stages(workers=workers), as_json)
 
 
@@ -78,14 +78,19 @@ def _next(view: Any) -> str | None:
     return next(left, None)
 
 
-def _create(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, again: bool = False) -> Any:
+def _create(
+    recipe: str, overrides: list[str] | None, run_dir: Path | None, *, again: bool = False, workers: int = 1
+) -> Any:
     find_shipped("experiments", recipe, key="recipe")  # checked before torch is imported
     silence_libraries()
     from glora_search.recipe.schema import Recipe
     from glora_search.run.runner import Run
 
     settle()
-    return Run.create(Recipe.load(recipe, overrides or []), run_dir, again=again)
+    loaded = Recipe.load(recipe, overrides or [])
+    if workers > 1 and loaded.finals is None:
+        raise invalid("--workers", workers, "1, since the recipe has no section finals")
+    return Run.create(loaded, run_dir, again=again)
 
 
 def _check_counts(options: dict[str, int | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections import Counter
@@ -10,7 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file, maybe of a spreadsheet"}
+PACKED = {
+    **{b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"},
+    b"PK\x03\x04": "a zip file, maybe of a spreadsheet",
+}
 MARKS = {
     **{b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"},
     **PACKED,
@@ -57,10 +61,14 @@ def _first_row(path: Path, separator: str, quoting: Quoting) -> list[str]:
 
 def not_text(path: Path) -> str:
     """In which line a file is not text in UTF-8, and what it may be; empty where it is."""
-    content = path.read_bytes()
-    mark = next((name for start, name in MARKS.items() if content.startswith(start)), None)
+    with path.open("rb") as file:
+        start = file.read(4)
+    mark = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
     if mark is not None:
         return f"line 1: this is {mark}, not UTF-8"
+    if _is_text(path):
+        return ""
+    content = path.read_bytes()
     try:
         content.decode("utf-8")
         at, what = content.find(b"\0"), "is no text"
@@ -70,6 +78,21 @@ def not_text(path: Path) -> str:
         return ""
     line = len((content[:at] + b".").splitlines())
     return f"line {line}: byte 0x{content[at]:02x} {what}"
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is text in UTF-8; of a long one, a block at a time is in memory."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while block := file.read(1 << 20):
+                if b"\0" in block:
+                    return False
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def broken_line(path: Path, separator: str, fields: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> int | None:
@@ -180,21 +203,22 @@ def json_not_text(path: Path) -> str:
 
 
 def json_column(path: Path, name: str) -> list[Any]:
-    """A column of a json file (a list of objects, or lists by their columns) or of json lines, each value as it is
-    written.
+    """A column of a json file (a list of objects, or one) or of json lines; numbers are texts, as they are written.
 
     Raises:
         ValueError: the file is no such text.
+        AttributeError: a row is no object.
     """
+
+    def read(text: str) -> Any:
+        return json.loads(text, parse_int=str, parse_float=str)
+
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text)
+        rows = read(text)
     except json.JSONDecodeError:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    if isinstance(rows, dict):
-        values = rows.get(name)
-        return values if isinstance(values, list) else [values]
-    return [row.get(name) for row in rows]
+        rows = [read(line) for line in text.split("\n") if line.strip()]
+    return [row.get(name) for row in ([rows] if isinstance(rows, dict) else rows)]
 
 
 def _json_fault(text: str, line: int, kind: type) -> str | None:

@@ -42,8 +42,6 @@ from glora_search.training.uniform import Uniform, uniform_methods
 
 FURTHER = 2
 """Learning rates of LoRA that join the race, at most."""
-LOCK = ".lock"
-"""In a finalist's folder, held by the process that trains it."""
 PEERS = "peers"
 """The folder of what finalists teach."""
 WAIT = 0.5
@@ -226,7 +224,9 @@ class Contest:
                 elif not taught.is_dir():
                     rows = (self.train, self.validation, self.unlabelled())
                     lesson = Lesson.of(peers, "finalists", len(members), *rows)
-                    replace(lesson, further=peers.teach(self.validation)).save(taught)
+                    lesson = replace(lesson, further=peers.teach(self.validation))
+                    self._check_that_it_goes_on()
+                    lesson.save(taught)
         self.lesson = Lesson.load(taught)
         return True
 
@@ -280,7 +280,7 @@ class Contest:
                         reached[one.name] = found
                         continue
                 self._check_that_it_goes_on()
-                with claimed(self.home(one) / LOCK) as ours:
+                with claimed(self.home(one) / ".lock") as ours:
                     if ours:
                         self._check_that_it_goes_on()
                         reached[one.name] = self._train_one(one, step, bar)

@@ -44,8 +44,7 @@ def check_rows(
 def check_patience(patience: int | None, args: TrainingArguments) -> None:
     """Refuse to stop early by evaluations that nobody makes."""
     if patience is not None and (args.eval_strategy == "no" or not args.load_best_model_at_end):
-        allowed = "None, or one with args that evaluate (eval_strategy) and have load_best_model_at_end"
-        raise invalid("patience", patience, allowed)
+        raise invalid("patience", patience, "None; or set eval_strategy and load_best_model_at_end in args")
 
 
 def check_best(args: TrainingArguments) -> None:

@@ -110,6 +110,7 @@ def count(run: Context, step: float, forward: float, together: int = 1) -> Estim
         "train-supernet": training(recipe.supernet.training) * len(sampling(0)) * SUPERNET_STEP,
         "search": recipe.search.trials * (scored + recipe.search.calibration_steps * step * SUPERNET_STEP),
     }
+    baseline = training(baseline_settings(recipe, rows, together))
     if recipe.finals is not None:
         args = _args(recipe.finals.training, recipe)
         unit = per_row * _batch(args) * whole(steps_for(args, rows)) + PARTS * scored
@@ -121,9 +122,9 @@ def count(run: Context, step: float, forward: float, together: int = 1) -> Estim
         found["finals"] = trainings * unit + taught * (scored + forward * others)
     else:
         found["retrain"] = training(recipe.retrain.training) * SUPERNET_STEP
-        unit = training(baseline_settings(recipe, rows, together))
+        unit = baseline
     if recipe.baselines:
-        found["baselines"] = training(baseline_settings(recipe, rows, together))
+        found["baselines"] = baseline
     for name in found:
         if name != "train-supernet":
             found[name] *= 1 + len(recipe.search.budgets)

@@ -27,6 +27,7 @@ from glora_search.ranking import is_finite
 from glora_search.recipe.arguments import EVALUATED
 from glora_search.recipe.schema import Finals
 from glora_search.run.context import Context
+from glora_search.run.folder import RunFolder
 from glora_search.run.origin import check_origin
 from glora_search.run.search import evaluator_of
 from glora_search.scoring import evaluate
@@ -78,17 +79,17 @@ def assist(folder: Path, *, workers: int = 1) -> None:
         folder: the run folder.
         workers: see `run_finals`.
     """
-    run = Context(folder)
-    settings, own = run.recipe.finals, run.folder / "finals"
-    assert settings is not None
-    check_origin(run)  # this machine's data may be others
-    while not (own / READY).is_file():
-        if not run.view.is_busy():
+    own = folder / "finals"
+    while (race := _race_in(own)) is None:
+        if not RunFolder(folder).is_busy():
             return
         time.sleep(WAIT)
-    race = _race_in(own)
+    run = Context(folder)  # not before: the recipe is that of this race, or of a later one
+    settings = run.recipe.finals
+    assert settings is not None
+    check_origin(run)  # this machine's data may be others
     contest = contest_of(run, own, settings)
-    contest.goes_on = lambda: race is not None and _race_in(own) == race and run.view.done("finals") is None
+    contest.goes_on = lambda: _race_in(own) == race and run.view.done("finals") is None
     with contextlib.suppress(RaceOverError), helped_by(workers - 1, functools.partial(assist, folder)):
         contest.run()
 

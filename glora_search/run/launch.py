@@ -28,10 +28,9 @@ from torch import distributed
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.run.context import Context
-from glora_search.run.launcher import forget, take_device, told
+from glora_search.run.launcher import end_with_the_launcher, forget, take_device, told
 from glora_search.run.origin import check_origin
 from glora_search.run.stages import STAGES, Stage, function
-from glora_search.search.shared.workers import end_with_its_parent
 
 SHARDING = ("fsdp", "deepspeed", "parallelism_config")
 """Training arguments for weights that no process has whole: subnets could not be folded into them."""
@@ -175,7 +174,7 @@ def join() -> Launch:
     store.set_timeout(FOREVER)
     forget()
     _launch = Launch(rank, processes, store, found)
-    end_with_its_parent()  # a launcher that is killed does not end what it has launched
+    end_with_the_launcher()
     return _launch
 
 

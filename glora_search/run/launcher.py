@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Mapping
 
 import torch
@@ -66,3 +68,15 @@ def own_devices() -> list[str]:
     count = torch.cuda.device_count()  # asks the driver's library, and starts nothing that would fix the devices
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (named.split(",") if named else [str(index) for index in range(count)])[:count]
+
+
+def end_with_the_launcher() -> None:
+    """A launcher that is killed does not end what it has launched, and that would hold the run folder's lock."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -67,7 +67,7 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
         "train-supernet": steps(recipe.supernet.training, processes()),
         "search": recipe.search.trials,
         "retrain": steps(recipe.retrain.training, processes()),
-        "baselines": steps(baseline_settings(recipe, rows, processes()), processes()) * len(recipe.baselines),
+        "baselines": steps(baseline_settings(recipe, rows, processes()), processes()),
         **({"finals": whole(steps(recipe.finals.training))} if recipe.finals is not None else {}),
     }
     minutes: dict[str, float] = {}

@@ -17,7 +17,6 @@ from glora_search.files.claims import claimed
 from glora_search.files.disk import full_disk
 from glora_search.files.folders import remove
 from glora_search.files.text import write_json
-from glora_search.finals.contest import LOCK as TRAINING
 from glora_search.progress import say
 from glora_search.recipe.schema import Recipe
 from glora_search.run import cost
@@ -318,7 +317,7 @@ class Run:
 
     def _check_alone(self) -> None:
         """Refuse to remove what a process that helps with the finals still writes."""
-        for lock in (self.folder / "finals").glob(f"trainings/*/{TRAINING}"):
+        for lock in (self.folder / "finals" / "trainings").rglob("*.lock"):
             with claimed(lock) as ours:
                 if not ours:
                     raise invalid("run", str(self.folder), "a run folder that no other process works in")

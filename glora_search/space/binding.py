@@ -165,8 +165,8 @@ def check_fits(space: BoundSpace, model: nn.Module) -> None:
         base = base_linear(modules[layer.name], layer.name)
         found = (*linear_features(base), getattr(base, "bias", None) is not None)
         if found != own:
-            allowed = f"one bound to this {_kind(model)}, whose {layer.name} has {_size(*found)}"
-            raise invalid("space", f"{space.name}, where it has {_size(*own)}", allowed)
+            allowed = f"one bound to this {_kind(model)}, where it has {_size(*found)}"
+            raise invalid("space", f"{space.name}, where {layer.name} has {_size(*own)}", allowed)
 
 
 def _kind(model: nn.Module) -> str:

@@ -147,7 +147,7 @@ class LanguageModel(TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row, at the end."""
-        return DataCollatorForSeq2Seq(self.right_padding(), label_pad_token_id=IGNORED)
+        return DataCollatorForSeq2Seq(self.batch_tokenizer(), label_pad_token_id=IGNORED)
 
     def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[rows, tokens, vocabulary]`` and the labels ``[rows, tokens]`` that they are for."""

@@ -6,17 +6,17 @@ import csv
 import glob
 import importlib.util
 import mimetypes
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import pandas as pd
-from datasets import Dataset, DatasetDict, Json, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from glora_search.errors import UserError, invalid
-from glora_search.files.cells import is_missing
 from glora_search.files.samples import FORMATS, check_folder
 from glora_search.files.tables import (
     Quoting,
@@ -30,12 +30,12 @@ from glora_search.files.tables import (
     wrong_quote,
 )
 from glora_search.recipe.data import SPLITS, BbcHeadlines, Files, Hub, Named, Saved
-from glora_search.tasks.fingerprints import file_digest, rows_digest
+from glora_search.tasks.fingerprints import file_digest, rows_digest, state_digest
+from glora_search.tasks.mixed import as_texts, check_unread, mixed_columns
 from glora_search.tasks.rows import with_column
 
 QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
 BROKEN = "fewer fields than the header has, beside a carriage return: in a text without quotes, it ends the row"
-ONE_KIND = "values of one kind, such as text: as json, it holds numbers or NaN among texts"
 TIMES = ("date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
@@ -225,31 +225,37 @@ class DatasetFiles(_InFiles):
                 f"{self.place(split)}, column {name}",
                 "text other than dates, which are read from json as times; csv and parquet files keep them as text",
             )
-        path = _existing(self.data, split)
-        for name in _json_columns(rows):
-            try:
-                values = json_column(path, name)
-            except (ValueError, AttributeError):  # packed, or of rows that are no objects
-                values = []
-            if len(values) != len(rows):
-                raise invalid(f"data.{split}", f"{path}, column {name}", ONE_KIND)
-            if not any(_holds(value, dict) for value in values):
-                rows = with_column(rows, name, [_as_text(value) for value in values])
+        for name in mixed_columns(rows):
+            values = self._written(split, name) if self.data.source == "json" else None
+            if values is None or len(values) != len(rows):
+                check_unread(rows, name, split, self.place(split))
+            elif (texts := as_texts(values)) is not None:
+                rows = with_column(rows, name, texts)
         return rows
+
+    def _written(self, split: str, name: str) -> list[Any] | None:
+        """A column of a json file, see `json_column`; None where it cannot be read so, since it is packed say."""
+        try:
+            return json_column(_existing(self.data, split), name)
+        except (ValueError, AttributeError):
+            return None
 
     def _check_images(self, split: str, *, labelled: bool) -> None:
         """Refuse what ``datasets`` would leave out without a word, or give a class that it is not of."""
         folder, known = _existing(self.data, split), set(ImageFolder.EXTENSIONS)
-        if any((folder / name).is_file() for name in ImageFolder.METADATA_FILENAMES):  # it says what each image is
+        if any(any(folder.rglob(name)) for name in ImageFolder.METADATA_FILENAMES):  # it says what each image is
             return
+        classes: Path | None = None
         for file in sorted(folder.rglob("*")):
             inside = file.relative_to(folder)
             if not file.is_file() or any(part.startswith(".") for part in inside.parts):
                 continue
             read = not known.isdisjoint(suffix.lower() for suffix in file.suffixes[-2:])
-            if read and labelled and len(inside.parts) != 2:
-                allowed = "each image in the folder of its class, and no folders in that one"
-                raise invalid(f"data.{split}", f"{folder}, {inside}", allowed)
+            if read and labelled:
+                classes = classes or file.parent.parent
+                if file.parent == folder or file.parent.parent != classes:
+                    allowed = "each image in the folder of its class, and the classes' folders side by side"
+                    raise invalid(f"data.{split}", f"{folder}, {inside}", allowed)
             if not read and file.parent != folder and _is_image(file):
                 allowed = "images of a kind that datasets reads, such as .png and .jpg"
                 raise invalid(f"data.{split}", f"{folder}, {inside}", allowed)
@@ -288,9 +294,8 @@ class Splits(_Counted):
     def read(self, split: str, columns: Sequence[str]) -> Dataset:
         """See `Source`."""
         rows = self.splits[getattr(self.data, split)].select_columns(list(columns))
-        for name in _json_columns(rows):
-            if any(_holds(value, (str, int, float)) for value in rows[name]):
-                raise invalid(f"data.{split}", f"{self.place(split)}, column {name}", ONE_KIND)
+        for name in mixed_columns(rows):
+            check_unread(rows, name, split, self.place(split))
         return rows
 
     def place(self, split: str) -> str:
@@ -310,10 +315,11 @@ def _load_hub(data: Hub) -> DatasetDict:
     check_folder("data.name", data.name)
     folder, cache = Path(data.name), None
     if folder.is_dir():  # the cache knows its files by path and time, and by this folder
-        wrong = {file: json_not_text(file) for file in folder.rglob("*") if FORMATS.get(file.suffix.lower()) == "json"}
-        if (file := next((file for file, fault in wrong.items() if fault), None)) is not None:
-            raise invalid("data.name", str(file), f"json files in UTF-8 ({wrong[file]})")
-        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / file_digest(folder)[:16])
+        files = _files_in(folder)
+        for file in files:
+            if FORMATS.get(file.suffix.lower()) == "json" and (wrong := json_not_text(file)):
+                raise invalid("data.name", str(file), f"json files in UTF-8 ({wrong})")
+        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / state_digest(files)[:16])
     try:
         return load_dataset(data.name, data.config, cache_dir=cache)
     except Exception as error:
@@ -330,22 +336,14 @@ def _load_saved(data: Saved) -> DatasetDict:
     return found if isinstance(found, DatasetDict) else DatasetDict({"train": found})
 
 
-def _json_columns(rows: Dataset) -> list[str]:
-    """The columns whose values, or those in their lists, are of several kinds; ``datasets`` then reads every text among
-    them as json, so that with a number or NaN in another row, the text ``007`` is 7."""
-    return [name for name, kind in rows.features.items() if isinstance(getattr(kind, "feature", kind), Json)]
-
-
-def _holds(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a value, or one in its lists, is of these kinds."""
-    return isinstance(value, kinds) or (isinstance(value, list) and any(_holds(item, kinds) for item in value))
-
-
-def _as_text(value: Any) -> Any:
-    """The text that a value of a mixed column stands for, or the list of them; None where it is missing."""
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    return None if is_missing(value) else str(value)
+def _files_in(folder: Path) -> list[Path]:
+    """The files of a data folder that may hold rows, also those behind links."""
+    found = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(
+        file
+        for file in found
+        if file.suffix.lower() != ".md" and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
 
 
 def _every_file(folder: Path) -> list[str]:

@@ -38,7 +38,7 @@ class TextTask(Task):
         found: str | None = self.tokenizer.eos_token
         return found
 
-    def right_padding(self) -> Any:
+    def batch_tokenizer(self) -> Any:
         """The tokenizer for batches: with padding on the left, a row's positions would depend on the batch.
 
         A model that reads a row's last place (XLNet) keeps its own.

@@ -82,7 +82,7 @@ class TokenClassification(Labelled, TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch and its labels to the longest row."""
-        return DataCollatorForTokenClassification(self.right_padding())
+        return DataCollatorForTokenClassification(self.batch_tokenizer())
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer and ``labels``, one a token; rows without a word that has a token and a tag are left

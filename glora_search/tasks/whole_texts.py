@@ -58,7 +58,7 @@ class WholeTexts(TextTask):
 
     def make_collator(self) -> Any:
         """Pads a batch to its longest row."""
-        return DataCollatorWithPadding(self.right_padding())
+        return DataCollatorWithPadding(self.batch_tokenizer())
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns of the tokenizer (``input_ids``, ``attention_mask``, ...) and ``labels``."""

@@ -148,8 +148,8 @@ def _go(trainer: Trainer, checkpoint: str | None) -> None:
         if checkpoint is not None and _has_stopped(Path(checkpoint)):
             trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
             trainer._load_best_model()
-            return
-        trainer.train(resume_from_checkpoint=checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:  # torch loads numbers and no code
         raise UserError(f"{checkpoint}: damaged, or it would run code; remove this folder, and resume") from error
     trainer.accelerator.wait_for_everyone()  # before one of them removes the checkpoints

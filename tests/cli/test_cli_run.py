@@ -308,10 +308,11 @@ def test_help_lists_every_stage(call):
         assert command in out
 
 
-def test_no_workers_are_refused_before_anything_is_written(call, recipe_file, tmp_path):
-    code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--workers", "0")
-    assert (code, err) == (2, "error: --workers: got 0; allowed: 1 or more\n")
-    assert not (tmp_path / "run").exists()
+def test_wrong_workers_are_refused_before_anything_is_written(call, recipe_file, tmp_path):
+    for count, allowed in (("0", "1 or more"), ("2", "1, since the recipe has no section finals")):
+        code, _, err = call("run", recipe_file, "--run-dir", tmp_path / "run", "--workers", count)
+        assert (code, err) == (2, f"error: --workers: got {count}; allowed: {allowed}\n")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_search_goes_on_without_the_file_of_its_space(call, recipe_file, tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import time
 
+import psutil
 import pytest
 
 from glora_search.errors import UserError
@@ -14,7 +15,7 @@ from glora_search.finals.contest import Contest
 from glora_search.recipe.schema import Recipe
 from glora_search.run import finals
 from glora_search.run.runner import Run
-from glora_search.search.shared.workers import end_with_its_parent
+from glora_search.search.shared import workers
 
 
 def test_a_process_that_comes_when_the_race_is_over_trains_nothing(searched, monkeypatch):
@@ -66,22 +67,25 @@ def test_finals_that_a_helper_still_trains_for_are_not_removed(searched):
     assert Run.create(Recipe.model_validate(recipe.model_dump()), searched.folder).view.done("finals") is None
 
 
-def test_a_process_ends_with_the_one_that_started_it():
-    told, pid = os.pipe()
-    parent = os.fork()
-    if parent == 0:
-        if os.fork() == 0:
-            end_with_its_parent()
-            os.write(pid, str(os.getpid()).encode())
-            time.sleep(60)
-        time.sleep(60)
-    child = int(os.read(told, 32))
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    for _ in range(600):
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("it goes on")
+FORKS = multiprocessing.get_context("fork")
+
+
+def helper(pipe):
+    workers._end_with_its_parent()
+    pipe.send(os.getpid())
+    time.sleep(60)
+
+
+def first(pipe):
+    FORKS.Process(target=helper, args=(pipe,)).start()
+    time.sleep(60)
+
+
+def test_a_helper_ends_with_the_process_that_started_it():
+    told, pipe = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=first, args=(pipe,))
+    process.start()
+    started = psutil.Process(told.recv())
+    process.kill()
+    process.join()
+    started.wait(30)

@@ -90,7 +90,7 @@ def test_one_process_tells_why_all_end(two, monkeypatch):
 
 def test_what_a_launcher_told_is_taken_from_the_environment_at_once(monkeypatch):
     monkeypatch.setattr(launch, "_launch", None)
-    monkeypatch.setattr(launch, "end_with_its_parent", lambda: None)
+    monkeypatch.setattr(launch, "end_with_the_launcher", lambda: None)
     monkeypatch.setattr(launch.distributed, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
     for name in NAMES:
         monkeypatch.setenv(name, "1")

@@ -69,6 +69,21 @@ def test_images_in_a_folder_within_their_class_are_refused(tiny, recipe, make, t
         make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
 
 
+def test_classes_may_lie_below_folders_that_hold_nothing_else(tiny, recipe, make, tmp_path):
+    make.images(tmp_path / "all" / "images", 12)
+    data = {"source": "imagefolder", "train": str(tmp_path / "all")}
+    made = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+    assert made.data.labels == ["dark", "light"]
+
+
+def test_classes_in_different_folders_are_refused(tiny, recipe, make, tmp_path):
+    for year in ("2023", "2024"):
+        make.images(tmp_path / "all" / year, 12)
+    data = {"source": "imagefolder", "train": str(tmp_path / "all")}
+    with pytest.raises(UserError, match=r"got '.*2024/.*; allowed: .*the classes' folders side by side"):
+        make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+
+
 def test_images_of_16_bits_are_refused_by_the_name_of_their_file(tiny, recipe, make, tmp_path):
     data = {"source": "imagefolder", "train": make.images(tmp_path / "train", 12)}
     pixels = np.full((16, 16), 20_000, dtype=np.uint16)

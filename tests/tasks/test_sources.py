@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -291,15 +294,36 @@ TEXTS = ["007", '"quoted"', "true", "null", "[1, 2]", '{"a": 1}', "2019"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "list.json"])
-@pytest.mark.parametrize("odd", [42, float("nan"), [3.5, True, None]], ids=str)
+@pytest.mark.parametrize("odd", ["42", "NaN", "1e3", "true"])
 def test_texts_beside_numbers_are_read_as_they_are_written(kind, odd, tmp_path):
-    rows = [{"text": text, "label": "01"} for text in TEXTS]
-    odd = odd if isinstance(odd, list) else [odd]
-    rows += [{"text": value, "label": 2} for value in odd]
-    read = DatasetFiles(Files(source="json", train=write(kind, tmp_path, rows))).read("train", ["text", "label"])
-    expected = [None if value is None or value != value else str(value) for value in odd]
-    assert list(read["text"]) == [*TEXTS, *expected]
-    assert list(read["label"]) == ["01"] * len(TEXTS) + ["2"] * len(odd)
+    rows = [*({"text": text, "label": "01"} for text in TEXTS), {"text": "ODD", "label": 2}]
+    path = tmp_path / "train.json"
+    path.write_text(Path(write(kind, tmp_path, rows)).read_text().replace('"ODD"', odd))
+    read = DatasetFiles(Files(source="json", train=str(path))).read("train", ["text", "label"])
+    assert list(read["text"]) == [*TEXTS, None if odd == "NaN" else odd]
+    assert list(read["label"]) == [*["01"] * len(TEXTS), "2"]
+
+
+def test_single_labels_beside_lists_of_them_are_lists(tmp_path):
+    rows = [{"text": str(n), "label": label} for n, label in enumerate(["a", ["a", "b"], 7, None])]
+    read = DatasetFiles(Files(source="json", train=write("jsonl", tmp_path, rows))).read("train", ["label"])
+    assert list(read["label"]) == [["a"], ["a", "b"], ["7"], None]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "gz", "folder"])
+def test_conversations_whose_turns_have_other_keys_are_read_from_every_source(kind, tmp_path):
+    turns = [{"role": "user", "content": "007"}, {"role": "assistant", "content": "5", "more": [1]}]
+    rows, path = [{"turns": turns}, {"turns": turns[:1]}], tmp_path / "train.jsonl"
+    Path(write("jsonl", tmp_path, rows))
+    if kind == "folder":
+        read = open_source(Hub(source="hub", name=str(tmp_path))).read("train", ["turns"])
+    elif kind == "gz":
+        (tmp_path / "packed.gz").write_bytes(gzip.compress(path.read_bytes()))
+        read = DatasetFiles(Files(source="json", train=str(tmp_path / "packed.gz"))).read("train", ["turns"])
+    else:
+        load_dataset("json", data_files=str(path), split="train").to_parquet(tmp_path / "train.parquet")
+        read = DatasetFiles(Files(source="parquet", train=str(tmp_path / "train.parquet"))).read("train", ["turns"])
+    assert [[turn["content"] for turn in turns] for turns in read["turns"]] == [["007", "5"], ["007"]]
 
 
 def test_lists_of_texts_beside_numbers_and_conversations_are_read_as_they_are_written(tmp_path):
@@ -338,9 +362,8 @@ def test_json_that_is_not_utf8_is_refused(encoding, words, tmp_path):
             load(data)
 
 
-def test_packed_json_is_read(tmp_path):
-    plain = write("jsonl", tmp_path, ROWS)
-    packed = tmp_path / "packed.jsonl.gz"
-    with open(plain, "rb") as file:
-        packed.write_bytes(gzip.compress(file.read()))
+@pytest.mark.parametrize("packer", [gzip, bz2, lzma], ids=lambda packer: packer.__name__)
+def test_packed_json_is_read(packer, tmp_path):
+    packed = tmp_path / "packed"
+    packed.write_bytes(packer.compress(Path(write("jsonl", tmp_path, ROWS)).read_bytes()))
     assert load(Files(source="json", train=str(packed))).labels == ["x", "y"]

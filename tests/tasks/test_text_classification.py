@@ -122,7 +122,7 @@ def test_a_tokenizer_that_pads_on_the_left_does_not_change_scores_with_the_batch
     one, all_ = (evaluate(model, Batches(made.train, made.collator, size), made).loss for size in (1, 64))
     assert one == pytest.approx(all_, rel=1e-5)
     made.config.summary_type = "last"
-    assert made.right_padding().padding_side == "left"
+    assert made.batch_tokenizer().padding_side == "left"
 
 
 def test_a_text_that_holds_the_token_which_ends_texts_is_refused_by_an_encoder_decoder(task, make):

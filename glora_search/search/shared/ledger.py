@@ -16,6 +16,7 @@ import os
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ PLACE = "place"
 BEAT = "beat"
 BEAT_SECONDS = 10.0
 """How often a worker shows that it lives, while it evaluates."""
-_OWN: set[tuple[str, int]] = set()
-"""This process's workers that have not left: storage and record. A record of this process that is not among them is of
-one whose end could not be written."""
+TOKEN = "token"
+_OWN: set[str] = set()
+"""The tokens of this process's workers that have not left. A record of this process that has none of them is of one
+whose end could not be written."""
 LOST_SECONDS = 60.0
 """A worker of another machine that has not shown so for this long is taken for dead: several beats must fail."""
 
@@ -82,6 +84,7 @@ class Ledger:
         self._read = 0
         self._beats = 0
         self._claims: dict[int, tuple[Any, float, bool]] = {}
+        self._token = uuid.uuid4().hex
         self._worker: int | None = None
         self._workers: int | None = None
         self.in_doubt = False
@@ -152,10 +155,10 @@ class Ledger:
                 return self.claims()
             except (UpdateFinishedTrialError, RuntimeError):
                 pass  # taken for dead after a long silence: join anew
-        attributes = {PLACE: _place(), CLAIM: key, BEAT: 0}
+        attributes = {PLACE: _place(), TOKEN: self._token, CLAIM: key, BEAT: 0}
         template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         self._worker = self.storage.create_new_trial(self._workers, template)
-        _OWN.add((self.shown, self._worker))
+        _OWN.add(self._token)
         return self.claims()
 
     def claims(self) -> set[str]:
@@ -182,7 +185,7 @@ class Ledger:
     def leave(self) -> None:
         """This worker ends."""
         if self._worker is not None:
-            _OWN.discard((self.shown, self._worker))
+            _OWN.discard(self._token)
             self._end(self._worker, TrialState.COMPLETE)
             self._worker = None
 
@@ -220,7 +223,7 @@ class Ledger:
     def _lives(self, worker: FrozenTrial) -> bool:
         machine, pid, started = worker.user_attrs[PLACE]
         if worker.user_attrs[PLACE] == _place():
-            alive = (self.shown, trial_id(worker)) in _OWN
+            alive = worker.user_attrs.get(TOKEN) in _OWN
         elif machine == _place()[0]:
             alive = _started(pid) == started
         else:

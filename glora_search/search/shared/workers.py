@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,24 +61,24 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def end_with_its_parent() -> None:
-    """End this process once the one that has started it is gone: it would go on, and hold what others wait for."""
-    parent = os.getppid()
+def _end_with_its_parent() -> None:
+    """A process that is killed does not end those that it has started; they would go on, and hold what others need."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _help(work: Callable[[], None], threads: int) -> None:
+    _end_with_its_parent()
     import transformers
 
     import glora_search.progress
 
-    end_with_its_parent()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     glora_search.progress.console.quiet = True  # the first process shows the progress of all
