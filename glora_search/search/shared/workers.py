@@ -64,11 +64,11 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 def _end_with_its_parent() -> None:
     """A process that is killed does not end those that it has started; they would go on, and hold what others need."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def watch() -> None:
-        parent.join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
