@@ -90,8 +90,12 @@ def assist(folder: Path, *, workers: int = 1) -> None:
     check_origin(run)  # this machine's data may be others
     contest = contest_of(run, own, settings)
     contest.goes_on = lambda: _race_in(own) == race and run.view.done("finals") is None
-    with contextlib.suppress(RaceOverError), helped_by(workers - 1, functools.partial(assist, folder)):
-        contest.run()
+    try:
+        with helped_by(workers - 1, functools.partial(assist, folder)):
+            contest.run()
+    except (RaceOverError, FileNotFoundError):  # once the race is over, the first process removes the checkpoints
+        if contest.goes_on():
+            raise
 
 
 def _race_in(folder: Path) -> str | None:
