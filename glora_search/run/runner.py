@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -345,7 +346,8 @@ class Run:
             shutil.rmtree(left, ignore_errors=True)
 
     def _left_by(self, stage: Stage) -> list[Path]:
-        return [path for name in TO_GO_ON for path in (self.folder / stage.name).rglob(name)]
+        walk = os.walk(self.folder / stage.name)  # not rglob: another process may be removing them
+        return [Path(where) / name for where, names, _ in walk for name in names if name in TO_GO_ON]
 
 
 @contextmanager
