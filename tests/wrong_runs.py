@@ -81,8 +81,8 @@ WRONG = {
         ["search/trials.csv", "remove run/search/stage.json", "glora-search search run"],
     ),
     "a journal of other lines": (
-        after("search", "run", search__stage_json=None, **{"search/journal.log": b"{}\n"}), "is damaged",
-        ["journal.log", "line 1"],
+        after("search", "run", search__stage_json=None, **{"search/journal.log": b"{}\n"}),
+        "a new file, or a journal", ["journal.log"],
     ),
     "an adapter of no kind": (
         after("merge", "run", retrained=None, merged=None, **{"best/adapter_config.json": b"{}"}),
