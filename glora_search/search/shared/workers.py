@@ -21,8 +21,8 @@ from glora_search.files.disk import full_disk
 def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
     """A block of work on a search, with so many more processes beside it.
 
-    They share the machine's cores. One that dies is not replaced; what it evaluated is evaluated by another. They end
-    with the search, and at the latest with the block.
+    They share the machine's cores, and leave Ctrl-C to the first process, which ends them. One that dies is not
+    replaced; what it evaluated is evaluated by another. They end with the search, and at the latest with the block.
 
     Args:
         count: how many.
@@ -35,7 +35,7 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
     helpers = [context.Process(target=_help, args=(work, threads), daemon=True) for _ in range(count)]
-    with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore; the first one ends the others
+    with _ignoring_ctrl_c(), _without_warnings():  # what a process ignores, those that it starts ignore
         for helper in helpers:
             helper.start()
     torch.set_num_threads(threads)
@@ -47,6 +47,20 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
         torch.set_num_threads(before)
         for helper in helpers:
             helper.terminate()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A block in which processes start without warnings: the first one shows them once."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager
