@@ -85,8 +85,7 @@ def check_some(function: Callable[..., Any], key: str, given: Mapping[str, Any])
         try:
             TypeAdapter(annotations[name], config=STRICT).validate_python(value)
         except ValidationError as error:
-            allowed = _allowed(annotations[name], error.errors())
-            lines.append(str(invalid(f"{key}.{name}" if key else name, value, allowed)))
+            lines.append(_line(key, name, value, annotations[name], error.errors()))
     if lines:
         raise UserError("\n".join(lines))
 
@@ -109,16 +108,15 @@ def _refusal(function: Callable[..., Any], key: str, error: ValidationError) -> 
     for problem in error.errors():
         place = problem["loc"][0]  # of an argument without a name, its number
         wrong.setdefault(names[place] if isinstance(place, int) else place, []).append(problem)
-    lines = []
-    for name, problems in wrong.items():
-        allowed = _allowed(annotations[name], problems)
-        lines.append(str(invalid(f"{key}.{name}" if key else name, problems[0]["input"], allowed)))
+    lines = (_line(key, name, problems[0]["input"], annotations[name], problems) for name, problems in wrong.items())
     return UserError("\n".join(lines))
 
 
-def _allowed(annotation: Any, problems: Sequence[Any]) -> str:
+def _line(key: str, name: str, value: Any, annotation: Any, problems: Sequence[Any]) -> str:
+    """What is said of one argument."""
     allowed = list(_described(annotation)) or [_said(problem) for problem in problems]
-    return " or ".join(allowed + ["None"] * (type(None) in typing.get_args(annotation)))
+    allowed += ["None"] * (type(None) in typing.get_args(annotation))
+    return str(invalid(f"{key}.{name}" if key else name, value, " or ".join(allowed)))
 
 
 def _described(annotation: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ import codecs
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -61,10 +61,7 @@ def _first_row(path: Path, separator: str, quoting: Quoting) -> list[str]:
 
 def not_text(path: Path) -> str:
     """In which line a file is not text in UTF-8, and what it may be; empty where it is."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    mark = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
-    if mark is not None:
+    if (mark := _mark(path, MARKS)) is not None:
         return f"line 1: this is {mark}, not UTF-8"
     if _is_text(path):
         return ""
@@ -78,6 +75,13 @@ def not_text(path: Path) -> str:
         return ""
     line = len((content[:at] + b".").splitlines())
     return f"line {line}: byte 0x{content[at]:02x} {what}"
+
+
+def _mark(path: Path, marks: Mapping[bytes, str]) -> str | None:
+    """Which of these a file begins with."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, marks)))
+    return next((name for mark, name in marks.items() if start.startswith(mark)), None)
 
 
 def _is_text(path: Path) -> bool:
@@ -197,9 +201,7 @@ def json_fault(path: Path) -> str | None:
 
 def json_not_text(path: Path) -> str:
     """See `not_text`; of a file that ``datasets`` unpacks nothing is known."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return "" if any(start.startswith(mark) for mark in PACKED) else not_text(path)
+    return not_text(path) if _mark(path, PACKED) is None else ""
 
 
 def json_column(path: Path, name: str) -> list[Any]:

@@ -201,7 +201,7 @@ def spent(view: RunFolder) -> float | None:
     if finals is not None:
         unit = finals.get("seconds_per_training")
         if unit is None and finals.get("trainings"):  # all was trained before a kill
-            return sum(seconds.values()) / finals["seconds"] * finals["trainings"] if finals["seconds"] else None
+            unit = finals["seconds"] / finals["trainings"]
         if unit:  # alone, a training takes less than beside those of the other workers on this machine
             together = finals["trainings"] * unit / finals["seconds"] if finals["seconds"] else 1.0
             unit /= min(finals.get("workers", 1), max(1.0, together))

@@ -20,7 +20,7 @@ from glora_search.files.arguments import Count
 from glora_search.scoring import Scoring
 from glora_search.search.evaluator import SubnetEvaluator
 from glora_search.space.layers import Genome
-from glora_search.training.loop import PREPARED
+from glora_search.training.loop import unprepared
 from glora_search.training.trainer import PathTrainer
 
 
@@ -158,14 +158,10 @@ def _without_trainers_traces(model: nn.Module) -> Iterator[None]:
     """A block of training after which the model is in its mode, with its forward and its buffers; so is the next one's
     before."""
     training, buffers = model.training, [(buffer, buffer.clone()) for buffer in model.buffers()]
-    own: dict[str, Any] = model.__dict__
-    kept = {name: own.pop(name) for name in PREPARED if name in own}
     try:
-        yield
+        with unprepared(model):
+            yield
     finally:
-        for name in PREPARED:
-            own.pop(name, None)
-        own.update(kept)
         model.train(training)
         for buffer, value in buffers:
             buffer.copy_(value)

@@ -243,10 +243,11 @@ class DatasetFiles(_InFiles):
     def _check_images(self, split: str, *, labelled: bool) -> None:
         """Refuse what ``datasets`` would leave out without a word, or give a class that it is not of."""
         folder, known = _existing(self.data, split), set(ImageFolder.EXTENSIONS)
-        if any(any(folder.rglob(name)) for name in ImageFolder.METADATA_FILENAMES):  # it says what each image is
+        files = sorted(folder.rglob("*"))
+        if any(file.name in ImageFolder.METADATA_FILENAMES for file in files):  # it says what each image is
             return
         classes: Path | None = None
-        for file in sorted(folder.rglob("*")):
+        for file in files:
             inside = file.relative_to(folder)
             if not file.is_file() or any(part.startswith(".") for part in inside.parts):
                 continue

@@ -117,7 +117,7 @@ def train(
         if description:
             say(f"{description}: resuming from {Path(last).name}", "dim")
     trainer.remove_callback(PrinterCallback)
-    with _called_as_before(model):
+    with unprepared(model):
         if not args.disable_tqdm or not description:
             _go(trainer, last)
             return trainer
@@ -128,10 +128,11 @@ def train(
 
 
 @contextmanager
-def _called_as_before(model: nn.Module) -> Iterator[None]:
-    """A block of training after which the model computes in its own precision, as it will once it is loaded."""
+def unprepared(model: nn.Module) -> Iterator[None]:
+    """A block of training before which no Trainer has prepared the model, and after which it is called as before: in
+    its own precision, as it will be once it is loaded."""
     own: dict[str, Any] = model.__dict__
-    kept = {name: own[name] for name in PREPARED if name in own}
+    kept = {name: own.pop(name) for name in PREPARED if name in own}
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
     helpers = [context.Process(target=_help, args=(work, threads), daemon=True) for _ in range(count)]
-    with _ignoring_ctrl_c(), _without_warnings():  # what a process ignores, those that it starts ignore
+    with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore
         for helper in helpers:
             helper.start()
     torch.set_num_threads(threads)
@@ -47,20 +48,6 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
         torch.set_num_threads(before)
         for helper in helpers:
             helper.terminate()
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """A block in which processes start without warnings: the first one shows them once."""
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager
@@ -89,6 +76,7 @@ def _end_with_its_parent() -> None:
 
 def _help(work: Callable[[], None], threads: int) -> None:
     _end_with_its_parent()
+    warnings.filterwarnings("ignore")  # the first process shows them
     import transformers
 
     import glora_search.progress
