@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 .PHONY: quickstart test lint format docs clean
 
 quickstart: $(STAMP)
-	$(BIN)/glora-search run quickstart
+	$(BIN)/glora-search run quickstart --workers 2
 
 # Lint first: it is the fastest to say no.
 test: lint quickstart

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from glora_search.files.disk import full_disk
 from glora_search.files.text import shell
 from glora_search.progress import console, set_up
 from glora_search.run.stages import STAGES
+from glora_search.silence import silence_imports, silence_libraries
 
 START, RUN, USE, STAGE = "Start", "Run and watch", "Compare and use", "Stage by stage, in this order"
 
@@ -86,23 +86,6 @@ def options(
     """Options without a command."""
 
 
-LOUD = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that warn, when peft imports them, of kernels that this machine has not."""
-
-
-def silence_libraries() -> None:
-    """Before a command loads models: what went wrong is said by this package's own messages."""
-    import datasets
-    import huggingface_hub
-    import transformers
-
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    huggingface_hub.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
 def settle() -> None:
     """Once all is imported: it is no garbage, and to look through it takes a third of a second at each training."""
     gc.freeze()
@@ -116,8 +99,7 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_imports()
     set_up(console)
     launch, code, words = None, None, ""
     try:

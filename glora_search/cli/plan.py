@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from glora_search.cli.app import RUN, Json, app, silence_libraries
+from glora_search.cli.app import RUN, Json, app
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.cli.run import Overrides, RecipeFile
+from glora_search.silence import silence_libraries
 
 
 @app.command(rich_help_panel=RUN)

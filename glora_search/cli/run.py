@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, settle, silence_libraries
+from glora_search.cli.app import RUN, STAGE, Json, Quiet, RunPath, SharedStorage, app, settle
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import UserError, invalid
 from glora_search.files.shipped import find_shipped
 from glora_search.files.text import shell
 from glora_search.progress import say
 from glora_search.run.stages import STAGES, Stage
+from glora_search.silence import silence_libraries
 
 Again = Annotated[
     bool, typer.Option("--again", help="Repeat the stage, and remove everything made from its old result.")

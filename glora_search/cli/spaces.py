@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import START, Json, app, silence_libraries
+from glora_search.cli.app import START, Json, app
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
 from glora_search.files.shipped import find_shipped, shipped_folder
+from glora_search.silence import silence_libraries
 
 spaces = typer.Typer(help="List and show search spaces: which paths each layer may have.")
 app.add_typer(spaces, name="spaces", rich_help_panel=START)

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from glora_search.cli import complete
-from glora_search.cli.app import USE, Json, RunPath, app, silence_libraries
+from glora_search.cli.app import USE, Json, RunPath, app
 from glora_search.cli.output import begin, emit, result, table
 from glora_search.errors import invalid
+from glora_search.silence import silence_libraries
 
 
 @app.command(rich_help_panel=USE)

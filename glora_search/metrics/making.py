@@ -47,10 +47,22 @@ def _made(task: LanguageModel, settings: MetricSettings, key: str) -> list[Metri
         return [HarnessTask(task, harness_task=name, **options) for name in settings.tasks]
     if not isinstance(settings, OwnMetric):
         return [CLASSES[settings.type](task, **settings.model_dump(exclude={"type", "name", "max_rows"}))]
-    allowed = f"one of {', '.join(map(repr, BUILT_IN))}, or the import path of a glora_search.metrics.Metric"
-    cls = import_class(settings.type, Metric, key=f"{key}.type", allowed=allowed)  # type: ignore[type-abstract]
+    cls = own_class(settings, key)
     try:
         return [cls(task, **settings.options)]
     except TypeError as error:
         allowed = f"{options_of(cls, ['task'])} ({error})"
         raise invalid(f"{key}.options", settings.options, allowed) from error
+
+
+def own_class(settings: OwnMetric, key: str) -> type[Metric]:
+    """The class of a metric of the user's own.
+
+    Args:
+        key: where the metric stands in the recipe, for the message.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    allowed = f"one of {', '.join(map(repr, BUILT_IN))}, or the import path of a glora_search.metrics.Metric"
+    return import_class(settings.type, Metric, key=f"{key}.type", allowed=allowed)  # type: ignore[type-abstract]

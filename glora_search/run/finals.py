@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 import uuid
@@ -37,6 +36,8 @@ from glora_search.search.shared.workers import helped_by
 from glora_search.supernet.teacher import Teacher, draw_members
 from glora_search.tuners.glora import save_adapter
 
+ASSIST = f"{__name__}:assist"
+"""What a helper calls."""
 TAUGHT = "taught"
 """The folder of what the supernet teaches."""
 STARTS = "starts"
@@ -66,7 +67,7 @@ def run_finals(run: Context, folder: Path, *, workers: int = 1) -> dict[str, Any
     storage = JournalStorage(JournalFile(folder / "journal.log"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, load_if_exists=True)
-    with helped_by(workers - 1, functools.partial(assist, run.folder)):
+    with helped_by(workers - 1, ASSIST, run.folder):
         outcome = contest.run(study)
     outcome = choose(contest, outcome)
     return _results(run, folder, contest, outcome, workers)
@@ -91,7 +92,7 @@ def assist(folder: Path, *, workers: int = 1) -> None:
     contest = contest_of(run, own, settings)
     contest.goes_on = lambda: _race_in(own) == race and run.view.done("finals") is None
     try:
-        with helped_by(workers - 1, functools.partial(assist, folder)):
+        with helped_by(workers - 1, ASSIST, folder):
             contest.run()
     except (RaceOverError, FileNotFoundError):  # once the race is over, the first process removes the checkpoints
         if contest.goes_on():

@@ -13,7 +13,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from glora_search.errors import UserError
 from glora_search.files.text import read_json, write_json
+from glora_search.metrics.making import own_class
 from glora_search.progress import say
+from glora_search.recipe.metrics import OwnMetric
 from glora_search.run.context import Context
 from glora_search.run.folder import ORIGIN, RunFolder
 from glora_search.run.making import versions
@@ -46,17 +48,19 @@ def check_origin(run: Context) -> None:
         _ = run.space  # what the hub has of the model is on this disk from here on
         write_json(path, {**_fingerprints(run.task, {}), "versions": versions(run.recipe)})
         return
-    different = differences(noted, run.task)
+    now = _fingerprints(run.task, noted["model"])
+    different = _differences(noted, now, run.task)
     if different:
         raise UserError(
             f"{run.folder}: made from different data, model or code: {'; '.join(different)}. Bring back what it was "
             "made from, or use another --run-dir. To start over here: "
             f"{run.view.command(STAGES['supernet'].command, '--again')}"
         )
-    if "unlabelled" not in noted["data"] and run.task.data.unlabelled is not None:
-        write_json(path, {**noted, "data": run.task.data.fingerprints()})
-    then, now = noted["versions"], versions(run.recipe)
-    changed = [f"{name} {then[name]}, now {now[name]}" for name in then if now.get(name, then[name]) != then[name]]
+    whole = {**noted, **{part: {**now[part], **noted.get(part, {})} for part in ("data", "code")}}
+    if whole != noted:  # further rows, another metric: the recipe may have them later
+        write_json(path, whole)
+    then, these = noted["versions"], versions(run.recipe)
+    changed = [f"{name} {then[name]}, now {these[name]}" for name in then if these.get(name, then[name]) != then[name]]
     if changed:
         say(f"note: made with other versions ({'; '.join(changed)}): figures can differ in their last digits")
 
@@ -81,7 +85,10 @@ def forget_unlabelled(run: RunFolder) -> None:
 
 def differences(noted: dict[str, Any], task: Task) -> list[str]:
     """In which respects a task's data, labels or model are not those that are noted, each in words."""
-    found = _fingerprints(task, noted["model"])
+    return _differences(noted, _fingerprints(task, noted["model"]), task)
+
+
+def _differences(noted: dict[str, Any], found: dict[str, Any], task: Task) -> list[str]:
     return [
         *_data(noted["data"], {split: rows for split, rows in found["data"].items() if split in noted["data"]}),
         *_labels(noted["labels"], found["labels"]),
@@ -95,7 +102,7 @@ def _fingerprints(task: Task, known: dict[str, Any]) -> dict[str, Any]:
         "data": task.data.fingerprints(),
         "labels": task.data.labels,
         "model": _model_files(_model_folder(task.model_path), known),
-        "code": _own_code(type(task)),
+        "code": {name: digest for cls in _classes(task) for name, digest in _own_code(cls).items()},
     }
 
 
@@ -125,14 +132,20 @@ def _model(noted: dict[str, Any], found: dict[str, Any], *, whole: bool) -> list
 
 
 def _code(noted: dict[str, str], found: dict[str, str]) -> list[str]:
-    """Which modules of the task are others than those that are noted; an earlier version noted none."""
-    said = [name for name in noted if found.get(name) != noted[name]]
-    return [f"task.type: {', '.join(f'{name} has changed' for name in said)}"] if said else []
+    """Which modules of task and metrics have changed; that a metric has come or gone is the recipe's doing."""
+    said = [name for name in noted if name in found and found[name] != noted[name]]
+    return [f"task: {', '.join(f'the module {name} has changed' for name in said)}"] if said else []
+
+
+def _classes(task: Task) -> list[type]:
+    """Whose code decides what a score is."""
+    metrics = [metric for metric in task.recipe.task.metrics if isinstance(metric, OwnMetric)]
+    return [type(task), *(own_class(metric, "task.metrics") for metric in metrics)]
 
 
 @functools.cache
-def _own_code(cls: type[Task]) -> dict[str, str]:
-    """The modules of a task of the user's own and of its bases, each with its file's digest; not what they import.
+def _own_code(cls: type) -> dict[str, str]:
+    """The modules of a class of the user's own and of its bases, each with its file's digest; not what they import.
 
     Read once in a process, since a module that is edited later runs as it was imported. Installed packages have
     versions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,9 @@ from glora_search.search.shared.workers import helped_by
 from glora_search.search.study import search
 from glora_search.search.trials import EXHAUSTED, STUDY_NAME
 from glora_search.space import BoundSpace
+
+ASSIST = f"{__name__}:assist"
+"""What a helper calls."""
 
 
 def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
@@ -67,8 +69,8 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
     settings = run.recipe.search
     check_origin(run)  # of each worker: its data may be others
     evaluator = evaluator_of(run, run.folder / "search")
-    helper = functools.partial(assist, run.folder, storage=storage)
-    with helped_by(workers - 1, helper), track("search", settings.trials) as bar:
+    helped = helped_by(workers - 1, ASSIST, run.folder, storage=storage)
+    with helped, track("search", settings.trials) as bar:
         return search(
             run.space,
             evaluator,

@@ -8,6 +8,7 @@ import torch
 from glora_search.errors import UserError
 from glora_search.metrics import GeneratedMetric, Panel, generate, make_metrics
 from glora_search.metrics.base import CONSTANT
+from glora_search.run import origin
 
 EXACT = {"type": "exact-match", "max_new_tokens": 6}
 
@@ -126,3 +127,13 @@ def test_a_metric_of_ones_own_sees_generated_text(asking, parrot):
         make_metrics(made)
     with pytest.raises(UserError, match=r"task\.metrics\.0\.type: got .*path of a glora_search\.metrics\.Metric"):
         make_metrics(asking([{"type": f"{__name__}.share"}]))
+
+
+def test_a_run_knows_when_the_code_of_a_metric_of_ones_own_changes(asking, monkeypatch):
+    made = asking([EXACT, {"type": f"{__name__}.Words", "options": {"max_new_tokens": 9}}])
+    noted = origin._fingerprints(made, {})
+    assert set(noted["code"]) == {__name__}
+    assert origin.differences(noted, made) == []
+    noted["code"][__name__] = "as it was"
+    assert origin.differences(noted, made) == [f"task: the module {__name__} has changed"]
+    assert origin.differences(noted, asking([EXACT])) == []

@@ -197,7 +197,7 @@ def test_the_code_of_a_task_of_the_users_own_is_compared_too(tiny_recipe, tmp_pa
     for module in ("a_task_of_mine", "a_base_of_mine"):  # as in the next process
         monkeypatch.delitem(sys.modules, module)
     importlib.invalidate_caches()
-    with pytest.raises(UserError, match=r"or code: task\.type: a_base_of_mine has changed\. Bring back"):
+    with pytest.raises(UserError, match=r"or code: task: the module a_base_of_mine has changed\. Bring back"):
         Run(run.folder).do("search")
     del noted["code"]  # as an earlier version left it
     (run.folder / "origin.json").write_text(json.dumps(noted))

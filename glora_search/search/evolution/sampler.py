@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,6 +18,9 @@ from glora_search.search.evolution.variation import Changes, GiveAndTake, LayerC
 from glora_search.search.history import History
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code, Codec
+
+LISTED = 1 << 16
+"""The most genomes of a space whose last ones are looked for one by one."""
 
 
 class EvolutionSampler(GenomeSampler):
@@ -163,3 +168,6 @@ class EvolutionSampler(GenomeSampler):
                 code = self.mutate(history.codec, code, history.max_params, rng)
                 if history.fits(code):
                     yield code
+        if math.prod(map(int, history.codec.sizes)) <= LISTED:
+            everything = map(np.array, itertools.product(*map(range, history.codec.sizes)))
+            yield from filter(history.fits, everything)

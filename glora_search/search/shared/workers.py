@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from glora_search.errors import UserError
 from glora_search.files.disk import full_disk
+from glora_search.progress import console
+from glora_search.silence import silence_imports, silence_libraries
 
 
 @contextmanager
-def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
+def helped_by(count: int, work: str, *given: Any, **options: Any) -> Iterator[None]:
     """A block of work on a search, with so many more processes beside it.
 
     They share the machine's cores, and leave Ctrl-C to the first process, which ends them. One that dies is not
@@ -27,7 +31,9 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
 
     Args:
         count: how many.
-        work: what each of them does; it is pickled, so a function of a module, or a ``functools.partial`` of one.
+        work: the function that each of them calls, as ``package.module:function``. A helper imports it only once
+            libraries are silent.
+        given, options: what the function is called with.
     """
     if count < 1:
         yield
@@ -35,7 +41,7 @@ def helped_by(count: int, work: Callable[[], None]) -> Iterator[None]:
     before = torch.get_num_threads()
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
-    helpers = [context.Process(target=_help, args=(work, threads), daemon=True) for _ in range(count)]
+    helpers = [context.Process(target=_help, args=(threads, work, given, options), daemon=True) for _ in range(count)]
     with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore
         for helper in helpers:
             helper.start()
@@ -74,19 +80,15 @@ def _end_with_its_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _help(work: Callable[[], None], threads: int) -> None:
+def _help(threads: int, work: str, given: Sequence[Any], options: Mapping[str, Any]) -> None:
     _end_with_its_parent()
-    warnings.filterwarnings("ignore")  # the first process shows them
-    import transformers
-
-    import glora_search.progress
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    glora_search.progress.console.quiet = True  # the first process shows the progress of all
+    warnings.filterwarnings("ignore")  # the first process shows them, and the progress of all
+    console.quiet = True
+    silence_imports()
+    silence_libraries()
     torch.set_num_threads(threads)
     try:
-        work()
+        pkgutil.resolve_name(work)(*given, **options)
     except UserError as error:
         if full_disk(error, Path.cwd()) is None:  # of a full disk, the first process tells
             print(f"worker: {error}", file=sys.stderr)

@@ -200,13 +200,13 @@ def test_every_way_of_searching_leaves_a_subnet_to_export(tiny_recipe, tmp_path,
     assert run.do("best")["params"] == best["params"]
 
 
+def asked_to_fail(cause):
+    raise UserError("search: the storage cannot be used") from cause
+
+
 @pytest.mark.parametrize(("cause", "said"), [(OSError(errno.ENOSPC, "No space left on device"), False), (None, True)])
 def test_a_helper_that_cannot_go_on_ends_without_a_traceback(monkeypatch, capsys, cause, said):
     monkeypatch.setattr(progress.console, "quiet", False)  # which it is not afterwards
-
-    def work():
-        raise UserError("search: the storage cannot be used") from cause
-
     with pytest.raises(SystemExit, match="2"):
-        workers._help(work, 1)
+        workers._help(1, f"{__name__}:asked_to_fail", (cause,), {})
     assert capsys.readouterr().err == ("worker: search: the storage cannot be used\n" if said else "")
