@@ -151,7 +151,7 @@ def find_adapter(
     largest = max_params
     if ending is not None and ending.teacher and max_params is not None:
         largest = TEACHER_SIZE * max_params  # larger subnets teach better
-    check_rows(model, validation, scoring, args, taught=ending is not None and ending.teacher > 0)
+    check_rows(model, bound, validation, scoring, args, taught=ending is not None and ending.teacher > 0)
     set_seed(args.seed)
     supernet, _ = train_supernet(
         model,

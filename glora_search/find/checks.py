@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.recipe.schema import Finals
 from glora_search.scoring import Batches, RowMetric, Sums
+from glora_search.space.bound import BoundSpace
+from glora_search.space.idle import called, idle_notes
 from glora_search.training.answers import check_teachable
 
 
@@ -29,14 +32,23 @@ def rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArg
 
 
 def check_rows(
-    model: PreTrainedModel, rows: Dataset, scoring: RowMetric, args: TrainingArguments, *, taught: bool
+    model: PreTrainedModel,
+    space: BoundSpace,
+    rows: Dataset,
+    scoring: RowMetric,
+    args: TrainingArguments,
+    *,
+    taught: bool,
 ) -> None:
     """Score two rows, where Trainer will put the model: a metric, or a model that cannot be taught, is refused before
-    the training."""
+    the training; of adapted layers that the model does not call, a warning tells."""
     if getattr(model, "hf_device_map", None) is None:
         model.to(args.device)
     batch = Batches(rows, scoring.collator, 2)[0]
-    Sums().add(model, [batch], scoring)
+    with called(model, [layer.name for layer in space.layers]) as found:
+        Sums().add(model, [batch], scoring)
+    for note in idle_notes(space, found):
+        warnings.warn(note, stacklevel=3)
     if taught:
         check_teachable(model, batch)
 

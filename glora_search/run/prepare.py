@@ -6,9 +6,8 @@ Nothing is trained, and nothing is written.
 from __future__ import annotations
 
 import math
-import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from glora_search.scoring import Batches, Sums
 from glora_search.search.calibration import calibration_args
 from glora_search.search.study import check_search
 from glora_search.space import BoundSpace, SearchSpace
+from glora_search.space.idle import called, idle_notes
 from glora_search.supernet import make_sampling
 from glora_search.supernet.train import train_supernet
 from glora_search.supernet.trainer import SupernetTrainer
@@ -86,42 +86,15 @@ def check(recipe: Recipe) -> Task:
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    with _called(model, [layer.name for layer in space.layers]) as called:
+    with called(model, [layer.name for layer in space.layers]) as found:
         _try_rows(task, model)
-    for note in _idle(space, called):
+    for note in idle_notes(space, found):
         say(f"note: {note}")
     _try_metrics(task, model)
     say("trying the training arguments", "dim")
     del model  # each training has one of its own, and no more than one is in memory
     _Trainings(recipe, task, space).rehearse()
     return task
-
-
-# -- layers ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _called(model: PreTrainedModel, names: Sequence[str]) -> Iterator[set[str]]:
-    """Those of these modules that have been called."""
-    found: set[str] = set()
-    handles = [model.get_submodule(name).register_forward_hook(lambda *_, name=name: found.add(name)) for name in names]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _idle(space: BoundSpace, called: set[str]) -> list[str]:
-    """A note of adapted layers that a model does not call: Longformer's of global attention, or Mamba's ``dt_proj``."""
-    known = {_numberless(name) for name in called}  # which experts are called depends on the rows
-    idle = [layer.name for layer in space.layers if _numberless(layer.name) not in known]
-    what = "count in the budget but learn nothing, since the model has not called them; space.exclude leaves them out"
-    return [f"{len(idle)} of {len(space.layers)} adapted layers, e.g. {idle[0]}, {what}"] if idle else []
-
-
-def _numberless(name: str) -> str:
-    return re.sub(r"\d+", "N", name)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------

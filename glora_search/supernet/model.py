@@ -84,14 +84,24 @@ class SupernetModel(AnyHead):
     def folded(self, genome: Mapping[str, Choice]) -> Iterator[None]:
         """Run a subnet at the bare model's speed: its paths are folded into the base weights for this block.
 
-        The base weights are the same, bit for bit, afterwards.
+        Afterwards, the base weights are the same, bit for bit, and the subnet that was active before is active again.
+        The next block writes to the same memory: of the folded weights, clone what you keep.
         """
+        with self._active(genome):
+            self.merge_adapter()
+            try:
+                yield
+            finally:
+                self.unmerge_adapter()
+
+    @contextmanager
+    def _active(self, genome: Mapping[str, Choice]) -> Iterator[None]:
+        before = self.active_genome
         self.activate(genome)
-        self.merge_adapter()
         try:
             yield
         finally:
-            self.unmerge_adapter()
+            self.activate(before)
 
     @contextmanager
     def scored(self, genome: Mapping[str, Choice], fold: bool = True) -> Iterator[None]:
@@ -99,11 +109,7 @@ class SupernetModel(AnyHead):
 
         Unfolded, a layer's paths are added to its output, or to one layer's weight at a time.
         """
-        if fold:
-            with self.folded(genome):
-                yield
-        else:
-            self.activate(genome)
+        with self.folded(genome) if fold else self._active(genome):
             yield
 
     def folding_fits(self) -> bool:

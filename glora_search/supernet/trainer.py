@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -26,7 +27,8 @@ class SupernetTrainer(PathTrainer):
     mean.
 
     An evaluation scores every probe. ``eval_<probe>_loss`` is one curve a probe, and ``eval_loss`` is their mean: what
-    ``metric_for_best_model`` and early stopping look at. The same holds for what ``compute_metrics`` returns.
+    ``metric_for_best_model`` and early stopping look at. The same holds for what ``compute_metrics`` returns; of what
+    is no number, there is no mean.
 
     Args:
         sampling: step -> genomes; the default is `SizeSampling` with the training arguments' seed.
@@ -48,11 +50,14 @@ class SupernetTrainer(PathTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_unused_allowed(self.args)
-        self._supernet = self.accelerator.unwrap_model(self.model)
         self.sampling = sampling or SizeSampling(self._supernet.space, seed=self.args.seed)
         self.probes = dict(probes or probe_subnets(self._supernet.space))
         self._share = 1.0
         self._taught: Tensor | None = None
+
+    def _know(self, model: nn.Module) -> None:
+        super()._know(model)
+        self._supernet: Any = model
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -104,10 +109,11 @@ class SupernetTrainer(PathTrainer):
             with self._supernet.scored(genome, fold):
                 found[name] = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         first = next(iter(found.values()))
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         for key in first.metrics:
             values = {name: output.metrics[key] for name, output in found.items()}
-            metrics[key] = sum(values.values()) / len(values)
+            if all(isinstance(value, (int, float, np.number)) for value in values.values()):
+                metrics[key] = sum(values.values()) / len(values)
             measured = key.removeprefix(f"{metric_key_prefix}_")
             if measured != "model_preparation_time":
                 metrics |= {f"{metric_key_prefix}_{name}_{measured}": value for name, value in values.items()}

@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from glora_search.errors import invalid
 from glora_search.scoring import is_causal_lm, items_of, predicts_next
 from glora_search.training.order import GroupedByLength
 from glora_search.vocabulary import check_lr_factors
@@ -30,17 +31,29 @@ class PathTrainer(Trainer):
         args, kwargs: as in `transformers.Trainer`.
 
     Raises:
-        UserError: an unknown kind, or a factor that is not positive.
+        UserError: an unknown kind, a factor that is not positive, or an optimizer was given too.
     """
 
     def __init__(self, *args: Any, lr_factors: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lr_factors = check_lr_factors(lr_factors or {})
         self._losses: list[Tensor] = []
-        inner = self.accelerator.unwrap_model(self.model)
-        self._running = [module for module in inner.modules() if getattr(module, "running_mean", None) is not None]
-        self._shifted = predicts_next(inner)
-        if not is_causal_lm(inner):
+        self._know(self.accelerator.unwrap_model(self.model))
+        if self.optimizer is not None and self.lr_factors:
+            allowed = "None with an optimizer of your own, whose groups have their learning rates"
+            raise invalid("lr_factors", self.lr_factors, allowed)
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The model that ``train`` makes anew, with ``model_init``."""
+        model = super().call_model_init(*args, **kwargs)
+        self._know(model)
+        return model
+
+    def _know(self, model: nn.Module) -> None:
+        """Look at the model that is trained from here on."""
+        self._running = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+        self._shifted = predicts_next(model)
+        if not is_causal_lm(model):
             # Trainer believes of every model with **kwargs that it divides its loss by num_items_in_batch. Classifiers
             # such as BERT, T5 and BLIP do not: their steps would grow with gradient accumulation and with the number of
             # processes.
@@ -48,9 +61,9 @@ class PathTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimizer of the training arguments, each of its groups split by the factors."""
-        given = self.optimizer is not None
+        made = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if given or not self.lr_factors:
+        if made or not self.lr_factors:
             return optimizer
         model = self.accelerator.unwrap_model(self.model)
         factors = {

@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertModel, EarlyStoppingCallback, Trainer
 
-from glora_search import Recipe, Run, SearchSpace
+from glora_search import Recipe, Run
 from glora_search.errors import UserError
 from glora_search.recipe.arguments import TRAINING_TYPES
-from glora_search.run.prepare import _called, _idle
 from glora_search.training import rehearsal
 from glora_search.training.trainer import PathTrainer
 
@@ -225,15 +224,3 @@ def test_any_training_arguments_are_ready_or_a_message(section, arguments, tiny_
 @given(section=st.sampled_from(sorted(SECTIONS)), arguments=ARGUMENTS)
 def test_any_training_arguments_end_with_a_result_or_a_message(section, arguments, tiny_recipe, call, tmp_path_factory):
     check_any("run", section, arguments, tiny_recipe, call, tmp_path_factory.mktemp("any"))
-
-
-def test_layers_that_the_model_does_not_call_are_said(make_model):
-    model = make_model("bert")
-    model.unused = torch.nn.Linear(4, 4)
-    space = SearchSpace.load("glora-ranks").bind(model)
-    layers = [layer.name for layer in space.layers]
-    with _called(model, layers) as called:
-        model(input_ids=torch.tensor([[1, 2, 3]]))
-    assert called == {*layers} - {"unused"}
-    assert _idle(space, called)[0].startswith(f"1 of {len(layers)} adapted layers, e.g. unused, count in the budget")
-    assert _idle(space, {*layers}) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,32 @@ def test_training_runs_in_bfloat16(make_trainer):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert all(value.dtype == torch.float32 for value in trained(trainer.model).values())
     assert any(not torch.equal(value, before[name]) for name, value in trained(trainer.model).items())
+
+
+def test_of_a_model_that_train_makes_anew_the_same_is_trained(make_trainer):
+    given = make_trainer(dropout=False)
+    start = copy.deepcopy(given.model)
+    data = {"args": given.args, "train_dataset": given.train_dataset, "eval_dataset": given.eval_dataset}
+    made = SupernetTrainer(model_init=lambda: copy.deepcopy(start), **data)
+    given.train()
+    made.train()
+    weights = trained(given.model)
+    assert all(torch.equal(value, weights[name]) for name, value in trained(made.model).items())
+    assert made.evaluate()["eval_loss"] == pytest.approx(given.evaluate()["eval_loss"])
+
+
+def test_an_evaluation_leaves_the_active_subnet(make_trainer):
+    trainer = make_trainer()
+    genome = trainer.probes["size_1/4"]
+    trainer.model.activate(genome)
+    trainer.evaluate()
+    assert trainer.model.active_genome == genome
+
+
+def test_of_what_is_no_number_each_probe_has_its_own(make_trainer):
+    trainer = make_trainer()
+    trainer.compute_metrics = lambda predicted: {"first": predicted.predictions[0].tolist(), "rows": 8}
+    found = trainer.evaluate()
+    assert "eval_first" not in found
+    assert len(found["eval_size_1/4_first"]) == 3
+    assert found["eval_rows"] == found["eval_size_1/4_rows"] == 8

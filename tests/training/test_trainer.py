@@ -205,3 +205,14 @@ def test_batch_statistics_stay_those_of_the_base_model(tmp_path, trainer_cls):
     trainer_cls(model=model, args=args, train_dataset=rows).train()
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
     assert not torch.equal(model.norm.weight, weight)
+
+
+def test_factors_beside_an_optimizer_of_ones_own_are_refused(make_trainer):
+    trainer = make_trainer(GLoraConfig(**GLORA, task_type="SEQ_CLS"))
+    own = (torch.optim.SGD(trainer.model.parameters(), lr=0.1), None)
+    options = {"model": trainer.model, "args": trainer.args, "optimizers": own}
+    assert PathTrainer(**options).create_optimizer() is own[0]
+    with pytest.raises(
+        UserError, match=r"lr_factors: got \{'head': 2.0\}; allowed: None with an optimizer of your own"
+    ):
+        PathTrainer(**options, lr_factors={"head": 2})

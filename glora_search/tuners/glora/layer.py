@@ -31,7 +31,8 @@ def base_linear(module: nn.Module, name: str) -> nn.Module:
     A subclass may compute something else, so the type has to match exactly, or be a quantised one that is known.
 
     Raises:
-        UserError: another type; the message names the module and the types that are supported.
+        UserError: another type; the message names the module and the types that are supported. Or its weight is
+            sharded.
     """
     if isinstance(module, BaseTunerLayer) and not isinstance(module, FrozenLinear):
         raise _adapted_already(module, name)
@@ -39,6 +40,8 @@ def base_linear(module: nn.Module, name: str) -> nn.Module:
     if check_quantization(base, name) is None and type(base) not in SUPPORTED_LAYERS:
         supported = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in SUPPORTED_LAYERS)
         raise invalid(f"target module {name!r}", type(base).__qualname__, supported)
+    if hasattr(base.weight, "device_mesh"):  # tensor parallelism: what is computed here needs the whole weight
+        raise invalid(f"target module {name!r}", "a weight sharded over devices", "a model loaded without tp_plan")
     return base
 
 
@@ -127,7 +130,7 @@ class FrozenLinear(BaseTunerLayer):
 
     def _adapted(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """The layer's output with these adapters; the base layer's where they add nothing."""
-        names = [name for name in adapter_names if self.has_adapter(name)]
+        names = [name for name in dict.fromkeys(adapter_names) if self.has_adapter(name)]
         base: Any = self.base_layer
         bias = base.bias if self.has_bias else None
         dtype = compute_dtype(base, x) if self.quantized else base.weight.dtype

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from glora_search.errors import UserError
-from glora_search.tuners.glora.layer import GLoraLinear
+from glora_search.tuners.glora.layer import GLoraLinear, base_linear
 from glora_search.vocabulary import KINDS, PATHS, LayerPaths
 
 
@@ -197,3 +197,19 @@ def test_a_base_weight_that_shall_be_trained_is_refused_and_not_left_without_a_g
     layer.get_base_layer().weight.requires_grad_(True)
     with pytest.raises(RuntimeError, match="base weights are frozen"):
         layer(inputs()).sum().backward()
+
+
+def test_an_adapter_that_is_active_twice_counts_once():
+    layer, x = adapted(linear(), one=FULL), inputs()
+    once = layer(x)
+    layer.set_adapter(["one", "one"])
+    assert torch.equal(layer(x), once)
+    layer.merge()
+    torch.testing.assert_close(layer(x), once, rtol=1e-10, atol=1e-10)
+
+
+def test_a_weight_that_is_sharded_over_devices_is_refused():
+    sharded = linear()
+    sharded.weight.device_mesh = "two devices"  # as a DTensor has, which needs several processes
+    with pytest.raises(UserError, match=r"a weight sharded over devices.*; allowed: a model loaded without tp_plan"):
+        base_linear(sharded, "o_proj")
