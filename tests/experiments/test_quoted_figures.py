@@ -1,0 +1,79 @@
+"""The figures of the study that README and docs/race.md quote are those of docs/evidence.md, rounded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LEAD = r" points\*\*, the mean of .*? Ours costs (\S+) LoRA trainings, the other ([\d.]+)"
+PRODUCT = r"\*\*Ours - the tuned LoRA: (\S+) \[(\S+), (\S+)\]" + LEAD
+UNSEEN = r"on the sets that the method was not developed on \(.*?\): (\S+) \[(\S+), (\S+)\]" + LEAD
+SMALLER = r"with at most 9,216 parameters and LoRA with 41,472: (\S+) \[(\S+), (\S+)\]" + LEAD
+STRUCTURE = r"and the race with random structures: (\S+) \[(\S+), (\S+)\]" + LEAD
+TAUGHT = r"\*\*Ours - LoRA with the supernet as teacher: (\S+) \[(\S+), (\S+)\]" + LEAD
+RANDOM = r"\*\*Ours - the race with random structures: (\S+) \[(\S+), (\S+)\]" + LEAD
+SINCE = r"On the (\d+) pairs made since, it is (\S+) \[(\S+), (\S+)\]"
+EARLIER = r"Ours costs \S+ LoRA trainings, the other \S+, or (\S+) if its trainings ended"
+LOSS = r"a test loss at least 15% below the tuned LoRA's \(so far (\d+)% below"
+STSB = r"\| stsb \| \d \| [\d.]+ \| +\| [\d.]+ \| (\S+) \|"
+
+
+def found(pattern: str) -> list[str]:
+    match = re.search(pattern, (ROOT / "docs" / "evidence.md").read_text())
+    assert match is not None, pattern
+    return list(match.groups())
+
+
+def size(figure: str) -> str:
+    """How a difference is quoted: without its sign, which the words have."""
+    return f"<{abs(float(figure))}>"
+
+
+def interval(low: str, high: str) -> str:
+    """How an interval is quoted: with signs where it includes 0."""
+    return f"<{low}> to <{high}>" if float(low) < 0 else f"{size(low)} to {size(high)}"
+
+
+def lead(pattern: str) -> tuple[str, str, str, str]:
+    """The mean difference, its interval, and the costs of both."""
+    mean, low, high, cost, other = found(pattern)
+    return size(mean), interval(low, high), cost, other
+
+
+def quoted() -> dict[str, str]:
+    """What README has to say, by what it is about; figures in ``<>`` are rounded to a tenth there."""
+    mean, between, cost, other = lead(PRODUCT)
+    unseen, smaller, taught, random = lead(UNSEEN), lead(SMALLER), lead(TAUGHT), lead(RANDOM)
+    count, *since = found(SINCE)
+    lost = size(found(STSB)[0])
+    return {
+        "the first page": f"the final adapter is {mean} points better than a tuned LoRA on the mean of thirteen data "
+        f"sets (95% interval {between})",
+        "the lead": f"score is {mean} points higher than that of a LoRA tuned over five or more learning rates and "
+        f"three lengths (95% interval {between})",
+        "the loss": f"Its test loss is {found(LOSS)[0]}% lower",
+        "the set that is lost": f"loses on STS-B, the only regression, by {lost}",
+        "when not to use it": f"For regression, on the one set measured, ours is {lost} points below",
+        "undeveloped sets": f"it is {unseen[0]} points higher ({unseen[1]})",
+        "pairs since the last change": f"on the {count} pairs measured since the method last changed, "
+        f"{size(since[0])} ({interval(*since[1:])})",
+        "fewer parameters": f"it is {smaller[0]} points above that LoRA on three sets (one seed; {smaller[1]})",
+        "the cost": f"A run costs {cost} LoRA trainings; tuning the LoRA costs {other}, or {found(EARLIER)[0]} if",
+        "a taught LoRA": f"(ours is {taught[0]} points above it, {taught[1]}) and costs {taught[3]} LoRA trainings; "
+        f"ours costs {taught[2]}",
+        "random subnets": f"(ours is {random[0]} points below it, {random[1]}) and costs {random[3]}",
+    }
+
+
+@pytest.mark.parametrize("about", quoted())
+def test_readme_quotes_the_evidence(about):
+    text = " ".join((ROOT / "README.md").read_text().split())
+    words, exact = re.split(r"<[^>]+>", quoted()[about]), re.findall(r"<([^>]+)>", quoted()[about])
+    figure = [r"([+-]\d+\.\d)" if value[0] in "+-" else r"(\d+\.\d)" for value in exact]
+    pattern = "".join(map(str.__add__, map(re.escape, words), [*figure, ""]))
+    match = re.search(pattern, text)
+    assert match is not None, pattern
+    assert [float(value) for value in match.groups()] == pytest.approx([*map(float, exact)], abs=0.0501)
