@@ -27,16 +27,17 @@ PIPE_WIDTH = 200
 PLAIN_SECONDS = 60.0
 """Without a terminal a line says so often how far the work is."""
 
-console = Console()
+console = Console(emoji=False)
 
 
 def set_up(target: Console, *, quiet: bool = False, stderr: bool = False) -> None:
     """Look again at where a console prints: the stream, whether it is a terminal, its width, ``NO_COLOR``.
 
-    The object stays the same, since the whole package has imported it.
+    Texts and paths are printed as they are, also where rich would take a part for an emoji. The object stays the same,
+    since the whole package has imported it.
     """
     piped = not (sys.stderr if stderr else sys.stdout).isatty() and "COLUMNS" not in os.environ
-    Console.__init__(target, quiet=quiet, stderr=stderr, width=PIPE_WIDTH if piped else None)
+    Console.__init__(target, quiet=quiet, stderr=stderr, width=PIPE_WIDTH if piped else None, emoji=False)
 
 
 def say(text: str, style: str | None = None) -> None:

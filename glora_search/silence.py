@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 LOUD = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """Loggers that warn, when peft imports them, of kernels that this machine has not."""
@@ -10,6 +11,7 @@ LOUD = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 def silence_imports() -> None:
     """Before peft is imported."""
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft sets it, for GPT-2's layers
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from glora_search.files.text import plain_json
 from glora_search.progress import console, set_up
 
-results = Console()
+results = Console(emoji=False)
 """Prints results, also where ``console`` is quiet."""
 
 

@@ -116,7 +116,7 @@ def predict(
         emit([{"input": given, "output": output} for given, output in zip(inputs, outputs, strict=True)])
         return
     pairs = zip(inputs, outputs, strict=True)
-    found = [(_shown(given), row) for given, output in pairs for row in prediction_rows(output)]
+    found = [(_shown(given), row) for given, output in pairs for row in prediction_rows(output) or [{}]]
     if writes(folder):
         for text, row in found:
             result(f"> {text}\n{next(iter(row.values()))}\n")

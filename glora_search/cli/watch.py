@@ -34,6 +34,9 @@ def status(run: RunPath, storage: SharedStorage = None, as_json: Json = False) -
     ]
     budget = "no budget" if found["budget"] is None else f"budget {found['budget']:,} parameters"
     table(f"{found['name']}: {budget}", ("stage", "state", "seconds"), rows, left=2)
+    for one in found["budgets"]:
+        left = f", left: {', '.join(one['left'])}" if one["left"] else ""
+        result(f"budget {one['budget']:,}: {one['state']}{left}")
     search = found["search"]
     if search is not None:
         extra = "".join(f", {search[key]} {key}" for key in ("partial", "failed") if search[key])

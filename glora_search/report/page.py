@@ -138,12 +138,19 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
     """The trained adapters of a run with several budgets, one row a budget, see `BUDGET_COLUMNS`.
 
     Returns:
-        The rows of the budgets that are done; none where the recipe has one budget. The largest one's cost is that of
-        the supernet too, which all share.
+        One row a budget; none where the recipe has one, or none is done. The largest one's cost is that of the supernet
+        too, which all share.
     """
-    smaller = run.smaller()
-    rows = []
-    for metrics in (done for one in [*smaller, run] if smaller and (done := one.done("test")) is not None):
+    begun = {one.budget: one for one in run.smaller()}
+    folders = [*((budget, begun.get(budget)) for budget in run.smaller_budgets), (run.budget, run)]
+    done = [(budget, None if one is None else one.done("test")) for budget, one in folders]
+    rows: list[tuple[str, ...]] = []
+    if not run.smaller_budgets or not any(metrics for _, metrics in done):
+        return rows
+    for budget, metrics in done:
+        if metrics is None:
+            rows.append((_number(budget), "not done yet", *["-"] * (len(BUDGET_COLUMNS) - 2)))
+            continue
         final: dict[str, Any] = metrics["final"]
         baseline: dict[str, Any] = next(iter(metrics["baselines"]), {})
         chosen = measures(metrics)[0]
@@ -306,6 +313,8 @@ def _importance(data: RunData) -> Section:
 def _supernet(data: RunData) -> Section:
     title = "Training of the supernet"
     if "loss" not in data.history:
+        if STAGES["supernet"].command in data.seconds:
+            return Section(title, "The training was shorter than supernet.training.logging_steps: no loss was logged.")
         return Section(title, "No training has been logged yet.", command=_next_command(data, "supernet"))
     text = "Training loss per optimizer step. Each step trains different subnets, so the thin line jumps. "
     if charts.probe_columns(data.history):

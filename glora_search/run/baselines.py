@@ -48,4 +48,4 @@ def train_baselines(run: Context, folder: Path) -> dict[str, Any]:
 
 def baseline_diverged(run: Context, name: str) -> str:
     """What happened, and what to do."""
-    return f"the baseline {name} has diverged. Lower {run.rate_to_lower('baseline', 'supernet')}"
+    return f"the baseline {name} has diverged. Lower {run.rate_to_lower('baseline', 'retrain', 'supernet')}"

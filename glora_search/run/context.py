@@ -76,7 +76,11 @@ class Context:
 
         Args:
             adapter: its folder below the run folder.
+
+        Raises:
+            UserError: its weights are not those that its stage has left.
         """
+        self.view.check_weights(adapter)
         return self.placed(load_adapter(self.task.model(), self.folder / adapter, trainable=trainable))
 
     def base(self, args: TrainingArguments) -> Any:

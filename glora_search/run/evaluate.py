@@ -24,6 +24,7 @@ from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.scores import Scores
 from glora_search.run.search import short_search
 from glora_search.scoring import Batches, Evaluation, evaluate
+from glora_search.search.trials import EXHAUSTED
 from glora_search.tasks import Task
 
 FEW_ROWS = 0.01
@@ -119,7 +120,7 @@ def evaluate_on_test(run: Context, folder: Path) -> dict[str, Any]:
         *([retraining_diverged(run)] if (view.done("retrained") or {}).get("diverged") else []),
         *no_better(metrics),
         *measured.notes,
-        *short_search(run.recipe, run.space),
+        *([] if EXHAUSTED in found else short_search(recipe, run.space, found["trials"])),
         *larger_subnets(run),
         *poor_teacher(raced, recipe),
         *rate_at_the_end(raced),

@@ -24,6 +24,8 @@ from glora_search.search.trials import STUDY_NAME
 SECTIONS = ("name", "task", "data", "supernet", "search")
 """What every recipe has."""
 LOCK, BUDGETS, ORIGIN = ".lock", "budgets", "origin.json"
+WEIGHTS = "adapter_model.safetensors"
+"""Of an adapter's folder: its weights."""
 SHARED = "shared"
 """The file in ``search/`` that says that the trials are in a storage which ``--storage`` has named."""
 
@@ -63,10 +65,14 @@ class RunFolder:
         found: int | None = self.recipe["search"].get("max_params")
         return found
 
+    @property
+    def smaller_budgets(self) -> list[int]:
+        """The budgets below the largest one that the recipe asks for, the smallest first."""
+        return list(self.recipe["search"].get("budgets") or [])
+
     def smaller(self) -> list[RunFolder]:
         """The runs under smaller budgets that this one has begun, the smallest first."""
-        asked = self.recipe["search"].get("budgets") or []
-        folders = [self.path / BUDGETS / str(budget) for budget in asked]
+        folders = [self.path / BUDGETS / str(budget) for budget in self.smaller_budgets]
         return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
 
     def asks_for(self, stage: Stage) -> bool:
@@ -85,7 +91,8 @@ class RunFolder:
         if not path.is_file():
             return None
         found = read_json(path)
-        if not isinstance(found, dict) or "seconds" not in found:
+        expected = {"seconds", *(("name", "search", "final", "merged", "baselines") if stage == "test" else ())}
+        if not isinstance(found, dict) or not expected <= found.keys():
             raise UserError(f"{path}: not what {STAGES[stage].command} writes; remove it to repeat the stage")
         return found
 
@@ -217,7 +224,23 @@ class RunFolder:
             UserError: the supernet is not trained yet.
         """
         self.result("supernet")
-        return digest(self.path / "supernet" / "adapter_model.safetensors")
+        return digest(self.path / "supernet" / WEIGHTS)
+
+    def check_weights(self, stage: str) -> None:
+        """Refuse an adapter whose weights are not those that its stage has left, and noted.
+
+        Args:
+            stage: its folder; of an adapter inside of one, nothing is noted.
+
+        Raises:
+            UserError: they are others.
+        """
+        noted = (self.done(stage) or {}).get("weights") if stage in STAGES else None
+        if noted is not None and digest(self.path / stage / WEIGHTS) != noted:
+            again = self.command(STAGES[stage].command, "--again")
+            raise UserError(
+                f"{self.path / stage / WEIGHTS}: not the weights that were trained. Bring them back, or: {again}"
+            )
 
     def shared_name(self) -> str:
         """The search's name in a storage that others use too: the same on each machine that has this run folder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,15 @@ def predict(run: RunFolder, inputs: Sequence[Question], *, max_new_tokens: int |
         raise invalid("--max-new-tokens", max_new_tokens, f"nothing: {run.recipe['task']['type']} writes no text")
     questions = _questions(run)
     asked = [questions(question) for question in inputs]
-    use = _load(run.path, run.recipe["task"], max_new_tokens)
-    return [_use(use, one, given) for one, given in zip(asked, inputs, strict=True)]
+    use, found = _load(run.path, run.recipe["task"], max_new_tokens), []
+    for number, (one, given) in enumerate(zip(asked, inputs, strict=True), 1):
+        try:
+            found.append(use(one))
+        except (OSError, ValueError, IndexError, RuntimeError) as error:
+            which = f", input {number} of {len(inputs)}" if len(inputs) > 1 else ""
+            allowed = f"what the merged model can read ({_reason(error)}{which})"
+            raise invalid("TEXT", reprlib.repr(given), allowed) from error
+    return found
 
 
 def writes(run: RunFolder) -> bool:
@@ -92,11 +100,14 @@ def row_of(run: RunFolder, given: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: this is something else, or the model reads no such column.
     """
-    columns, row = _questions(run).columns, {}
+    columns = _questions(run).columns
+    row: dict[str, str] = {}
     for one in given:
         name, separator, text = one.partition("=")
         if not separator or name not in columns:
             raise invalid("--set", one, f"COLUMN=TEXT, with a column that the model reads: {', '.join(columns)}")
+        if name in row:
+            raise invalid("--set", one, f"each column once; {name} is {row[name]!r} already")
         row[name] = text
     return row
 
@@ -129,8 +140,10 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
         made = {"text-generation": _unended, "text-classification": _never_empty}.get(name)
         custom = {"pipeline_class": made()} if made else {}
-        use = functools.partial(pipeline(name, model=str(merged), trust_remote_code=trust, **custom), **options)
+        whole = pipeline(name, model=str(merged), trust_remote_code=trust, **custom)
+        use = functools.partial(whole, **options)
         if cls.target == "tags":
+            whole.tokenizer.model_max_length = task["max_length"]  # where texts are cut, as in training
             return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -138,8 +151,11 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
 
 
 def _unended() -> Any:
-    """transformers' pipeline for text, which leaves out the end that a tokenizer may put after a prompt."""
+    """transformers' pipeline for text, which leaves out the end that a tokenizer may put after a prompt; an answer ends
+    where the model has no further position."""
     from transformers import TextGenerationPipeline
+
+    from glora_search.tasks.models import longest_input
 
     class Unended(TextGenerationPipeline):
         def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,6 +164,16 @@ def _unended() -> Any:
             if isinstance(prompt_text, str) and ids.shape[1] > 1 and ids[0, -1] == self.tokenizer.eos_token_id:
                 inputs |= {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask") if key in inputs}
             return inputs
+
+        def _forward(self, model_inputs: Any, **kwargs: Any) -> Any:
+            limit, used = longest_input(self.tokenizer, self.model.config), model_inputs["input_ids"].shape[1]
+            if limit is not None and used >= limit:
+                raise ValueError(f"its {used} tokens leave no room for an answer: the model has {limit} positions")
+            wanted = {**self.model.generation_config.to_diff_dict(), **kwargs}
+            if limit is not None and ("max_new_tokens" in wanted or "max_length" not in wanted):
+                default = self._default_generation_config.max_new_tokens
+                kwargs["max_new_tokens"] = min(wanted.get("max_new_tokens", default), limit - used)
+            return super()._forward(model_inputs, **kwargs)
 
     return Unended
 
@@ -177,13 +203,6 @@ def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:
         return [row for row in use(text, top_k=None) if row["score"] > 0.5] or [{"label": None, "score": None}]
 
     return labels
-
-
-def _use(use: Callable[[Any], Any], text: Any, given: Question) -> Any:
-    try:
-        return use(text)
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        raise invalid("TEXT", given, f"what the merged model can read ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

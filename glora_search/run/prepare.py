@@ -82,7 +82,7 @@ def check(recipe: Recipe) -> Task:
     if recipe.finals is not None:
         for each in (search.max_params, *search.budgets):
             check_field(space, each, recipe.finals)
-    for note in short_search(recipe, space):
+    for note in short_search(recipe, space, search.trials):
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)

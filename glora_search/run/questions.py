@@ -84,9 +84,10 @@ class Questions:
     def _row(self, question: Question) -> Mapping[str, Any]:
         if not isinstance(question, str):
             read = [prompt_columns(template) for template in self.templates] or [self.columns]
-            empty = all(is_missing(question.get(name)) for name in self.columns)
-            if empty or not any(question.keys() >= set(names) for names in read):
+            if not any(question.keys() >= set(names) for names in read):
                 raise invalid("a row", list(question), f"the columns {', '.join(self.columns)}")
+            if all(is_missing(question.get(name)) for name in self.columns):
+                raise invalid("a row", dict(question), f"a value in the columns {', '.join(self.columns)}")
             return question
         columns = prompt_columns(self._shortest()) if self.templates else self.columns
         if len(columns) > 1:
@@ -140,16 +141,19 @@ def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
     """
     if file.lower().endswith((".csv", ".tsv")):
         raise invalid("--file", file, "json lines, one object for each row of this table, or plain text")
+    called_json = file.lower().endswith(JSON)
     rows = _parsed(text) if text.lstrip().startswith(("[", "{")) else None
     rows = [rows] if isinstance(rows, dict) else rows
-    if isinstance(rows, list) and {*map(type, rows)} in ({dict}, {str}):
+    if isinstance(rows, list) and ({*map(type, rows)} in ({dict}, {str}) or (called_json and not rows)):
         return rows
     lines = text.split("\n")  # not splitlines: texts may have what Unicode calls the end of a line
     filled = [line for line in lines if line.strip()]
-    if file.lower().endswith(JSON) and all(isinstance(_parsed(line), str) for line in filled):
+    if called_json and all(isinstance(_parsed(line), str) for line in filled):
         return [str(_parsed(line)) for line in filled]
     first = filled[0] if filled else ""
     if not isinstance(_parsed(first), dict):
+        if called_json:
+            raise invalid("--file", file, f"json lines, or a list of json: objects, or texts ({_fault(text)})")
         return [text.strip("\n")] if whole and first else [*filled]
     found: list[Question] = []
     for number, line in enumerate(lines, 1):
@@ -159,6 +163,17 @@ def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:
         elif line.strip():
             raise invalid("--file", file, f"json lines, each an object; line {number} is none")
     return found
+
+
+def _fault(text: str) -> str:
+    """Why a file's content is none of these."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"{error.msg}: line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return "it has others, or both"
 
 
 def _parsed(text: str) -> Any:

@@ -24,7 +24,7 @@ from glora_search.run import cost
 from glora_search.run.changes import Change, changes, check_changes, made_from_another, stale_stages
 from glora_search.run.clock import clocked, forget_clock, go_on_from
 from glora_search.run.context import Context
-from glora_search.run.folder import BUDGETS, LOCK, RunFolder
+from glora_search.run.folder import BUDGETS, LOCK, WEIGHTS, RunFolder, digest
 from glora_search.run.launch import check_recipe, helped
 from glora_search.run.making import is_run_folder, make, resolved, share_supernet
 from glora_search.run.origin import check_origin, differences, forget_unlabelled, origin_of
@@ -216,9 +216,9 @@ class Run:
                 the run folder.
         """
         stage = STAGES[name]
-        if stage.asked and self.view.recipe.get(stage.asked) is None:
-            raise UserError(f"{stage.command}: {self.folder / 'recipe.yaml'} has no section {stage.asked}")
         done = self.view.done(name)
+        if done is None:
+            self._check_asked(stage)
         if done is None:
             self._check_needs(stage)
             if stage.joined_by and at_work(self.view) == name:
@@ -234,6 +234,18 @@ class Run:
             with contextlib.suppress(UserError), self.working():
                 self._remove_checkpoints(stage)
         return done
+
+    def _check_asked(self, stage: Stage) -> None:
+        """Refuse a stage that the recipe leaves out: it would remove results that are made without it."""
+        recipe, key = self.view.recipe, stage.asked
+        if stage.alone or stage.asked_by(recipe):
+            return
+        where = f"{stage.command}: {self.folder / 'recipe.yaml'}"
+        if key and recipe.get(key) is None:
+            raise UserError(f"{where} has no section {key}")
+        if key and not recipe[key]:
+            raise UserError(f"{where} has no {key}: the key is empty")
+        raise UserError(f"{where} has {stage.unless}, whose winner is the final adapter: nothing is retrained")
 
     def _check_needs(self, stage: Stage) -> None:
         for needed in stage.needs:
@@ -258,8 +270,10 @@ class Run:
             done.setdefault("seconds", round(seconds(), 1))
         if processes > 1:
             done["processes"] = processes
+        if (folder / WEIGHTS).is_file():
+            done["weights"] = digest(folder / WEIGHTS)
         # A later stage may have been done without this one, as merging is without retraining.
-        self._remove(*stage.beside)
+        self._remove_beside(stage, f"made without {stage.shown}")
         self._remove_made_from(stage, f"made without {stage.shown}")
         write_json(self.folder / stage.written_last, done)
         forget_clock(folder)
@@ -280,6 +294,7 @@ class Run:
                 removed.
         """
         stage = STAGES[name]
+        self._check_asked(stage)
         self._check_needs(stage)
         _ = self.context.space
         with self.working():
@@ -289,7 +304,8 @@ class Run:
                 self._start_over()
             else:
                 check_origin(self.context)
-            self._remove(stage.result or name, *stage.beside)
+            self._remove(stage.result or name)
+            self._remove_beside(stage, "made from the old result")
             self._remove_made_from(stage, "made from the old result")
 
     def _start_over(self) -> None:
@@ -301,9 +317,7 @@ class Run:
 
     def _forget(self, stage: Stage, why: str) -> None:
         """Remove a stage's result, whole or not, and what was made from it."""
-        if self.view.done(stage.name) is not None:
-            say(f"{stage.command}: removing {stage.shown}, {why}")
-        self._remove(stage.result or stage.name, *stage.beside)
+        self._remove_all_of(stage, stage, why)
         self._remove_made_from(stage, why)
 
     @contextmanager
@@ -325,10 +339,21 @@ class Run:
 
     def _remove_made_from(self, stage: Stage, why: str) -> None:
         for made in made_from(stage.name):
-            if self.view.done(made.name) is not None:
-                what = " and ".join([made.shown, *(made.beside if made.result else ())])
-                say(f"{stage.command}: removing {what}, {why}")
-            self._remove(made.result or made.name, *made.beside)
+            self._remove_all_of(made, stage, why)
+
+    def _remove_all_of(self, made: Stage, stage: Stage, why: str) -> None:
+        if self.view.done(made.name) is not None:
+            say(f"{stage.command}: removing {made.shown}, {why}")
+        self._remove(made.result or made.name)
+        self._remove_beside(made, why)
+
+    def _remove_beside(self, stage: Stage, why: str) -> None:
+        """Remove what else a stage stands for."""
+        for name in stage.beside:
+            path = self.folder / name
+            if path.exists():
+                say(f"{stage.command}: removing {name}{'/' if path.is_dir() else ''}, {why}")
+            self._remove(name)
 
     def _remove(self, *names: str) -> None:
         """Remove results: each is gone at once, so that a kill leaves none that looks done and is not whole."""

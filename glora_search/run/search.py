@@ -90,13 +90,14 @@ def _work(run: Context, workers: int, storage: str | None) -> optuna.Study:
         )
 
 
-def short_search(recipe: Recipe, space: BoundSpace) -> list[str]:
-    """A note where a search is mostly its start; none where no subnet races, so that it chooses nothing."""
+def short_search(recipe: Recipe, space: BoundSpace, trials: int) -> list[str]:
+    """A note where a search of so many trials is mostly its start; none where no subnet races, so that it chooses
+    nothing."""
     settings = recipe.search
     if recipe.finals is not None and not recipe.finals.subnets:
         return []
     sampler = make_sampler(settings.sampler, space, max_params=settings.max_params, options=settings.options)
-    note = sampler.note(settings.trials) if isinstance(sampler, EvolutionSampler) else None
+    note = sampler.note(trials) if isinstance(sampler, EvolutionSampler) else None
     return [] if note is None else [note]
 
 

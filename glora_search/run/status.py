@@ -24,7 +24,8 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
 
     Returns:
         ``name``, ``folder``, ``budget``, ``busy``, ``stages`` (each with ``stage``, ``command``, ``state`` and
-        ``seconds``) and ``search`` (None before its first trial).
+        ``seconds``), ``search`` (None before its first trial), and ``budgets`` (of each smaller budget its ``state``,
+        and the commands that are ``left``).
     """
     busy, seconds = run.is_busy(), run.seconds()
     seconds |= {one.command: done["seconds"] for one in STAGES.values() if one.alone and (done := run.done(one.name))}
@@ -44,7 +45,21 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
         "busy": busy,
         "stages": stages,
         "search": _search(run, study),
+        "budgets": _budgets(run, busy and now is None),
     }
+
+
+def _budgets(run: RunFolder, at_one: bool) -> list[dict[str, Any]]:
+    """Args: at_one: whether another process is at the first that is not done."""
+    begun, found = {one.budget: one for one in run.smaller()}, []
+    for budget in run.smaller_budgets:
+        one = begun.get(budget)
+        states = {stage.command: NOT_BEGUN if one is None else _state(one, stage) for stage in STAGES.values()}
+        left = [stage.command for stage in STAGES.values() if run.asks_for(stage) and states[stage.command] != DONE]
+        state = DONE if not left else NOT_BEGUN if one is None else RUNNING if at_one else INTERRUPTED
+        at_one = at_one and state != RUNNING
+        found.append({"budget": budget, "state": state, "left": left})
+    return found
 
 
 def _state(run: RunFolder, stage: Stage) -> str:
@@ -88,7 +103,11 @@ def _search(run: RunFolder, study: optuna.Study | None) -> dict[str, Any] | None
     done, asked = run.done("search"), run.recipe["search"].get("trials")
     if done is not None:
         found = {key: done[key] for key in ("trials", "evaluated", "partial", "failed")}
-        return {**found, "of": asked, "best": {key: done["best"][key] for key in ("validation", "params", "origin")}}
+        return {
+            **found,
+            "of": max(asked, done["trials"]),
+            "best": {key: done["best"][key] for key in ("validation", "params", "origin")},
+        }
     study = study or run.study()
     if study is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from glora_search import Recipe, Run
 from glora_search.report import budget_rows, write_report
 from glora_search.run import supernet
 from glora_search.run.runner import Run as Runner
+from glora_search.run.status import status
 
 
 def several(tiny_recipe, budgets):
@@ -66,6 +68,19 @@ def test_the_table_has_a_row_for_each_budget(ran):
     run, _ = ran
     assert [row[0] for row in budget_rows(run.view)] == ["300", "600", "1,000"]
     assert "Trained adapters under each budget" in write_report(run.folder).read_text()
+
+
+def test_a_budget_that_is_not_done_is_shown(ran, tmp_path, call):
+    run = Run(shutil.copytree(ran[0].folder, tmp_path / "run"))
+    assert [one["state"] for one in status(run.view)["budgets"]] == ["done", "done"]
+    shutil.rmtree(run.folder / "budgets" / "300")
+    (run.folder / "budgets" / "600" / "metrics.json").unlink()
+    first, second = status(run.view)["budgets"]
+    assert (first["budget"], first["state"], first["left"][0]) == (300, "not begun", "train-supernet")
+    assert second == {"budget": 600, "state": "interrupted", "left": ["evaluate"]}
+    assert [row[:2] for row in budget_rows(run.view)[:2]] == [("300", "not done yet"), ("600", "not done yet")]
+    code, out, _ = call("status", run.folder)
+    assert (code, "budget 600: interrupted, left: evaluate" in out) == (0, True)
 
 
 def test_again_it_does_nothing_and_another_budget_searches_alone(ran, tiny_recipe, monkeypatch):

@@ -12,6 +12,7 @@ from glora_search import Evaluation, Recipe, Run, SubnetEvaluator
 from glora_search.errors import UserError
 from glora_search.report import result_rows, write_report
 from glora_search.run import retrain
+from glora_search.run.baselines import baseline_diverged
 
 DIVERGING = {"learning_rate": 1e37, "optim": "sgd", "max_grad_norm": 0.0}
 
@@ -49,6 +50,8 @@ def test_a_baseline_that_diverges_is_shown_as_diverged(copied, tiny_recipe, call
     assert not list((run.folder / "baselines" / "lora").glob("*.safetensors"))
     code, out, _ = call("evaluate", run.folder)
     assert (code, "diverged" in out) == (0, True)
+    context = Run.create(recipe_with(tiny_recipe, "retrain"), copied.folder).context
+    assert "Lower retrain.training.learning_rate, 1e+37" in baseline_diverged(context, "lora")
 
 
 def test_a_supernet_that_diverges_is_refused_before_the_search_and_another_rate_is_taken(tiny_recipe, tmp_path):

@@ -52,7 +52,7 @@ def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
     if expected is not None:
         assert asked(json.dumps(row), task) == [expected]
         return
-    with pytest.raises(UserError, match=r"a row: got .*; allowed: the columns"):
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: (a value in )?the columns"):
         asked(json.dumps(row), task)
 
 
@@ -97,3 +97,30 @@ def test_texts_of_json_are_texts_without_their_quotes():
     lines = "\n".join(map(json.dumps, texts))
     assert questions_in(lines, "texts.jsonl", whole=False) == texts
     assert questions_in(lines, "texts.txt", whole=False) == lines.split("\n")  # quotes may be a part of them
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[{"text": "a goal"},\n {"text": "a chip"},]\n', "line 2 column"),
+        ('[\n  {"text": "a goal"},\n', "line 3 column 1"),
+        ('{"text": "a goal"', "line 1 column 18"),
+        ('[{"text": "a goal"}, "a chip"]', "it has others, or both"),
+        ('[["a goal"], ["a chip"]]', "it has others, or both"),
+        ('"a goal"\n{"text": "a chip"}', "Extra data: line 2 column 1"),
+    ],
+)
+def test_what_is_called_json_and_is_none_is_not_read_as_texts(text, reason):
+    for whole in (False, True):
+        for name in ("rows.json", "rows.JSONL"):
+            with pytest.raises(UserError, match=rf"--file: got '{name}'; allowed: json lines.*{reason}"):
+                questions_in(text, name, whole=whole)
+    assert questions_in("[]", "rows.json", whole=False) == []
+
+
+def test_a_row_without_a_value_is_told_from_one_without_the_column():
+    questions = Questions({"task": LABELS, "data": {}})
+    with pytest.raises(UserError, match=r"a row: got \{'text': None\}; allowed: a value in the columns text"):
+        questions({"text": None})
+    with pytest.raises(UserError, match=r"a row: got \['body'\]; allowed: the columns text"):
+        questions({"body": "a goal"})

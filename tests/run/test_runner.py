@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+import yaml
 from filelock import FileLock
 from pydantic import ImportString, TypeAdapter
 from transformers import Trainer
@@ -18,6 +19,7 @@ from glora_search.cli.app import app
 from glora_search.cli.run import _stage_command
 from glora_search.errors import UserError
 from glora_search.run import baselines, evaluate, export, merge, retrain, supernet
+from glora_search.run.folder import digest
 from glora_search.run.stages import STAGES, Stage, made_from
 from glora_search.run.status import status
 from glora_search.tasks.text_classification import TextClassification
@@ -251,9 +253,41 @@ def test_a_kill_while_results_are_removed_leaves_none_that_looks_done(copied, st
     assert not list(copied.folder.glob(".removed-*"))
 
 
-def test_a_stage_that_the_recipe_has_no_section_for_is_refused(copied):
+def test_a_stage_that_the_recipe_leaves_out_is_refused_and_removes_nothing(copied):
+    recipe = copied.folder / "recipe.yaml"
     with pytest.raises(UserError, match="has no section finals"):
         copied.do("finals")
+    text, before = recipe.read_text(), sorted(copied.folder.iterdir())
+    data = yaml.safe_load(text)
+    shutil.rmtree(copied.folder / "baselines")
+    for stage, change, said in (
+        ("baselines", {"baselines": []}, r"baselines: .*has no baselines: the key is empty"),
+        ("retrained", {"finals": {}}, r"retrain: .*has finals, whose winner is the final adapter"),
+    ):
+        recipe.write_text(yaml.safe_dump({**data, **change}))
+        for act in (Run(copied.folder).do, Run(copied.folder).forget):
+            if (stage, act.__name__) != ("retrained", "do"):  # which is done
+                with pytest.raises(UserError, match=said):
+                    act(stage)
+    assert {*before} - {*copied.folder.iterdir()} == {copied.folder / "baselines"}
+
+
+def test_weights_that_a_stage_has_not_left_are_not_used(copied):
+    trained, best = (copied.folder / name / "adapter_model.safetensors" for name in ("retrained", "best"))
+    assert copied.view.result("retrained")["weights"] == digest(trained)
+    shutil.copy(best, trained)
+    copied.forget("merged")
+    with pytest.raises(
+        UserError, match=r"retrained/adapter_model.*: not the weights that were trained.* retrain .*--again"
+    ):
+        copied.do("merged")
+
+
+def test_all_that_is_removed_is_named(copied, capsys):
+    (copied.folder / "exports" / "lora").mkdir(parents=True)
+    copied.forget("retrained")
+    said = capsys.readouterr().out
+    assert "retrain: removing exports/, made from the old result" in said
 
 
 def test_a_new_stage_has_its_command(added_stage, copied, call):
