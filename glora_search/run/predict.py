@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ def predict(run: RunFolder, inputs: Sequence[Question], *, max_new_tokens: int |
         max_new_tokens: the longest answer of a language model; None is what its generation config has.
 
     Returns:
-        What the pipeline returns for each: mostly a mapping, or a list of mappings.
+        What the pipeline returns for each: mostly a list of mappings.
 
     Raises:
         UserError: there is no merged model yet or it cannot be used, an input lacks a column, or it cannot be read.
@@ -35,11 +34,12 @@ def predict(run: RunFolder, inputs: Sequence[Question], *, max_new_tokens: int |
     use, found = _load(run.path, run.recipe["task"], max_new_tokens), []
     for number, (one, given) in enumerate(zip(asked, inputs, strict=True), 1):
         try:
-            found.append(use(one))
+            output = use(one)
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             which = f", input {number} of {len(inputs)}" if len(inputs) > 1 else ""
             allowed = f"what the merged model can read ({_reason(error)}{which})"
-            raise invalid("TEXT", reprlib.repr(given), allowed) from error
+            raise invalid("TEXT", _short(given), allowed) from error
+        found.append([dict(output)] if isinstance(output, Mapping) else output)  # of a pair of texts
     return found
 
 
@@ -203,6 +203,13 @@ def _likely(use: Callable[..., Any]) -> Callable[[str], Any]:
         return [row for row in use(text, top_k=None) if row["score"] > 0.5] or [{"label": None, "score": None}]
 
     return labels
+
+
+def _short(given: Any) -> Any:
+    """An input, its texts cut to what a message has room for."""
+    if isinstance(given, Mapping):
+        return {name: _short(value) for name, value in given.items()}
+    return f"{given[:60]}..." if isinstance(given, str) and len(given) > 60 else given
 
 
 def _reason(error: Exception) -> str:
