@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +13,8 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
+from forked import Forked
 from transformers import AutoModelForSequenceClassification
 
 from glora_search import cli
@@ -36,46 +33,9 @@ LAUNCHERS = {
 }
 
 
-class Forked(multiprocessing.get_context("fork").Process):
-    """A launcher that starts its processes as forks of this one, which has imported everything already."""
-
-    def __init__(self, folder):
-        super().__init__(target=self.launch, args=(folder, free_port()))
-        self.out = folder / "forked.txt"
-
-    def launch(self, folder, port):
-        os.chdir(folder)
-        own = [multiprocessing.get_context("fork").Process(target=self.work, args=(rank, port)) for rank in range(2)]
-        for process in own:
-            process.start()
-        for process in own:
-            process.join()
-        sys.exit(max(abs(process.exitcode) for process in own))
-
-    def work(self, rank, port):
-        with self.out.open("a") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-        torch.set_num_threads(1)
-        sys.argv = COMMAND
-        cli.main()
-
-    def poll(self):
-        return self.exitcode
-
-    def communicate(self):
-        self.join()
-        return self.out.read_text(), ""
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def command():
+    sys.argv = COMMAND
+    cli.main()
 
 
 @pytest.fixture
@@ -86,15 +46,15 @@ def launched(tmp_path):
     def start(recipe, launcher="torchrun"):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         if launcher == "forks":
-            started.append(Forked(tmp_path))
+            started.append(Forked(command, tmp_path))
             started[-1].start()
             return started[-1]
         launch = ["-m", *LAUNCHERS[launcher].split()]
-        command = [sys.executable, *launch, "-m", *COMMAND]
+        arguments = [sys.executable, *launch, "-m", *COMMAND]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+        started.append(subprocess.Popen(arguments, cwd=tmp_path, env=environment, **pipes))
         return started[-1]
 
     yield start
@@ -180,10 +140,10 @@ def test_a_launch_goes_on_after_kills_in_supernet_search_and_race(launched, tiny
 def test_what_is_wrong_is_said_once(launched, tiny_recipe, tmp_path):
     recipe = copy.deepcopy(tiny_recipe)
     recipe["supernet"]["training"]["learning_rate"] = 1e30
-    process = launched(recipe)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode != 0
-    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    process = launched(recipe, "forks")
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode
+    said = [line for line in out.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert "the supernet has diverged" in said[0]
     assert not RunFolder(tmp_path / "run").is_busy()

@@ -1,15 +1,12 @@
-"""One process of distributed trainings: ``distributed_worker.py FOLDER BATCH STRATEGY [ARGUMENT=VALUE ...] [+ ...]``.
+"""One process of distributed trainings, of `test_supernet_distributed`.
 
-Launched by test_supernet_distributed.py. A launch is slow to start, so one does several trainings, with a ``+`` between
-them. Each rank's draws, losses and norms of weights go to FOLDER. The strategy ``adapter`` trains a fixed GLoRA
-adapter.
+Each rank's draws, losses and norms of weights go to a folder. The strategy ``adapter`` trains a fixed GLoRA adapter.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +79,10 @@ def train(folder: str, batch: str, strategy: str, *settings: str) -> None:
     (Path(folder) / f"{strategy}-{rank}.json").write_text(json.dumps(found, default=np.ndarray.tolist))
 
 
-if __name__ == "__main__":
-    where, size, *rest = sys.argv[1:]
-    for case in " ".join(rest).split(" + "):
-        train(where, size, *case.split())
+def train_all(folder: str, batch: str, cases: list[str]) -> None:
+    """One after the other; the process ends with them."""
+    for case in cases:
+        train(folder, batch, *case.split())
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    sys.stdout.flush()
     os._exit(0)  # all is written; a thread of gloo's or autograd's now and then never lets the interpreter end

@@ -1,19 +1,14 @@
-"""Two processes on the CPU (gloo) against one with the summed batch; `test_launched_run` has another launcher."""
+"""Two processes on the CPU (gloo) against one with the summed batch; `test_launched_run` has real launchers."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import distributed_worker
 import pytest
+from forked import Forked
 
-WORKER = Path(distributed_worker.__file__)
-ROOT = Path(__file__).parent.parent.parent
-TORCHRUN = "torch.distributed.run --standalone --nproc_per_node=2"
 CASES = [
     "sizes",
     "sandwich gradient_accumulation_steps=2 gradient_checkpointing=true",  # several subnets a step
@@ -23,12 +18,10 @@ CASES = [
 
 def train(folder, batch):
     """Two processes do all trainings."""
-    command = [sys.executable, "-m", *TORCHRUN.split(), str(WORKER), str(folder), batch]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command += " + ".join(CASES).split()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch = Forked(functools.partial(distributed_worker.train_all, str(folder), batch, CASES), folder)
+    launch.start()
+    out, _ = launch.communicate(timeout=300)
+    assert launch.returncode == 0, out[-3000:]
 
 
 def found(folder, strategy, rank):
