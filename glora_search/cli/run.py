@@ -24,7 +24,11 @@ Again = Annotated[
 ]
 RecipeFile = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or 'quickstart'.", autocompletion=complete.recipes),
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe's YAML file, or the name of a shipped one, such as quickstart.",
+        autocompletion=complete.recipes,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. search.trials=50.")

@@ -16,6 +16,7 @@ STRUCTURE = r"and the race with random structures: (\S+) \[(\S+), (\S+)\]" + LEA
 TAUGHT = r"\*\*Ours - LoRA with the supernet as teacher: (\S+) \[(\S+), (\S+)\]" + LEAD
 RANDOM = r"\*\*Ours - the race with random structures: (\S+) \[(\S+), (\S+)\]" + LEAD
 SINCE = r"On the (\d+) pairs made since, it is (\S+) \[(\S+), (\S+)\]"
+UNTAUGHT = r"To the best uniform method without a teacher in the same runs, it is (\S+) \[(\S+), (\S+)\]"
 EARLIER = r"Ours costs \S+ LoRA trainings, the other \S+, or (\S+) if its trainings ended"
 LOSS = r"a test loss at least 15% below the tuned LoRA's \(so far (\d+)% below"
 STSB = r"\| stsb \| \d \| [\d.]+ \| +\| [\d.]+ \| (\S+) \|"
@@ -48,6 +49,7 @@ def quoted() -> dict[str, str]:
     mean, between, cost, other = lead(PRODUCT)
     unseen, smaller, taught, random = lead(UNSEEN), lead(SMALLER), lead(TAUGHT), lead(RANDOM)
     count, *since = found(SINCE)
+    untaught = found(UNTAUGHT)
     lost = size(found(STSB)[0])
     return {
         "the first page": f"the final adapter is {mean} points better than a tuned LoRA on the mean of thirteen data "
@@ -64,6 +66,8 @@ def quoted() -> dict[str, str]:
         "the cost": f"A run costs {cost} LoRA trainings; tuning the LoRA costs {other}, or {found(EARLIER)[0]} if",
         "a taught LoRA": f"(ours is {taught[0]} points above it, {taught[1]}) and costs {taught[3]} LoRA trainings; "
         f"ours costs {taught[2]}",
+        "untaught methods": f"are {size(untaught[0])} points above the best method without a teacher in the same runs "
+        f"({interval(*untaught[1:])})",
         "random subnets": f"(ours is {random[0]} points below it, {random[1]}) and costs {random[3]}",
     }
 
