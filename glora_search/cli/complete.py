@@ -9,6 +9,8 @@ from glora_search.files.shipped import shipped_files
 
 def run_folders(incomplete: str) -> list[str]:
     """Run folders below what was typed."""
+    if incomplete.startswith("./"):  # which Path drops
+        return [f"./{name}" for name in run_folders(incomplete.removeprefix("./"))]
     place = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     levels = ("*/recipe.yaml", "*/*/recipe.yaml")
     found = {str(recipe.parent) for level in levels for recipe in place.glob(level)}
@@ -26,6 +28,8 @@ def spaces(incomplete: str) -> list[str]:
 
 
 def _files_and_shipped(kind: str, incomplete: str) -> list[str]:
+    if incomplete.startswith("./"):
+        return [f"./{name}" for name in _files_and_shipped(kind, incomplete.removeprefix("./")) if Path(name).is_file()]
     typed = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
     own = [str(file) for file in typed.glob("*.yaml")]
     return sorted(name for name in {*shipped_files(kind), *own} if name.startswith(incomplete))

@@ -18,6 +18,7 @@ from glora_search.files.shipped import find_shipped
 from glora_search.files.text import shell, write_text
 from glora_search.progress import say
 from glora_search.recipe.guess import guess
+from glora_search.recipe.prompts import prompt_columns
 
 HIDDEN = (None, "", -1)
 """What a test split has in place of labels."""
@@ -113,11 +114,17 @@ def _found(
         other = sample(f"--{split}", path)
         if other.source["source"] != first.source["source"]:
             raise invalid(f"--{split}", path, f"{first.source['source']}, as --train is")
+        if other.source.get("separator") != first.source.get("separator"):
+            raise invalid(f"--{split}", path, f"a file with the separator of {train}")
+        prompt = found["task"].get("prompt") or []
+        for column in prompt_columns(prompt if isinstance(prompt, str) else prompt[-1]) if prompt else ():
+            if column not in other.columns:
+                raise invalid(f"--{split}", path, f"a file with the prompt's columns: {column} is not there")
         for key, column in found["data"].items():
             if column not in other.columns:
                 allowed = f"a column of {path}: {shown(other.columns) or 'it is empty'}"
                 raise invalid(f"--{key.replace('_', '-')}", column, allowed)
-        data[split] = path
+        data[split] = other.source["train"]
     for split, (name, rows) in first.splits.items():
         texts = [column for column in found["data"].values() if column not in first.images]
         hidden = [column for column in texts if all(row.get(column) in HIDDEN for row in rows)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -37,6 +38,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that `_Loader` would read as a number."""
+
+
+for _cls in (_Loader, _Dumper):  # YAML 1.2 needs no point in 1e-3
+    _cls.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML in which no mapping has a key twice.
+
+    Raises:
+        yaml.YAMLError: it is something else.
+    """
+    return yaml.load(text, _Loader)
+
+
+def dump_yaml(data: Any) -> str:
+    """A mapping as YAML, its keys in their order."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, no key of which is there twice.
 
@@ -44,7 +69,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        data = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

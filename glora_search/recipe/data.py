@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from glora_search.errors import invalid
 
@@ -13,9 +14,29 @@ SPLITS = ("train", "validation", "test", "unlabelled")
 
 
 class Section(BaseModel):
-    """A section of a recipe; unknown keys are errors."""
+    """A section of a recipe; unknown keys are errors, and so are yes and no for numbers."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_numbers(cls, data: Any) -> Any:
+        for name, field in cls.model_fields.items() if isinstance(data, dict) else ():
+            value = data.get(field.alias or name)
+            if isinstance(value, bool) and is_number(field.annotation):
+                raise invalid(field.alias or name, value, "a number; YAML reads yes, no, on, and off as true and false")
+        return data
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, and neither true nor false."""
+    kinds = {annotation, *(kind for part in typing.get_args(annotation) for kind in (part, *typing.get_args(part)))}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder in place of ``~``, which no shell sees in a file."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 class Cut(Section):
@@ -102,6 +123,11 @@ class Files(Columns):
             raise invalid("quoting", self.quoting, f"null with source {self.source}; only csv has quotes around fields")
         return self
 
+    @field_validator(*SPLITS)
+    @classmethod
+    def _check_paths(cls, value: str | None) -> str | None:
+        return None if value is None else expanded(value)
+
     @model_validator(mode="after")
     def _check_splits(self) -> Self:
         paths = {name: Path(path).resolve() for name in SPLITS if (path := getattr(self, name)) is not None}
@@ -154,6 +180,11 @@ class Saved(Named):
 
     source: Literal["saved"]
     folder: str
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, value: str) -> str:
+        return expanded(value)
 
 
 def _refuse_equal(splits: dict[str, Any], written: dict[str, str]) -> None:

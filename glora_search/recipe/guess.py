@@ -18,6 +18,8 @@ TEXTS = ("text", "sentence", "review", "content", "headline", "title", "document
 LABELS = ("label", "labels", "class", "category", "target", "stars", "score", "rating")
 CLASSES = ("sentiment", "emotion", "intent", "topic")
 """Names of columns of labels, if they hold classes."""
+JUDGED = ("label", "labels", "target")
+"""Where answers have such a column beside them, it may say whether they are right."""
 NO_LABELS = ("lang", "language", "source", "domain", "url", "split", "meta", "id")
 """What texts to learn from have beside them."""
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
@@ -81,8 +83,20 @@ class _Columns:
 
     def has_classes(self, name: str) -> bool:
         """Whether a column holds a few values again and again."""
-        values = [value for value in self._values[name] if isinstance(value, str)]
-        return 2 <= len(set(values)) <= len(values) / 2
+        return len(set(self._named(name))) >= 2 and self.repeats(name)
+
+    def repeats(self, name: str) -> bool:
+        """The same, or one value alone: rows may be sorted by it."""
+        values = self._named(name)
+        return 1 <= len(set(values)) <= len(values) / 2
+
+    def may_be_labels(self, name: str) -> bool:
+        """Whether a column holds such values, or numbers."""
+        values = self._values[name]
+        return self.repeats(name) or (bool(values) and all(_number(value) is not None for value in values))
+
+    def _named(self, name: str) -> list[Any]:
+        return [value for value in self._values[name] if isinstance(value, (str, int))]
 
     def values(self, name: str) -> list[Any]:
         """What a column holds in the rows that have it."""
@@ -108,7 +122,8 @@ def _conversation(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] 
 def _answer(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     texts = columns.holding(lambda value: isinstance(value, str))
     response = told.get("response_column") or _first(RESPONSES, texts)
-    if response is None or "label_column" in told:
+    judged = not {"type", "response_column"} & told.keys() and _first(JUDGED, columns.names) is not None
+    if response is None or "label_column" in told or judged:
         return None
     others = [name for name in texts if name != response]
     if "text_column" not in told and "instruction" in others:
@@ -138,7 +153,7 @@ def _tags(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _label(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     label = told.get("label_column") or _first(LABELS, columns.names)
-    label = label or _first(CLASSES, list(filter(columns.has_classes, columns.names)))
+    label = label or _first(CLASSES, list(filter(columns.repeats, columns.names)))
     texts = [name for name in columns.holding(lambda value: isinstance(value, str)) if name != label]
     pair = next((pair for pair in PAIRS if set(pair) <= set(texts) and "text_column" not in told), None)
     text = told.get("text_column") or (pair[0] if pair else None) or _first(TEXTS, texts)
@@ -157,7 +172,7 @@ def _plain(columns: _Columns, told: Mapping[str, str]) -> dict[str, Any] | None:
     text = told.get("text_column") or (texts[0] if len(columns.names) == 1 and texts else None)
     if text is None and "text" in texts and "label_column" not in told:
         plain = told.get("type") == "causal-lm" or not any(
-            map(columns.has_classes, set(columns.names) - {"text", *NO_LABELS})
+            map(columns.may_be_labels, set(columns.names) - {"text", *NO_LABELS})
         )
         text = "text" if plain else None
     return None if text is None or "label_column" in told else _made("causal-lm", text_column=text)
@@ -169,7 +184,7 @@ def _kind_of(values: Sequence[Any]) -> str:
         "|" in value and all(part.strip() for part in value.split("|")) for value in values if isinstance(value, str)
     ):
         return "multi-label"
-    numbers = [_number(value) for value in values]
+    numbers = [_number(value) for value in values if value != ""]
     broken = any(number is not None and math.isfinite(number) and not number.is_integer() for number in numbers)
     return "text-regression" if broken and None not in numbers else "text-classification"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,9 +17,9 @@ from pydantic import (
 from glora_search.errors import UserError, invalid
 from glora_search.files.checked import validate
 from glora_search.files.shipped import find_shipped
-from glora_search.files.text import load_yaml
+from glora_search.files.text import dump_yaml, load_yaml, parse_yaml
 from glora_search.recipe.arguments import EVALUATED, STOPPING, LrFactors, Training
-from glora_search.recipe.data import Data, Section
+from glora_search.recipe.data import Data, Section, expanded
 from glora_search.recipe.loading import Loading
 from glora_search.recipe.metrics import MetricSettings
 from glora_search.recipe.prompts import prompt_columns
@@ -347,6 +348,11 @@ class Recipe(Section):
             raise invalid("supernet.max_params", largest, f"null, or at least search.max_params ({budget})")
         return self
 
+    @field_validator("space")
+    @classmethod
+    def _check_space(cls, value: str) -> str:
+        return expanded(value)
+
     @field_validator("baselines")
     @classmethod
     def _check_baselines(cls, value: list[str]) -> list[str]:
@@ -365,13 +371,17 @@ class Recipe(Section):
         """
         found = find_shipped("experiments", path, key="recipe")
         data = load_yaml(found)
+        empty = re.search(r"^finals:[ \t]*(#.*)?$", found.read_text(encoding="utf-8"), re.M)
+        if empty and data.get("finals") is None:
+            allowed = "a mapping of keys to values; {} has all defaults, and null is no finals"
+            raise invalid(f"{found}: finals", None, allowed)
         for override in overrides:
             _override(data, override)
         return validate(cls, data, source=str(found))
 
     def dump(self) -> str:
         """The recipe as YAML, with all defaults written out."""
-        return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(by_alias=True))
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -385,6 +395,6 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(place, dict):
             raise invalid("--set", text, f"a key below a mapping; {part} is {place!r}")
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = parse_yaml(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {key}: not valid YAML: {value!r} ({' '.join(str(error).split())})") from error

@@ -10,6 +10,10 @@ from glora_search.files.text import load_yaml, read_json
 from glora_search.run.folder import ORIGIN, RunFolder
 from glora_search.run.measures import measures
 
+PERPLEXITY = "perplexity"
+TOKENS = ("model", "max_length", "chat", "prompt", "packing")
+"""What decides which tokens a perplexity is of."""
+
 
 def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]:
     """What each run was asked and what came of it.
@@ -29,6 +33,10 @@ def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]
     notes += [f"{note}: their scores cannot be compared" for note in differing]
     settings = {str(run.path): (run.recipe["task"].get("metrics") or [{}])[0] for run in runs if str(run.path) in found}
     notes += [] if differing else _differences("task.metrics.0", settings)
+    if set(found.values()) == {PERPLEXITY}:
+        asked = {str(run.path): run.recipe["task"] for run in runs if str(run.path) in found}
+        told = {run: {key: task.get(key) for key in TOKENS} for run, task in asked.items()}
+        notes += [f"{note}: perplexities are of other tokens" for note in _differences("task", told)]
     return rows, notes
 
 
@@ -55,12 +63,13 @@ def _row(run: RunFolder) -> dict[str, Any]:
         row |= {"metric": chosen.name, "final": final["source"], "params": final["params"]}
         return row | {split: chosen.of(final, split) for split in ("validation", "test")}
     found = run.final()
-    return row if found is None else row | {key: found[1][key] for key in ("params", "validation")}
+    shown = ("params", *(() if recipe["task"].get("metrics") else ("validation",)))  # the recipe's come with the test
+    return row if found is None else row | {key: found[1][key] for key in shown}
 
 
 def _short(data: dict[str, Any]) -> str:
     """The data's name: of a file its last part."""
-    name = data.get("name") or data.get("train") or data.get("source")
+    name = data.get("name") or data.get("folder") or data.get("train") or data.get("source")
     return Path(str(name)).name
 
 

@@ -80,8 +80,9 @@ class Context:
         Raises:
             UserError: its weights are not those that its stage has left.
         """
-        self.view.check_weights(adapter)
-        return self.placed(load_adapter(self.task.model(), self.folder / adapter, trainable=trainable))
+        model = self.placed(load_adapter(self.task.model(), self.folder / adapter, trainable=trainable))
+        self.view.check_weights(adapter)  # after what is damaged was refused
+        return model
 
     def base(self, args: TrainingArguments) -> Any:
         """A fresh base model for a training; what is drawn at random is drawn with the training's seed."""

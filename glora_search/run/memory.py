@@ -23,12 +23,13 @@ from glora_search.errors import invalid
 from glora_search.recipe.loading import Quantization
 from glora_search.recipe.schema import Recipe
 from glora_search.scoring import Batch, Batches
-from glora_search.space import SearchSpace
+from glora_search.space import BoundSpace, SearchSpace
 from glora_search.supernet.config import SupernetConfig
 from glora_search.tasks import Task
 from glora_search.tasks.models import heads_of
 from glora_search.training.baselines import baseline_settings
 from glora_search.training.loop import training_arguments
+from glora_search.training.uniform import uniform_methods
 
 TRAINED = 16
 """Bytes of a trained parameter: itself, its gradient and two moments of AdamW, in float32."""
@@ -65,10 +66,12 @@ class Sizes:
     """A run's parameters, and the memory of its stages.
 
     Attributes:
+        space: bound to the model without its weights.
         parameters: what is counted -> how many.
         stages: command -> its memory.
     """
 
+    space: BoundSpace
     parameters: dict[str, int]
     stages: dict[str, Memory]
 
@@ -89,7 +92,10 @@ def sizes(recipe: Recipe, task: Task) -> Sizes:
     weights = weight_bytes(base, quantization, kept)
     head = sum(value.numel() for name in heads for value in base.get_submodule(name).parameters())
     most = space.params(space.largest)
-    adapter = most if recipe.search.max_params is None else min(most, recipe.search.max_params)
+    budget, methods = recipe.search.max_params, recipe.finals.methods if recipe.finals is not None else ["lora"]
+    adapter = most if budget is None else min(most, budget)
+    if recipe.finals is not None or recipe.baselines:  # a uniform method's rank grows with the budget
+        adapter = max(adapter, *(method.params for method in uniform_methods(space, budget, methods)), 0)
     vocabulary = int(output.weight.shape[0]) if output is not None else 0
     parameters = {"model": base.num_parameters(), "adapted layers": sum(matrices)}
 
@@ -118,7 +124,9 @@ def sizes(recipe: Recipe, task: Task) -> Sizes:
         **({"baselines": trained(baseline_settings(recipe, len(task.train)), adapter)} if recipe.baselines else {}),
         "merge": Memory(whole, 4 * (adapter + head), dense, 0, *scored),
     }
-    return Sizes({**parameters, "supernet": shared, "largest adapter": adapter, "head": head}, stages)
+    if recipe.search.calibration_steps:
+        stages["search"] = max(stages["search"], stages["train-supernet"], key=lambda memory: memory.total)
+    return Sizes(space, {**parameters, "supernet": shared, "largest adapter": adapter, "head": head}, stages)
 
 
 def skeleton(task: Task) -> PreTrainedModel:

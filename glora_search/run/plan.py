@@ -13,6 +13,7 @@ from glora_search.run.cost import estimate
 from glora_search.run.launch import processes
 from glora_search.run.making import make, resolved
 from glora_search.run.memory import Memory, sizes
+from glora_search.run.prepare import check_space
 from glora_search.training.baselines import baseline_settings
 from glora_search.training.loop import steps_for, training_arguments
 
@@ -58,6 +59,7 @@ def plan(recipe: Recipe, folder: Path, *, timed: bool = True) -> Plan:
     make(folder, resolved(recipe))
     run = Context(folder)
     found = sizes(run.recipe, run.task)
+    check_space(run.recipe, found.space)
     rows = len(run.task.train)
 
     def steps(settings: dict[str, object], together: int = 1) -> int:

@@ -66,8 +66,26 @@ def check(recipe: Recipe) -> Task:
     task = make_task(recipe)
     model = task.model()
     task.check_model(model)
-    supernet, search = recipe.supernet, recipe.search
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
+    check_space(recipe, space)
+    with called(model, [layer.name for layer in space.layers]) as found:
+        _try_rows(task, model)
+    for note in idle_notes(space, found):
+        say(f"note: {note}")
+    _try_metrics(task, model)
+    say("trying the training arguments", "dim")
+    del model  # each training has one of its own, and no more than one is in memory
+    _Trainings(recipe, task, space).rehearse()
+    return task
+
+
+def check_space(recipe: Recipe, space: BoundSpace) -> None:
+    """Try what needs no weights: the search, its budgets, the finals, and the sampling.
+
+    Raises:
+        UserError: a stage would fail.
+    """
+    supernet, search = recipe.supernet, recipe.search
     check_search(
         space,
         sampler=search.sampler,
@@ -86,15 +104,6 @@ def check(recipe: Recipe) -> Task:
         say(f"note: {note}")
     options: dict[str, Any] = {"seed": recipe.seed, "max_params": recipe.supernet_max_params}
     make_sampling(supernet.sampling, space, **options, options=supernet.sampling_options)
-    with called(model, [layer.name for layer in space.layers]) as found:
-        _try_rows(task, model)
-    for note in idle_notes(space, found):
-        say(f"note: {note}")
-    _try_metrics(task, model)
-    say("trying the training arguments", "dim")
-    del model  # each training has one of its own, and no more than one is in memory
-    _Trainings(recipe, task, space).rehearse()
-    return task
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
