@@ -238,11 +238,11 @@ class Run:
     def _check_asked(self, stage: Stage) -> None:
         """Refuse a stage that the recipe leaves out: it would remove results that are made without it."""
         recipe, key = self.view.recipe, stage.asked
-        if stage.alone or stage.asked_by(recipe):
-            return
         where = f"{stage.command}: {self.folder / 'recipe.yaml'}"
         if key and recipe.get(key) is None:
             raise UserError(f"{where} has no section {key}")
+        if stage.alone or stage.asked_by(recipe):
+            return
         if key and not recipe[key]:
             raise UserError(f"{where} has no {key}: the key is empty")
         raise UserError(f"{where} has {stage.unless}, whose winner is the final adapter: nothing is retrained")

@@ -26,6 +26,7 @@ from glora_search.errors import UserError
 from glora_search.files.text import write_json
 from glora_search.finals import lessons
 from glora_search.run import finals
+from glora_search.run.folder import digest
 from glora_search.run.formats import export_as
 from glora_search.scoring import Evaluation
 from glora_search.training.distillation import DistillationTrainer
@@ -94,6 +95,8 @@ def test_a_lora_that_has_won_is_exported_as_the_lora_that_it_is(raced, tmp_path)
     context = run.context
     config = lora_within(context.space, 1000, context.task.task_type, context.task.modules_to_save)
     get_peft_model(context.task.model(), config).save_pretrained(str(run.folder / "finals"))
+    noted = {**run.view.result("finals"), "weights": digest(run.folder / "finals" / "adapter_model.safetensors")}
+    (run.folder / "finals" / "stage.json").write_text(json.dumps(noted))
     folder = export_as(run, "lora")
     assert isinstance(PeftConfig.from_pretrained(folder), LoraConfig)
     assert (folder / "tokenizer_config.json").is_file()
