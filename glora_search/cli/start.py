@@ -15,7 +15,7 @@ from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.files.samples import sample, shown
 from glora_search.files.shipped import find_shipped
-from glora_search.files.text import shell, write_text
+from glora_search.files.text import parse_yaml, shell, write_text
 from glora_search.progress import say
 from glora_search.recipe.guess import guess
 from glora_search.recipe.prompts import prompt_columns
@@ -136,13 +136,11 @@ def _found(
 
 
 def _write_recipe(file: Path, name: str, values: dict[str, Any], found: dict[str, Any]) -> None:
-    import yaml
-
     from glora_search.recipe.schema import Recipe
     from glora_search.recipe.template import recipe_template
 
     text = recipe_template(name, values, data=found["data"], prompt=found["task"].get("prompt"))
-    recipe = validate(Recipe, yaml.safe_load(text), source="init")
+    recipe = validate(Recipe, parse_yaml(text), source="init")
     write_text(file, text)
     change = "" if found["data"] else f" and set its data ({getattr(recipe.data, 'train', '')} is an example)"
     what = f"{recipe.task.type} with {recipe.task.model}"

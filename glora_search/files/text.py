@@ -57,9 +57,13 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def dump_yaml(data: Any) -> str:
-    """A mapping as YAML, its keys in their order."""
-    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+def dump_yaml(data: Any, **options: Any) -> str:
+    """YAML that `parse_yaml` reads as it was, the keys of mappings in their order.
+
+    Args:
+        options: of ``yaml.dump``.
+    """
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

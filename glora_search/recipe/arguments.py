@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError, ValidationIn
 from transformers import TrainingArguments
 
 from glora_search.errors import invalid
-from glora_search.recipe.data import is_number
+from glora_search.recipe.data import check_number
 from glora_search.vocabulary import check_lr_factors
 
 TRAINING_TYPES = {
@@ -112,9 +112,7 @@ def _check_training(value: Any, info: ValidationInfo) -> Any:
             raise invalid(
                 f"training.{name}", setting, f"a field of transformers.TrainingArguments except output_dir{hint}"
             )
-        if isinstance(setting, bool) and is_number(TRAINING_TYPES[name]):
-            allowed = "a number; YAML reads yes, no, on, and off as true and false"
-            raise invalid(f"training.{name}", setting, allowed)
+        check_number(f"training.{name}", setting, TRAINING_TYPES[name])
         try:
             checked[name] = TypeAdapter(TRAINING_TYPES[name]).validate_python(setting)
         except ValidationError as error:

@@ -22,16 +22,16 @@ class Section(BaseModel):
     @classmethod
     def _check_numbers(cls, data: Any) -> Any:
         for name, field in cls.model_fields.items() if isinstance(data, dict) else ():
-            value = data.get(field.alias or name)
-            if isinstance(value, bool) and is_number(field.annotation):
-                raise invalid(field.alias or name, value, "a number; YAML reads yes, no, on, and off as true and false")
+            key = field.alias or name
+            check_number(key, data.get(key), field.annotation)
         return data
 
 
-def is_number(annotation: Any) -> bool:
-    """Whether a field takes numbers, and neither true nor false."""
+def check_number(key: str, value: Any, annotation: Any) -> None:
+    """Refuse true and false in a field that takes numbers."""
     kinds = {annotation, *(kind for part in typing.get_args(annotation) for kind in (part, *typing.get_args(part)))}
-    return bool(kinds & {int, float}) and bool not in kinds
+    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        raise invalid(key, value, "a number; YAML reads yes, no, on, and off as true and false")
 
 
 def expanded(path: str) -> str:

@@ -81,22 +81,15 @@ class _Columns:
         """Those whose every value passes."""
         return [name for name in self.names if self._values[name] and all(map(test, self._values[name]))]
 
-    def has_classes(self, name: str) -> bool:
-        """Whether a column holds a few values again and again."""
-        return len(set(self._named(name))) >= 2 and self.repeats(name)
-
     def repeats(self, name: str) -> bool:
-        """The same, or one value alone: rows may be sorted by it."""
-        values = self._named(name)
+        """Whether a column holds a few values again and again, or one alone: rows may be sorted by it."""
+        values = [value for value in self._values[name] if isinstance(value, (str, int))]
         return 1 <= len(set(values)) <= len(values) / 2
 
     def may_be_labels(self, name: str) -> bool:
         """Whether a column holds such values, or numbers."""
         values = self._values[name]
         return self.repeats(name) or (bool(values) and all(_number(value) is not None for value in values))
-
-    def _named(self, name: str) -> list[Any]:
-        return [value for value in self._values[name] if isinstance(value, (str, int))]
 
     def values(self, name: str) -> list[Any]:
         """What a column holds in the rows that have it."""

@@ -371,8 +371,8 @@ class Recipe(Section):
         """
         found = find_shipped("experiments", path, key="recipe")
         data = load_yaml(found)
-        empty = re.search(r"^finals:[ \t]*(#.*)?$", found.read_text(encoding="utf-8"), re.M)
-        if empty and data.get("finals") is None:
+        none = "finals" in data and data["finals"] is None
+        if none and re.search(r"^finals:[ \t]*(#.*)?$", found.read_text(encoding="utf-8"), re.M):
             allowed = "a mapping of keys to values; {} has all defaults, and null is no finals"
             raise invalid(f"{found}: finals", None, allowed)
         for override in overrides:

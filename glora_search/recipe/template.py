@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from glora_search.files.text import dump_yaml
 
 # Comments start with "# ". A key after "#" without a space is commented out and shows its default.
 TEMPLATE = """\
@@ -187,7 +187,7 @@ def _escaped(text: str) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=sys.maxsize)[1:-2]
+    return dump_yaml([value], default_flow_style=True, width=sys.maxsize)[1:-2]
 
 
 def _filled(line: str, values: Mapping[str, str]) -> str:

@@ -141,11 +141,11 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
         One row a budget; none where the recipe has one, or none is done. The largest one's cost is that of the supernet
         too, which all share.
     """
-    begun = {one.budget: one for one in run.smaller()}
-    folders = [*((budget, begun.get(budget)) for budget in run.smaller_budgets), (run.budget, run)]
-    done = [(budget, None if one is None else one.done("test")) for budget, one in folders]
+    smaller = run.by_budget()
+    runs = [*smaller.items(), (run.budget, run)]
+    done = [(budget, None if one is None else one.done("test")) for budget, one in runs]
     rows: list[tuple[str, ...]] = []
-    if not run.smaller_budgets or not any(metrics for _, metrics in done):
+    if not smaller or not any(metrics for _, metrics in done):
         return rows
     for budget, metrics in done:
         if metrics is None:

@@ -31,11 +31,11 @@ def compare(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str]]
     found = {row["run"]: row["metric"] for row in rows if row["metric"] is not None}
     differing = _differences("metric", found)
     notes += [f"{note}: their scores cannot be compared" for note in differing]
-    settings = {str(run.path): (run.recipe["task"].get("metrics") or [{}])[0] for run in runs if str(run.path) in found}
+    tasks = {str(run.path): run.recipe["task"] for run in runs if str(run.path) in found}
+    settings = {run: (task.get("metrics") or [{}])[0] for run, task in tasks.items()}
     notes += [] if differing else _differences("task.metrics.0", settings)
     if set(found.values()) == {PERPLEXITY}:
-        asked = {str(run.path): run.recipe["task"] for run in runs if str(run.path) in found}
-        told = {run: {key: task.get(key) for key in TOKENS} for run, task in asked.items()}
+        told = {run: {key: task.get(key) for key in TOKENS} for run, task in tasks.items()}
         notes += [f"{note}: perplexities are of other tokens" for note in _differences("task", told)]
     return rows, notes
 

@@ -65,15 +65,17 @@ class RunFolder:
         found: int | None = self.recipe["search"].get("max_params")
         return found
 
-    @property
-    def smaller_budgets(self) -> list[int]:
-        """The budgets below the largest one that the recipe asks for, the smallest first."""
-        return list(self.recipe["search"].get("budgets") or [])
+    def by_budget(self) -> dict[int, RunFolder | None]:
+        """The budgets below the largest one, the smallest first -> the run under each; None where it has not begun."""
+        folders = {budget: self.path / BUDGETS / str(budget) for budget in self.recipe["search"].get("budgets") or []}
+        return {
+            budget: RunFolder(folder) if (folder / "recipe.yaml").is_file() else None
+            for budget, folder in folders.items()
+        }
 
     def smaller(self) -> list[RunFolder]:
         """The runs under smaller budgets that this one has begun, the smallest first."""
-        folders = [self.path / BUDGETS / str(budget) for budget in self.smaller_budgets]
-        return [RunFolder(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
+        return [run for run in self.by_budget().values() if run is not None]
 
     def asks_for(self, stage: Stage) -> bool:
         """Whether a run does a stage, see `Stage.asked_by`."""

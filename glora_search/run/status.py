@@ -51,9 +51,8 @@ def status(run: RunFolder, study: optuna.Study | None = None) -> dict[str, Any]:
 
 def _budgets(run: RunFolder, at_one: bool) -> list[dict[str, Any]]:
     """Args: at_one: whether another process is at the first that is not done."""
-    begun, found = {one.budget: one for one in run.smaller()}, []
-    for budget in run.smaller_budgets:
-        one = begun.get(budget)
+    found = []
+    for budget, one in run.by_budget().items():
         states = {stage.command: NOT_BEGUN if one is None else _state(one, stage) for stage in STAGES.values()}
         left = [stage.command for stage in STAGES.values() if run.asks_for(stage) and states[stage.command] != DONE]
         state = DONE if not left else NOT_BEGUN if one is None else RUNNING if at_one else INTERRUPTED

@@ -8,6 +8,7 @@ import yaml
 from glora_search.errors import UserError
 from glora_search.files.text import dump_yaml, parse_yaml
 from glora_search.recipe.schema import Recipe
+from glora_search.recipe.template import recipe_template
 
 
 @pytest.fixture
@@ -35,6 +36,11 @@ def test_a_number_needs_no_point_before_its_exponent(loaded):
 def test_a_text_that_looks_like_a_number_stays_one(value):
     assert parse_yaml(dump_yaml({"a": [value]})) == {"a": [value]}
     assert type(parse_yaml(dump_yaml({"a": value}))["a"]) is type(value)
+
+
+def test_so_it_does_in_the_recipe_that_init_writes():
+    written = recipe_template("first", {}, data={"source": "csv", "train": "1e3", "text_column": "2e5"})
+    assert parse_yaml(written)["data"] == {"source": "csv", "train": "1e3", "text_column": "2e5"}
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,13 @@ def test_brackets_without_an_end_are_a_text():
         ({"instruction": "a", "input": float("nan")}, BOTH, "do a with "),
         ({"instruction": "a", "inputs": "b"}, BOTH, None),
         ({"instructions": "a", "input": "b"}, ALPACA, None),
-        ({"text": None}, LABELS, None),
-        ({"text": float("nan")}, LABELS, None),
     ],
 )
 def test_a_row_has_the_columns_of_one_of_the_templates(row, task, expected):
     if expected is not None:
         assert asked(json.dumps(row), task) == [expected]
         return
-    with pytest.raises(UserError, match=r"a row: got .*; allowed: (a value in )?the columns"):
+    with pytest.raises(UserError, match=r"a row: got .*; allowed: the columns"):
         asked(json.dumps(row), task)
 
 
@@ -120,7 +118,11 @@ def test_what_is_called_json_and_is_none_is_not_read_as_texts(text, reason):
 
 def test_a_row_without_a_value_is_told_from_one_without_the_column():
     questions = Questions({"task": LABELS, "data": {}})
-    with pytest.raises(UserError, match=r"a row: got \{'text': None\}; allowed: a value in the columns text"):
-        questions({"text": None})
+    for missing in (None, float("nan")):
+        said = rf"a row: got \{{'text': {missing}\}}; allowed: a value in the columns text"
+        with pytest.raises(UserError, match=said):
+            questions({"text": missing})
+        with pytest.raises(UserError, match=said):
+            asked(json.dumps({"text": missing}))
     with pytest.raises(UserError, match=r"a row: got \['body'\]; allowed: the columns text"):
         questions({"body": "a goal"})
