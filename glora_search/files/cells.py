@@ -9,6 +9,8 @@ from typing import Any
 NOT_MARKS = "lists of the names of a row's labels, not a 0 or 1 for each label"
 """What several labels are."""
 MARKS = {"0", "1", "0.0", "1.0", "false", "true"}
+EXACT = 2.0**53
+"""Up to here, a float is the whole number that was written."""
 
 
 def is_missing(value: object) -> bool:
@@ -17,7 +19,12 @@ def is_missing(value: object) -> bool:
 
 
 def text_of(value: object) -> str:
-    """A value as a part of a prompt: what is missing is empty."""
+    """A value as a text: what is missing is empty, true and false are as json writes them, and a whole number has no
+    fraction, which a column of numbers gives it where another row has one."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return str(int(value))
     return "" if is_missing(value) else str(value)
 
 

@@ -71,8 +71,6 @@ def not_text(path: Path) -> str:
         at, what = content.find(b"\0"), "is no text"
     except UnicodeDecodeError as error:
         at, what = error.start, "is not UTF-8, maybe Windows-1252 or Latin-1"
-    if at < 0:
-        return ""
     line = len((content[:at] + b".").splitlines())
     return f"line {line}: byte 0x{content[at]:02x} {what}"
 

@@ -156,7 +156,15 @@ class ExactMatch(GeneratedMetric):
         notes = super().check(rows, split)
         if without:
             notes.append(f"{self.name}: {without} of {len(rows)} responses of data.{split} have no answer to match")
-        lengths = [len(ids) for ids in self.task.token_ids(expected, special=False)]
+        ids = self.task.token_ids(expected, special=False)
+        written = self.task.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        lost = sum(self.answer(one) != self.answer(text) for one, text in zip(written, expected, strict=True))
+        if lost:
+            notes.append(
+                f"{self.name}: {lost} of {len(rows)} responses of data.{split} cannot be written by the model's "
+                "tokenizer, so no answer matches them"
+            )
+        lengths = list(map(len, ids))
         long = sum(length > self.max_new_tokens for length in lengths)
         if long:
             notes.append(

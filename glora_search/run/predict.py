@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def predict(run: RunFolder, inputs: Sequence[Question], *, max_new_tokens: int |
     for number, (one, given) in enumerate(zip(asked, inputs, strict=True), 1):
         try:
             output = use(one)
-        except (OSError, ValueError, IndexError, RuntimeError) as error:
+        except Exception as error:  # of chat templates, of images, of connections: each library has its own
             which = f", input {number} of {len(inputs)}" if len(inputs) > 1 else ""
             allowed = f"what the merged model can read ({_reason(error)}{which})"
             raise invalid("TEXT", _short(given), allowed) from error
@@ -138,13 +140,19 @@ def _load(folder: Path, task: dict[str, Any], max_new_tokens: int | None) -> Cal
         if name is None:
             answer = max_new_tokens or task["max_length"]
             return _seq2seq(str(merged), task["max_length"], answer, trust_remote_code=trust)
-        made = {"text-generation": _unended, "text-classification": _never_empty}.get(name)
+        made = {
+            "text-generation": _unended,
+            "text-classification": _never_empty,
+            "token-classification": _by_word,
+        }.get(name)
         custom = {"pipeline_class": made()} if made else {}
         whole = pipeline(name, model=str(merged), trust_remote_code=trust, **custom)
         use = functools.partial(whole, **options)
         if cls.target == "tags":
             whole.tokenizer.model_max_length = task["max_length"]  # where texts are cut, as in training
             return lambda given: [row for row in use(given) if row["word"].strip()]  # a space has no tag of its own
+        if name == "image-classification":
+            return lambda given: use(of_8_bits(given))
         return _likely(use) if cls.target == "labels" else use
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunFolder(folder).merged_cannot_be_used(error) from error
@@ -176,6 +184,43 @@ def _unended() -> Any:
             return super()._forward(model_inputs, **kwargs)
 
     return Unended
+
+
+def _by_word() -> Any:
+    """transformers' pipeline for tags, which gives each word of a list one tag, as in training; in a text, it finds the
+    words itself."""
+    from transformers import TokenClassificationPipeline
+
+    class ByWord(TokenClassificationPipeline):
+        starts: list[int] | None = None
+
+        def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+            listed = isinstance(inputs, list)
+            self.starts = [0, *itertools.accumulate(len(word) + 1 for word in inputs)][:-1] if listed else None
+            return super().__call__(" ".join(inputs) if listed else inputs, **kwargs)
+
+        def gather_pre_entities(self, sentence: str, *args: Any, **kwargs: Any) -> Any:
+            found, seen = super().gather_pre_entities(sentence, *args, **kwargs), set[int]()
+            for token in found if self.starts is not None else ():
+                start, blank = token["start"], not sentence[token["start"] : token["end"]].strip()
+                word = bisect.bisect_right(self.starts, start + sentence[start : start + 1].isspace())
+                token["is_subword"] = blank or word in seen
+                seen.update([] if blank else [word])
+            return found
+
+    return ByWord
+
+
+def of_8_bits(given: Any) -> Any:
+    """An image's file, unless training would have refused it; a pipeline cuts its values at 255."""
+    import PIL.Image
+
+    from glora_search.tasks.image_classification import check_bits
+
+    if isinstance(given, str) and Path(given).is_file():
+        with PIL.Image.open(given) as image:
+            check_bits(image)
+    return given
 
 
 def _never_empty() -> Any:

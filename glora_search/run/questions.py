@@ -47,7 +47,8 @@ class Questions:
         self.words = words
 
     def __call__(self, question: Question) -> Any:
-        """What a pipeline is called with: a text; of a pair of texts, a mapping; of a conversation, its messages.
+        """What a pipeline is called with: a text; of a pair of texts, a mapping; of a conversation, its messages; of a
+        list of words, the list.
 
         Raises:
             UserError: it lacks a column.
@@ -55,6 +56,8 @@ class Questions:
         row = self._row(question)
         if self.chats and not self.templates:
             return self._conversation(row[self.columns[0]])
+        if self.words and isinstance(row[self.columns[0]], list):
+            return list(map(str, row[self.columns[0]]))
         texts = {name: self._text(row, name) for name in self.columns}
         if self.templates:
             text = template_for(self.templates, texts).format(**texts)
@@ -97,8 +100,6 @@ class Questions:
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:
         value = row.get(name)
-        if self.words and isinstance(value, list):
-            return " ".join(map(str, value))
         if isinstance(value, (list, dict)):
             raise invalid("a row", reprlib.repr(value), f"text in the column {name}")
         return text_of(value)

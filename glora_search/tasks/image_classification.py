@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from glora_search.errors import UserError, invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import Labelled
-from glora_search.tasks.rows import Column, with_column
+from glora_search.tasks.rows import Column, notes_of, with_column
 
 
 class ImageClassification(Labelled):
@@ -28,6 +29,7 @@ class ImageClassification(Labelled):
     def __init__(self, recipe: Recipe) -> None:
         if importlib.util.find_spec("PIL") is None:
             raise UserError("image-classification needs the package pillow: pip install 'glora-search[vision]'")
+        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         super().__init__(recipe)
 
     def inputs(self) -> list[Column]:
@@ -41,6 +43,16 @@ class ImageClassification(Labelled):
     def make_collator(self) -> Any:
         """Makes ``pixel_values [rows, channels, height, width]`` and ``labels [rows]``."""
         return ImageCollator(self.processor)
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`."""
+        return notes_of(self._counts, share)
+
+    def _encoded(self, rows: Dataset, key: str) -> Dataset:
+        encoded = super()._encoded(rows, key)
+        clear = sum(map(_is_transparent, encoded.cast_column("pixel_values", Image(decode=False))["pixel_values"]))
+        self._counts[key] = (len(rows), [(clear, "have transparency, which the model does not see: save them without")])
+        return encoded
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns ``pixel_values``, still images in a file's form, and ``labels``."""
@@ -57,9 +69,25 @@ def in_colours(image: Any) -> Any:
     Raises:
         ValueError: its values are not of 8 bits; pillow would cut them at 255, which leaves most images white.
     """
+    check_bits(image)
+    return image.convert("RGB")
+
+
+def check_bits(image: Any) -> None:
+    """Raise a ValueError where a pillow image has values of more than 8 bits, see `in_colours`."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits for each colour")
-    return image.convert("RGB")
+
+
+def _is_transparent(file: dict[str, Any]) -> bool:
+    """Whether an image can have transparency, by what its file begins with; of one that is damaged, others say so."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) as image:
+            return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    except OSError:
+        return False
 
 
 class ImageCollator:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset
 
 from glora_search.errors import invalid
-from glora_search.files.cells import NOT_MARKS, are_marks
+from glora_search.files.cells import NOT_MARKS, are_marks, text_of
 from glora_search.scoring import IGNORED
 from glora_search.tasks.rows import Column, with_column
 
@@ -35,18 +35,23 @@ OUTER = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 """What is no part of a name."""
 WRITTEN_LIST = re.compile(r"""\[\s*(?:['"].*['"])?\s*\]""", re.DOTALL)
 """A list of names as Python or json writes it."""
+WRITTEN_NUMBERS = re.compile(r"\[\s*(?:(?:[+-]?\d+\.?\d*|true|false)(?:[,\s]+|(?=\])))+\]", re.IGNORECASE)
+"""A list of numbers or marks as Python, numpy, or json writes it; as a single label, it can be an interval."""
+QUOTED = re.compile(r"""^(['"])(.+)\1$""", re.DOTALL)
+"""A name in quotes."""
 FEW = 10
 """So many whole numbers are classes, however few rows each has."""
 
 
 def clean(name: object) -> str:
     """A label's name as it is known everywhere."""
-    return OUTER.sub("", unicodedata.normalize("NFC", str(name)))
+    return OUTER.sub("", unicodedata.normalize("NFC", text_of(name)))
 
 
 def folded(name: str) -> str:
-    """What is equal for names that letter case alone separates, or characters that look alike or are invisible."""
-    visible = re.sub(f"[{INVISIBLE}]", "", name)
+    """What is equal for names that letter case alone separates, or quotes around them, or characters that look alike or
+    are invisible."""
+    visible = QUOTED.sub(r"\2", re.sub(f"[{INVISIBLE}]", "", name))
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
@@ -82,7 +87,9 @@ def read_targets(
     odd = next((value for value in values if isinstance(value, (dict, bytes))), None)
     if odd is not None:
         raise invalid(key, odd, "a column of names or numbers")
-    written = [value for value in values if isinstance(value, str) and WRITTEN_LIST.fullmatch(value.strip())]
+    lists = [WRITTEN_LIST, WRITTEN_NUMBERS] if target == "labels" else [WRITTEN_LIST]
+    texts = [value for value in values if isinstance(value, str)]
+    written = [value for value in texts if any(pattern.fullmatch(value.strip()) for pattern in lists)]
     if target in ("label", "labels") and written:
         allowed = (
             f"a{SEPARATOR}b for several labels, or lists in json or parquet; this is a list that was written as text"

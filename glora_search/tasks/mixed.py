@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, Json
 
 from glora_search.errors import invalid
-from glora_search.files.cells import is_missing
+from glora_search.files.cells import is_missing, text_of
 
 ALLOWED = "values of one kind, such as text: as json, it holds numbers or NaN among texts"
 
@@ -46,6 +46,4 @@ def as_texts(values: list[Any]) -> list[Any] | None:
 
 
 def _as_text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return None if is_missing(value) else str(value)
+    return None if is_missing(value) else text_of(value)

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from glora_search.tasks.labels import SEPARATOR
 from glora_search.tasks.whole_texts import WholeTexts
 
 
@@ -22,6 +23,12 @@ class MultiLabel(WholeTexts):
     example = "'Your text here', top_k=None"
     target = "labels"
     problem_type = "multi_label_classification"
+
+    def row_notes(self, share: float = 0.0) -> list[str]:
+        """See `Task`."""
+        alone = all(len(names) < 2 for names in self.data.train[self.column("label_column")])
+        said = [f"no row of data.train has several labels; in text they are separated by {SEPARATOR}"] if alone else []
+        return [*super().row_notes(share), *said]
 
     def answers(self, rows: Dataset) -> list[list[float]]:
         """For each row, 1 for each label that it has and 0 for the others."""

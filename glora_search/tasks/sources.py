@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import mimetypes
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,9 @@ from glora_search.tasks.rows import with_column
 
 QUOTES = "a quote does not enclose its field; set data.quoting: none if quotes are part of the texts, else minimal"
 BROKEN = "fewer fields than the header has, beside a carriage return: in a text without quotes, it ends the row"
+SPACED = (
+    "the space before a quote makes the quotes part of a value; remove it, or set data.quoting: minimal to keep them"
+)
 TIMES = ("date", "time", "duration")
 """How types of columns begin whose values are points in time."""
 
@@ -169,6 +173,10 @@ class CsvFiles(_InFiles):
         line = wrong_quote(path, separator) if self.data.quoting is None else None
         if line is not None:  # pandas has read on, up to the next quote in whatever row
             raise self._refused(split, f"line {line}: {QUOTES}")
+        spaced = [name for name in columns if self.data.quoting is None and _all_spaced(frame[name])]
+        if spaced:
+            line = line_of(path, separator, 1, self._quoting)
+            raise self._refused(split, f"line {line}, column {spaced[0]}: {SPACED}")
         fields = 1 + max(map(self.columns(split).index, columns), default=0)
         if (line := broken_line(path, separator, fields, self._quoting)) is not None:  # pandas fills it up
             raise self._refused(split, f"line {line}: {BROKEN}")
@@ -204,6 +212,11 @@ class CsvFiles(_InFiles):
 
     def _refused(self, split: str, reason: object) -> UserError:
         return invalid(f"data.{split}", self.place(split), f"a csv file with a header line ({reason})")
+
+
+def _all_spaced(values: pd.Series) -> bool:
+    """Whether all values are in quotes after a space."""
+    return len(values) > 0 and bool(values.str.fullmatch(r'\s+".*"\s*', flags=re.DOTALL).all())
 
 
 class DatasetFiles(_InFiles):

@@ -45,7 +45,7 @@ class TokenClassification(Labelled, TextTask):
 
     def __init__(self, recipe: Recipe) -> None:
         self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
-        self._cut = 0
+        self._cut = self._lost = 0
         super().__init__(recipe)
         labels = self.data.labels
         self.entities = "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
@@ -56,10 +56,11 @@ class TokenClassification(Labelled, TextTask):
         return notes_of(self._counts, share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
-        self._cut = 0
+        self._cut = self._lost = 0
         encoded = super()._encoded(rows, key)
         counts = [
             (len(rows) - len(encoded), "are left out: no word has a token and a tag"),
+            (self._lost, "have words without a token, whose tags are neither learned nor scored"),
             (self._cut, f"are cut at task.max_length, {self.max_length} tokens: words after it are not scored"),
         ]
         self._counts[key] = (len(rows), counts)
@@ -108,6 +109,9 @@ class TokenClassification(Labelled, TextTask):
             blank = [not token.strip(SPACES) for token in encoded.tokens(number)]
             first = _first_tokens(encoded, number, texts[number], places, blank)
             labels.append([index[tags[row][p]] if own else IGNORED for p, own in zip(places, first, strict=True)])
+            tagged = {p for p, own in zip(places, first, strict=True) if own}
+            whole = max(tagged, default=-1) if encoded.encodings[number].overflowing else len(words[row]) - 1
+            self._lost += any(tag is not None and p not in tagged for p, tag in enumerate(tags[row][: whole + 1]))
         made = Dataset.from_dict({**encoded, "labels": labels})
         return made.select([number for number, row in enumerate(labels) if set(row) != {IGNORED}])
 

@@ -92,6 +92,14 @@ def test_responses_without_an_answer_are_refused_and_some_of_them_are_noted(aski
         Panel(made, {"test": made.data.validation}).check()
 
 
+def test_responses_that_the_tokenizer_cannot_write_are_noted(asking):
+    made = asking([EXACT], "t5")
+    rows = made.data.validation
+    made.data.validation = rows.map(lambda row: {"answer": f"{row['answer']}\n\u2603"})
+    note = f"exact_match: {len(rows)} of {len(rows)} responses of data.validation cannot be written by the model's"
+    assert any(said.startswith(note) for said in Panel(made, {"validation": made.data.validation}).check())
+
+
 def test_answers_that_have_no_room_are_refused_and_long_prompts_and_responses_are_noted(asking):
     made = asking([{**EXACT, "max_new_tokens": 64}])
     with pytest.raises(UserError, match=r"task\.metrics\.0\.max_new_tokens: got 64; allowed: less than 64"):

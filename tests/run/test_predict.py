@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from glora_search.errors import UserError
 from glora_search.progress import console, say
 from glora_search.run.folder import RunFolder
-from glora_search.run.predict import predict, row_of
+from glora_search.run.predict import of_8_bits, predict, row_of
 
 
 @pytest.fixture
@@ -60,6 +62,42 @@ def test_a_text_is_cut_where_it_was_in_training_and_one_without_a_tag_keeps_its_
     model.save_pretrained(run.path / "merged")
     code, out, _ = call("predict", run.path, "the goal", "the chip")
     assert (code, "the goal" in out, "the chip" in out) == (0, True, True)
+
+
+def test_each_word_of_a_list_has_one_tag_and_a_text_has_those_of_its_own_words(asked, tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model, id2label={0: "O", 1: "B-S"}, label2id={"O": 0, "B-S": 1})
+    model = BertForTokenClassification(config)
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data[:] = torch.tensor([0.0, 9.0])
+    run = asked(model, type="token-classification", max_length=32)
+    recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    recipe["data"] |= {"text_column": "words"}
+    (run.path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["goal-team", "the", "chip!", "goal"]
+    listed, text = predict(RunFolder(run.path), [{"words": words}, {"words": " ".join(words)}])
+    assert [(tag["start"], tag["end"]) for tag in listed] == [(0, 9), (10, 13), (14, 19), (20, 24)]
+    assert len(text) > len(words)
+
+
+def test_an_image_of_16_bits_is_refused_as_in_training(tmp_path):
+    image = tmp_path / "deep.png"
+    Image.fromarray(np.full((16, 16), 20_000, dtype=np.uint16)).save(image)
+    with pytest.raises(ValueError, match="of mode I;16; save it with 8 bits"):
+        of_8_bits(str(image))
+    Image.new("RGBA", (4, 4)).save(tmp_path / "flat.png")
+    assert of_8_bits(str(tmp_path / "flat.png")) == str(tmp_path / "flat.png")
+
+
+def test_whatever_a_library_raises_is_a_message(monkeypatch, copied):
+    def broken(*args):
+        def use(given):
+            raise KeyError("a template of its own")
+
+        return use
+
+    monkeypatch.setattr("glora_search.run.predict._load", broken)
+    with pytest.raises(UserError, match=r"TEXT: got 'goal'; allowed: .*a template of its own"):
+        predict(copied.view, ["goal"])
 
 
 def test_a_column_that_is_given_twice_is_refused(copied):

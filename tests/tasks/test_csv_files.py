@@ -222,6 +222,14 @@ def test_texts_of_several_lines_load_and_what_looks_wrong_can_be_said_to_be_righ
     assert read(path)["label"] == ["x"]
 
 
+def test_a_space_before_each_quote_is_refused_unless_it_is_said_to_be_right(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f'"text {n}", "{"xy"[n % 2]}"\n' for n in range(9)))
+    with pytest.raises(UserError, match=r"line 2, column label: the space before a quote .* data\.quoting: minimal"):
+        read(path)
+    assert set(read(path, quoting="minimal")["label"]) == {' "x"', ' "y"'}
+
+
 def test_only_csv_has_quotes(tmp_path):
     with pytest.raises(ValueError, match="quoting: got 'none'; allowed: null with source json; only csv has quotes"):
         Files(source="json", train="a", quoting="none")

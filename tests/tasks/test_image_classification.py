@@ -93,6 +93,16 @@ def test_images_of_16_bits_are_refused_by_the_name_of_their_file(tiny, recipe, m
         check(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
 
 
+def test_images_with_transparency_are_counted(tiny, recipe, make, tmp_path):
+    data = {"source": "imagefolder", "train": make.images(tmp_path / "train", 12), "validation_fraction": 0.25}
+    for image in (tmp_path / "train" / "dark").iterdir():
+        Image.open(image).convert("RGBA").save(image)
+    made = make_task(Recipe.model_validate(recipe(tiny("vit"), data, type="image-classification")))
+    dark = made.train["labels"].count(made.data.labels.index("dark"))
+    note = f"{dark} of {len(made.train)} rows of data.train have transparency, which the model does not see"
+    assert made.row_notes()[0] == f"{note}: save them without"
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_images_of_other_modes_are_learned_in_colours(mode):
     assert in_colours(Image.new(mode, (4, 4))).mode == "RGB"

@@ -84,6 +84,7 @@ def test_labels_that_letter_case_alone_separates_are_refused_with_counts(tmp_pat
         (["\uff53ports", "sports", "tech"], "these look alike"),
         (["1", "1.0", "2"], r"1 \(4 times\), 1\.0 \(4 times\).*these are one number"),
         (["01", "1", "2"], "these are one number"),
+        (['"sports"', "sports", "tech"], "these look alike"),
     ],
 )
 def test_labels_that_look_alike_and_two_spellings_of_a_number_are_refused(tmp_path, labels, words):
@@ -105,7 +106,7 @@ def test_numbers_are_in_numeric_order_and_other_labels_sorted(tmp_path):
     numbers = [str(n) for n in (10, 1, 12, 2, -3)]
     assert read(tmp_path / "a.json", numbers).labels == ["-3", "1", "2", "10", "12"]
     assert read(tmp_path / "a.json", [*numbers, "none"]).labels == ["-3", "1", "10", "12", "2", "none"]
-    assert read(tmp_path / "a.json", [3.0, 20.0, 5.0]).labels == ["3.0", "5.0", "20.0"]
+    assert read(tmp_path / "a.json", [3.0, 20.0, 5.0]).labels == ["3", "5", "20"]  # as json writes them elsewhere
 
 
 @pytest.mark.parametrize("target", ["label", "tags", "labels"])
@@ -263,5 +264,12 @@ def test_a_list_that_was_written_as_text_is_refused(written, target):
     rows = Dataset.from_dict({"label": ["a", written]})
     with pytest.raises(UserError, match=r"data\.label_column: got .*a\|b for several labels, or lists in json"):
         read_targets(rows, ("data.label_column", "label"), target, split="train")
-    named = Dataset.from_dict({"label": ["[NEG]", "[18-25]", "[0, 10]"]})
-    assert read_targets(named, ("data.label_column", "label"), target, split="train").num_rows == 3
+    named = Dataset.from_dict({"label": ["[NEG]", "[18-25]", *(["[0, 10]"] if target == "label" else [])]})
+    assert read_targets(named, ("data.label_column", "label"), target, split="train").num_rows == len(named)
+
+
+@pytest.mark.parametrize("written", ["[3, 7]", "[1, 0, 0, 1]", "[1 0\n 1]", "[1. 0.]", "[True, False]", "[2]"])
+def test_numbers_of_several_labels_that_were_written_as_text_are_refused(written):
+    rows = Dataset.from_dict({"label": ["a", written]})
+    with pytest.raises(UserError, match=r"data\.label_column: got .*this is a list that was written as text"):
+        read_targets(rows, ("data.label_column", "label"), "labels", split="train")

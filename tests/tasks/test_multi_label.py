@@ -35,6 +35,13 @@ def test_rows_have_an_answer_for_each_label(several):
     assert rows == {(1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 1.0)}
 
 
+def test_rows_of_which_none_has_several_labels_are_said(several, task, make):
+    assert several.row_notes() == []
+    rows = [{**row, "label": "a, b" if n % 2 else "a"} for n, row in enumerate(make.rows())]
+    (note,) = task("bert", "multi-label", rows).row_notes()
+    assert note == "no row of data.train has several labels; in text they are separated by |"
+
+
 def test_the_best_constant_answer_is_the_best_of_all_sets_of_labels(several):
     truth = np.array(several.validation["labels"])
     sets = [np.array([n >> label & 1 for label in range(3)]) for n in range(8)]

@@ -60,6 +60,16 @@ def test_rows_that_are_left_out_are_counted(task, make):
     assert made.row_notes(share=0.99) == []
 
 
+def test_words_with_a_tag_and_without_a_token_are_counted(task, make):
+    rows = tagged(make)
+    for row in rows[::2]:
+        row["words"], row["tags"] = ["\u200b", *row["words"]], ["B-S", *row["tags"]]
+    made = task("bert", "token-classification", rows, COLUMNS)
+    lost = sum("\u200b" in words for words in made.data.train["words"])
+    what = "have words without a token, whose tags are neither learned nor scored"
+    assert f"{lost} of {len(made.data.train)} rows of data.train {what}" in made.row_notes()
+
+
 def test_rows_that_are_cut_are_counted(task, make):
     rows = [{key: values * (1 + 9 * (n % 4 == 0)) for key, values in row.items()} for n, row in enumerate(tagged(make))]
     made = task("bert", "token-classification", rows, COLUMNS, max_length=32)
