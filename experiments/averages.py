@@ -128,7 +128,7 @@ def measured(key: tuple[str, ...], study: Study, data: Path, cache: Path) -> dic
         contest.validation,
         args,
         trainer_cls=DistillationTrainer,
-        callbacks=[StopWhereOver(contest.first), averages],
+        callbacks=[StopWhereOver(contest.ends_from), averages],
         lr_factors=own_factors(one, contest.lr_factors),
         teacher_share=contest.settings.teacher_share,
     )

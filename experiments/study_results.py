@@ -153,17 +153,22 @@ class Results:
                 found[budget] = Comparison(paired(own[own["budget"] == budget], lora), len(planned))
         return found
 
-    def any_size(self, rows: int) -> Comparison:
-        """Ours at the primary budget against LoRA at the budget that is best on validation, once all are there."""
+    def any_size(self, rows: int, *, whole: bool = True) -> Comparison:
+        """Ours at the primary budget against LoRA at the budget that is best on validation.
+
+        Args:
+            whole: once all budgets are there; else, those pairs that have several.
+        """
         sizes: dict[tuple[str, int], list[Cell]] = {}
         for cell in self.study.cells():
             if (cell.encoder, cell.rows, cell.method) == (self.encoder, rows, "lora"):
                 sizes.setdefault((cell.data, cell.seed), []).append(cell)
         several = {pair: cells for pair, cells in sizes.items() if len(cells) > 1}
-        there = [pair for pair, cells in several.items() if all(cell in self.done for cell in cells)]
+        done = {pair: sum(cell in self.done for cell in cells) for pair, cells in several.items()}
+        there = [pair for pair, cells in several.items() if done[pair] >= (len(cells) if whole else 2)]
         best = best_of(self.chosen[self.chosen["rows"] == rows], ["lora"], "lora of any size")
-        whole = best[[pair in there for pair in zip(best["data"], best["seed"], strict=True)]] if there else best[:0]
-        return Comparison(paired(self.at(rows, "ours"), whole), len(several.keys() & self._planned(rows, "ours")))
+        known = best[[pair in there for pair in zip(best["data"], best["seed"], strict=True)]] if there else best[:0]
+        return Comparison(paired(self.at(rows, "ours"), known), len(several.keys() & self._planned(rows, "ours")))
 
     def own_race(self, rows: int) -> Comparison:
         """Ours against the best uniform method without a teacher of its own race."""

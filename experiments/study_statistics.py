@@ -22,6 +22,8 @@ UNSEEN = ["test", "test_loss", "baseline_test"]
 RESAMPLES = 10_000
 FEW = 5
 """Sets that are too few for Wilcoxon's test: with 5 that all agree, its p is .06."""
+FEWEST = 3
+"""Sets of which an interval is given: of two, it says next to nothing."""
 TIE = 0.3
 """Points, up to which two scores are a tie."""
 
@@ -93,7 +95,7 @@ class Difference:
 
     Attributes:
         mean: of the sets, each of which is the mean of its seeds.
-        low, high: the 95 % interval of `interval`; nan where there is one set.
+        low, high: the 95 % interval of `interval`; nan where there is one set, shown from `FEWEST` on.
         resampled: the 95 % interval of `bootstrap`, which is too narrow where sets are few.
         without: the lowest and the highest mean where one of the sets is left out; nan where there is one.
         sets: how many data sets.
@@ -123,7 +125,8 @@ class Difference:
         return str(self.most) if self.fewest == self.most else f"{self.fewest} to {self.most}"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} " + (f"[{self.low:+.2f}, {self.high:+.2f}]" if self.sets > 1 else "[no interval]")
+        known = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.sets >= FEWEST else "[no interval]"
+        return f"{self.mean:+.2f} {known}"
 
 
 def difference(pairs: pd.DataFrame) -> Difference | None:

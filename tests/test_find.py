@@ -181,7 +181,7 @@ def test_the_same_seed_finds_the_same(find):
 def test_a_bound_space_and_options_of_the_search_are_taken(find, make_model, tmp_path):
     bound = SearchSpace.load("lora-ranks").bind(make_model("bert"))
     journal = tmp_path / "journal.log"
-    found = find(space=bound, sampler="random", score="metric", storage=journal)
+    found = find(space=bound, sampler="random", score="metric", storage=journal, seed=1)
     assert {paths.A for paths in bound.layer_paths(found.genome).values()} == {"none"}
     assert found.study.best_value == found.evaluation.metric
     assert journal.is_file()
@@ -262,11 +262,11 @@ def test_a_search_ends_in_a_race(find, make_model, logits, weights, tmp_path, mo
     assert found.baseline in names
     assert any(name.startswith("subnet 1") and name.endswith(" + teacher") for name in names)
     assert "teacher" not in found.baseline
-    last = [row for row in found.finals if row["steps"] == 32]
-    lowest = min(last, key=lambda row: row["validation_loss"])["name"]
+    lowest = min((row for row in found.finals if row["steps"] == 32), key=lambda row: row["validation_loss"])["name"]
     assert lowest == (found.passed_over or found.finals[0])["name"]
     assert found.evaluation.loss == pytest.approx(found.finals[0]["validation_loss"], abs=1e-5)
     assert found.params == found.finals[0]["params"] <= BUDGET
+    assert found.config.modules_to_save == ["classifier", "score"]
     untouched = weights(make_model(model))
     for name, value in weights(found.model).items():
         assert name.startswith("classifier") or torch.equal(value, untouched[name])

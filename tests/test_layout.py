@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,3 +20,14 @@ def test_no_file_is_longer_than_can_be_read_at_once():
     lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert len(lines) > 100
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_the_page_on_versions_says_which_are_tested_and_allowed():
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    allowed = dict(re.findall(r'^    "([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| >= ([\d.]+)", page, re.MULTILINE)
+    assert len(rows) > 10
+    assert {name: (tested, lowest) for name, tested, lowest in rows} == {
+        name: (pinned[name], allowed[name]) for name, *_ in rows
+    }

@@ -46,7 +46,7 @@ def test_the_documentation_explains_the_message(stable):
 
 
 def test_a_password_is_never_shown(world, call):
-    world.finished(search__stage_json=None)
+    world.finished(search=None)
     _, out, err = call("search", "run", "--storage", "postgresql://me:secret@127.0.0.1:1/x")
     assert "secret" not in out + err
 

@@ -142,19 +142,23 @@ WRONG = {
     ),
     # storages
     "an unknown storage": (
-        after("search", "run", "--storage", "ftp://host/x", search__stage_json=None), "the file of a journal, or a URL",
+        after("search", "run", "--storage", "ftp://host/x", search=None), "the file of a journal, or a URL",
         ["storage", "ftp", "postgresql://"],
     ),
     "a server that is not there": (
-        after("search", "run", "--storage", "postgresql://me:secret@127.0.0.1:1/x", search__stage_json=None),
+        after("search", "run", "--storage", "postgresql://me:secret@127.0.0.1:1/x", search=None),
         "a storage that can be reached", ["storage", "127.0.0.1"],
     ),
     "a database in no folder": (
-        after("search", "run", "--storage", "sqlite:///none/x.db", search__stage_json=None),
+        after("search", "run", "--storage", "sqlite:///none/x.db", search=None),
         "a storage that can be reached", ["storage", "sqlite"],
     ),
     "a shared search that has not begun": (
         after("status", "run", "--storage", "sqlite:///:memory:"), "has not begun in this storage", ["run"],
+    ),
+    "a storage for a search that is here": (
+        after("search", "run", "--storage", "sqlite:///x.db", search__stage_json=None),
+        "the trials of its search are in this folder", ["search run,", "search run --again --storage STORAGE"],
     ),
     # looking at runs
     "the status of no run": (arguments("status", "nowhere"), NO_RUN, ["nowhere"]),

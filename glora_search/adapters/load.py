@@ -25,9 +25,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
     try:
         if missing:  # peft would look for it on the hub
             raise FileNotFoundError(f"{missing[0]} is missing")
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:  # of another config, say
         raise UserError(f"{folder}: not a complete adapter ({error}); repeat its stage with --again") from error
+    config = model.peft_config[model.active_adapter]
+    if config.modules_to_save:  # to which peft adds the head that it knows, each time
+        config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
+    return model
 
 
 def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:

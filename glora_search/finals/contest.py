@@ -172,6 +172,14 @@ class Contest:
         return round(SHARES[0] * self.steps)
 
     @property
+    def ends_from(self) -> int:
+        """The step from which on a training ends where it overfits: the first rung's, and of numbers the last one. As a
+        classifier overfits, its cross-entropy only rises; a squared error swings, and falls again with the rate."""
+        row = self.train[0]
+        numbers = any(isinstance(row.get(name), float) for name in ("labels", "label"))
+        return self.steps if numbers else self.first
+
+    @property
     def uniform(self) -> list[Finalist]:
         """The uniform methods, without a teacher."""
         methods = uniform_methods(self.space, self.max_params, self.settings.methods)
@@ -275,7 +283,7 @@ class Contest:
         while left:
             for one in left:
                 with contextlib.suppress(FileNotFoundError):  # the process that trains it removes old checkpoints
-                    found = standing(self._checkpoints(one), self.scoring, step, self.first)
+                    found = standing(self._checkpoints(one), self.scoring, step, self.ends_from)
                     if found is not None:
                         reached[one.name] = found
                         continue
@@ -305,7 +313,7 @@ class Contest:
             self.lesson.rows if one.taught and self.lesson is not None else self.train,
             self.validation,
             args,
-            first=self.first,
+            ends_from=self.ends_from,
             progress=bar,
             lr_factors=own_factors(one, self.lr_factors),
             teacher_share=self.settings.teacher_share,
@@ -313,7 +321,7 @@ class Contest:
         if trained := steps_trained(folder) - before:
             self.trained += trained
             self.seconds += time.perf_counter() - started
-        found = standing(folder, self.scoring, step, self.first)
+        found = standing(folder, self.scoring, step, self.ends_from)
         assert found is not None
         return found
 

@@ -56,10 +56,11 @@ def race(
     shares: Sequence[float] = SHARES,
     study: optuna.Study | None = None,
 ) -> Result:
-    """Train the field rung by rung; a training that overfits has ended, and competes with what it has reached.
+    """Train the field rung by rung.
 
     Args:
-        train_to: trains finalists on to a step: name -> standing. What is there already is not trained again.
+        train_to: trains finalists on to a step: name -> standing. What is there already is not trained again, and one
+            that has ended, since it overfits, competes with what it has reached.
         steps: of a whole training.
         kept: finalists, and their losses at a rung -> who is not dropped there.
         joining: finalists, and their losses at the first rung -> another one that trains to this rung too; None where
@@ -70,7 +71,7 @@ def race(
     named = {one.name: one for one in field}
     alive, places, standings = list(named), len(named), dict[str, Standing]()
     for share in shares if field else ():
-        left = [named[name] for name in alive if name not in standings or not standings[name].over]
+        left = [named[name] for name in alive]
         while left:
             standings |= train_to(left, round(share * steps))
             losses = {name: standings[name].loss for name in alive}

@@ -33,18 +33,18 @@ class StopAt(TrainerCallback):
 
 
 class StopWhereOver(TrainerCallback):
-    """Ends a training that overfits, from the first rung on; the race asks no more of it.
+    """Ends a training that overfits; the race asks no more of it.
 
     Args:
-        first: the step of the first rung.
+        ends_from: the step from which on it does.
     """
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self, ends_from: int) -> None:
+        self.ends_from = ends_from
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop where the training is over, see `Standing.over`."""
-        if state.global_step >= self.first and _standing(state.log_history, state.global_step).over:
+        if state.global_step >= self.ends_from and _standing(state.log_history, state.global_step).over:
             control.should_training_stop = True
 
 
@@ -82,7 +82,7 @@ def train_to(
     validation: Dataset,
     args: TrainingArguments,
     *,
-    first: int,
+    ends_from: int,
     progress: Bar,
     **options: Any,
 ) -> None:
@@ -93,11 +93,11 @@ def train_to(
         fresh: the model as it was at its beginning; what it has learned since is in its checkpoints.
         rows: with soft labels where it is taught.
         args: see `finalist_args`.
-        first: the step of the first rung, from which on it ends where it overfits.
+        ends_from: the step from which on it ends where it overfits.
         progress: moved by each step.
         options: of `DistillationTrainer`.
     """
-    if standing(Path(args.output_dir), scoring, step, first) is None:
+    if standing(Path(args.output_dir), scoring, step, ends_from) is None:
         train(
             fresh(),
             scoring,
@@ -106,18 +106,18 @@ def train_to(
             args,
             resume=True,
             trainer_cls=DistillationTrainer,
-            callbacks=[StopAt(step), StopWhereOver(first), Steps(progress)],
+            callbacks=[StopAt(step), StopWhereOver(ends_from), Steps(progress)],
             **options,
         )
 
 
-def standing(folder: Path, scoring: Scoring, step: int, first: int) -> Standing | None:
+def standing(folder: Path, scoring: Scoring, step: int, ends_from: int) -> Standing | None:
     """How a finalist stood at a step, or where it ended before; None where it has not come so far.
 
     Args:
         folder: of its checkpoints.
         step: of the whole training.
-        first: the step of the first rung.
+        ends_from: see `train_to`.
     """
     last = last_checkpoint(folder)
     if last is None:
@@ -125,7 +125,7 @@ def standing(folder: Path, scoring: Scoring, step: int, first: int) -> Standing 
     state = read_json(Path(last) / "trainer_state.json")
     reached = min(int(state["global_step"]), step)
     found = _standing(state["log_history"], reached, f"eval_{scoring.metric}")
-    return found if reached == step or (reached >= first and found.over) else None
+    return found if reached == step or (reached >= ends_from and found.over) else None
 
 
 def _standing(history: Sequence[Mapping[str, Any]], step: int, metric: str = "eval_loss") -> Standing:

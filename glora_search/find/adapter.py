@@ -135,7 +135,7 @@ def find_adapter(
     early = {
         name: value for name, value in search_options.items() if name in inspect.signature(check_search).parameters
     }
-    check_search(bound, max_params=max_params, seed=args.seed, **early)
+    check_search(bound, **{"max_params": max_params, "seed": args.seed, **early})
     if calibration_steps != 0:
         calibration_args(args, calibration_steps)  # refused before the training, not after it
     make_sampling(sampling, bound, max_params=max_params, options=sampling_options)
@@ -188,13 +188,13 @@ def find_adapter(
         scored += f"-{evaluator(bound.largest).metric:.3g}"  # with it, trials of another metric
     options = {"score": score, "seed": args.seed, "direction": direction, "weights": scored}
     study = search(bound, evaluator, trials=trials, max_params=max_params, **{**options, **search_options})
-    genome = best_trial(study).params
-    inherited = evaluator.inherit(genome)
     if ending is not None:
         assert retrain_args is not None
         rows = (train, validation)
         return race_of(supernet, evaluator, study, rows, retrain_args, ending, (max_params, largest), lr_factors)
 
+    genome = best_trial(study).params
+    inherited = evaluator.inherit(genome)
     found = get_peft_model(supernet.unload(), inherited.config)
     set_peft_model_state_dict(found, inherited.weights)
     final = inherited.evaluation

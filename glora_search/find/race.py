@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ def race_of(
     scored = (Subnet(trial.params, int(trial.user_attrs[PARAMS]), float(trial.user_attrs[LOSS])) for trial in trials)
     subnets = distinct(scored, space, settings.subnets)
     inherited = {str(subnet.genome): evaluator.inherit(subnet.genome) for subnet in subnets}
-    best = evaluator.inherit(best_trial(study).params)
+    best = best_trial(study).params
+    inherited_best = inherited.get(str(best)) or evaluator.inherit(best)
     lesson = None
     if settings.teacher:
         members = draw_members(space, count=settings.teacher, max_params=largest, seed=args.seed)
@@ -68,7 +70,8 @@ def race_of(
         current[0] = model
 
     def start(one: Finalist, base: Any) -> PeftModel:
-        model = get_peft_model(base, inherited[str(one.genome)].config)
+        # peft adds the head that it knows to the config that it is given, each time.
+        model = get_peft_model(base, copy.deepcopy(inherited[str(one.genome)].config))
         set_peft_model_state_dict(model, inherited[str(one.genome)].weights)
         return model
 
@@ -113,7 +116,7 @@ def race_of(
         winner.genome,
         adapter_params(model),
         evaluate(model, batches, scoring),
-        best.evaluation,
+        inherited_best.evaluation,
         study,
         outcome.table(),
         outcome.baseline,

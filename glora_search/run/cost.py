@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import get_peft_model
@@ -25,7 +26,7 @@ from glora_search.run.context import Context
 from glora_search.run.folder import RunFolder
 from glora_search.run.launch import processes
 from glora_search.run.stages import STAGES
-from glora_search.scoring import Batches, on_device
+from glora_search.scoring import Batches, on_device, shortest_first
 from glora_search.supernet import make_sampling
 from glora_search.training.baselines import baseline_settings, lora_within
 from glora_search.training.loop import steps_for, training_arguments
@@ -174,7 +175,7 @@ def _batch(args: TrainingArguments) -> int:
 
 def _some(rows: Dataset, count: int) -> Dataset:
     """A batch of rows, of all lengths that the split has."""
-    return rows.select(range(0, len(rows), max(1, len(rows) // count)))
+    return rows.select(shortest_first(rows)[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)])
 
 
 def _median(work: Callable[[], None], device: torch.device) -> float:

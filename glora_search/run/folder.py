@@ -258,13 +258,19 @@ class RunFolder:
         return f"{self.name}-{digest.hexdigest()[:12]}"
 
     def check_storage(self, storage: str | None) -> None:
-        """Refuse to go on in the folder's journal with a search whose trials are elsewhere.
+        """Refuse to go on with a search where its trials are not: they are in the folder's journal, or elsewhere.
 
         Raises:
             UserError: names the ways to go on.
         """
-        if storage is None and (self.path / "search" / SHARED).is_file():
-            command = self.command("search")
+        command, shared = self.command("search"), (self.path / "search" / SHARED).is_file()
+        study = self.study() if storage is not None and not shared else None
+        if study is not None and study.get_trials(deepcopy=False):
+            raise UserError(
+                f"{self.path}: the trials of its search are in this folder. To go on here: {command}, with --trials N "
+                f"for more trials. To search anew in the storage: {command} --again --storage STORAGE"
+            )
+        if storage is None and shared:
             raise UserError(
                 f"{self.path}: the trials of its search are in the storage that --storage named. To go on there: "
                 f"{command} --storage STORAGE, with --trials N for more trials. To search anew here: {command} --again"

@@ -192,16 +192,16 @@ def _by_word() -> Any:
     from transformers import TokenClassificationPipeline
 
     class ByWord(TokenClassificationPipeline):
-        starts: list[int] | None = None
+        starts: Sequence[int] = ()
 
         def __call__(self, inputs: Any, **kwargs: Any) -> Any:
             listed = isinstance(inputs, list)
-            self.starts = [0, *itertools.accumulate(len(word) + 1 for word in inputs)][:-1] if listed else None
+            self.starts = [0, *itertools.accumulate(len(word) + 1 for word in inputs)][:-1] if listed else ()
             return super().__call__(" ".join(inputs) if listed else inputs, **kwargs)
 
         def gather_pre_entities(self, sentence: str, *args: Any, **kwargs: Any) -> Any:
             found, seen = super().gather_pre_entities(sentence, *args, **kwargs), set[int]()
-            for token in found if self.starts is not None else ():
+            for token in found if self.starts else ():
                 start, blank = token["start"], not sentence[token["start"] : token["end"]].strip()
                 word = bisect.bisect_right(self.starts, start + sentence[start : start + 1].isspace())
                 token["is_subword"] = blank or word in seen

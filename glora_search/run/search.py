@@ -21,7 +21,7 @@ from glora_search.search.samplers import make_sampler
 from glora_search.search.shared.storage import open_storage
 from glora_search.search.shared.workers import helped_by
 from glora_search.search.study import search
-from glora_search.search.trials import EXHAUSTED, STUDY_NAME
+from glora_search.search.trials import EXHAUSTED, FAILED, STUDY_NAME
 from glora_search.space import BoundSpace
 
 ASSIST = f"{__name__}:assist"
@@ -48,6 +48,10 @@ def run_search(run: Context, folder: Path, *, workers: int = 1, storage: str | N
         raise UserError(f"{error}. Once that is mended, search anew: {again}") from error
     if EXHAUSTED in found:
         say(f"note: no further subnet within the budget: {found['trials']} of {run.recipe.search.trials} trials")
+    if found["failed"]:
+        failed = [trial for trial in study.get_trials(deepcopy=False) if FAILED in trial.user_attrs]
+        reason = failed[-1].user_attrs[FAILED]
+        say(f"note: {found['failed']} of {found['trials']} evaluations failed, the last one: {reason}")
     table = folder / "trials.csv"
     trials_frame(study).to_csv(table, index=False)
     return {**found, "files": {table.name: digest(table)}}

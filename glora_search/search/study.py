@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from pydantic import InstanceOf
 
-from glora_search.errors import invalid
+from glora_search.errors import UserError, invalid
 from glora_search.files.arguments import Count, Whole, checked_arguments
 from glora_search.scoring import Evaluation
 from glora_search.search.evolution.base import GenomeSampler
@@ -84,7 +83,8 @@ def search(
     Raises:
         UserError: an argument is wrong, the budget is below the cheapest subnet, the storage cannot be used or belongs
             to another search (of another space, score, direction, budget, or other weights), an option cannot be used
-            with another, or the sampler proposed a genome over the budget.
+            with another, the sampler proposed a genome over the budget, the search was begun anew by another process,
+            or ten evaluations in a row have failed.
     """
     made = check_search(
         space, sampler=sampler, max_params=max_params, objective=objective, seed=seed, options=options, racing=racing
@@ -112,10 +112,8 @@ def search(
     try:
         worker.run()
     finally:
-        with contextlib.suppress(*storage_errors()):
+        with contextlib.suppress(UserError, *storage_errors()):
             ledger.leave()
-    if worker.unwritten:
-        warnings.warn(f"The storage took no record of {len(worker.unwritten)} failed trials.", stacklevel=2)
     return ledger.study
 
 

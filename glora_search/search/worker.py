@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from glora_search.errors import UserError, invalid
 from glora_search.files.disk import full_disk
@@ -34,6 +34,8 @@ from glora_search.space.layers import Genome
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 60.0
 """How long a storage that does not answer is tried again, before the search ends with an error."""
+FAILURES = 10
+"""Evaluations of a process that may fail in a row: after so many, the others would fail too, on a broken GPU say."""
 
 
 class Worker:
@@ -46,9 +48,6 @@ class Worker:
         runner: proposal -> finished trial.
         trials: how many finished ones complete the search.
         on_trial: see `study.search`.
-
-    Attributes:
-        unwritten: failed trials that the storage has not taken yet.
     """
 
     def __init__(
@@ -62,10 +61,14 @@ class Worker:
     ) -> None:
         self.ledger, self.history, self.proposer, self.runner = ledger, history, proposer, runner
         self.trials, self.on_trial = trials, on_trial
-        self.unwritten: list[FrozenTrial] = []
+        self.failed: list[str] = []
 
     def run(self) -> None:
-        """Evaluate until the search is complete."""
+        """Evaluate until the search is complete.
+
+        Raises:
+            UserError: see `study.search`.
+        """
         pause, salt = _Pause(), 0
         exhausted = self.ledger.study.user_attrs.get(EXHAUSTED)  # by an earlier call, which another seed may go past
         self._look(self.ledger.claims)
@@ -79,6 +82,11 @@ class Worker:
             self._look(self.ledger.claims)
             if self._finished() >= self.trials:
                 return
+            if len(self.failed) >= FAILURES:
+                raise UserError(
+                    f"search: {FAILURES} evaluations in a row have failed, the last one: {self.failed[-1]}. Once that "
+                    "is mended, the search goes on from its trials; those that have failed are not repeated"
+                )
             proposal = None
             if self._finished() + len(self.history.pending) < self.trials:
                 number = self._finished() + len(self.history.pending) + salt
@@ -104,16 +112,16 @@ class Worker:
                 with self.ledger.beating():
                     trial = self.runner(proposal, self.history)
                 kept = self._holds(proposal)
+                if kept:
+                    self._record(trial)
             except BaseException:
                 self.proposer.done(None)
                 raise
-            if not kept:
-                self.proposer.done(None)
-                continue
-            self.proposer.done(self._record(trial))
+            self.proposer.done(trial if kept else None)
+            self.failed = [*self.failed, trial.user_attrs[FAILED]] if trial.state == TrialState.FAIL else []
 
     def _finished(self) -> int:
-        return len(self.history) + len(self.unwritten)
+        return len(self.history)
 
     def _look(self, read_claims: Callable[[], set[str]]) -> None:
         """Take in what others have finished; what they claim and have not finished is pending."""
@@ -147,24 +155,20 @@ class Worker:
         """Whether the claim still stands; where it was lost in a long silence, claim again."""
         return _patiently(self.ledger.holds) or self._claim(proposal)
 
-    def _record(self, trial: FrozenTrial) -> FrozenTrial:
-        """Write a trial; one that the storage does not take fails with that reason, and is written later.
+    def _record(self, trial: FrozenTrial) -> None:
+        """Write a trial; before another try, look whether the first one has come through."""
+        tried = False
 
-        A full disk takes no other trial either, and this one would be lost: it ends the search.
-        """
-        try:
-            while self.unwritten:
-                self.ledger.append(self.unwritten[0])
-                self.unwritten.pop(0)
-            self.ledger.append(trial)
-        except storage_errors() as error:
-            if full_disk(error, Path()) is not None:
-                raise
-            trial = _failed(trial, f"not stored: {_reason(error)}")
-            self.unwritten.append(trial)
-            self.history.seen.add(trial.user_attrs[KEY])
+        def write() -> None:
+            nonlocal tried
+            if tried:
+                self._look(self.ledger.claims)
+            if trial.user_attrs[KEY] not in self.history.seen:
+                tried = True
+                self.ledger.append(trial)
+
+        _patiently(write, full=False)
         self._look(self.ledger.claims)
-        return trial
 
 
 class Runner:
@@ -258,16 +262,6 @@ def _as_evaluation(result: Any, score: str) -> Evaluation:
     return Evaluation(metric)
 
 
-def _failed(trial: FrozenTrial, reason: str) -> FrozenTrial:
-    return create_trial(
-        state=TrialState.FAIL,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={**trial.user_attrs, FAILED: reason},
-        system_attrs=trial.system_attrs,
-    )
-
-
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -286,8 +280,11 @@ class _Pause:
         self._seconds = min(2 * self._seconds, 0.5)
 
 
-def _patiently(use: Callable[[], Result]) -> Result:
+def _patiently(use: Callable[[], Result], *, full: bool = True) -> Result:
     """Use the storage; where it does not answer, try again for a while.
+
+    Args:
+        full: whether to wait for room on a full disk too; else its error is raised.
 
     Raises:
         UserError: it could not be used for a minute. What was recorded stays; a continued search goes on there.
@@ -297,6 +294,8 @@ def _patiently(use: Callable[[], Result]) -> Result:
         try:
             return use()
         except storage_errors() as error:
+            if not full and full_disk(error, Path()) is not None:
+                raise
             if time.monotonic() > until:
                 raise UserError(f"search: the storage cannot be used ({_reason(error)})") from error
         pause()

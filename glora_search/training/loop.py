@@ -109,7 +109,8 @@ def train(
     )
     last = last_checkpoint(Path(args.output_dir)) if resume else None
     if resume:
-        _note_processes(Path(args.output_dir), args.world_size, last, writes=trainer.is_world_process_zero())
+        together = args.world_size * max(1, args.n_gpu)
+        _note_processes(Path(args.output_dir), together, last, writes=trainer.is_world_process_zero())
     if last is not None:
         if trainer.is_world_process_zero():
             _find_best_beside(Path(last))
@@ -195,7 +196,8 @@ def steps_of(args: TrainingArguments, batches: int) -> int:
 
 
 def _note_processes(folder: Path, count: int, last: str | None, *, writes: bool) -> None:
-    """Note beside the checkpoints how many processes train: others would take other rows for the same steps."""
+    """Note beside the checkpoints how many processes train, or devices of one: another number would take other rows for
+    the same steps."""
     note = folder / PROCESSES
     noted = int(note.read_text()) if note.is_file() else 1
     if last is not None and noted != count:

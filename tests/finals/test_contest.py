@@ -85,6 +85,14 @@ def contest(bind, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("column", ["labels", "label"])
+def test_a_classifier_that_overfits_has_ended_and_a_regression_may_come_down_again(contest, column):
+    made = contest({}, taught=False)
+    assert (made.ends_from, made.first, made.steps) == (4, 4, 16)
+    made.train = Dataset.from_dict({column: [0.5] * 16})
+    assert made.ends_from == 16
+
+
 @pytest.mark.parametrize("best", ["LoRA r=8 x2", "(IA)3", "BitFit", "HiRA r=8"])
 def test_the_best_uniform_method_and_its_taught_twin_are_never_dropped(contest, best):
     ends = {f"{best} + teacher": 2.0, "+ teacher": 0.1, best: 0.5}

@@ -34,13 +34,15 @@ FIELD = [finalist(name) for name in ENDS]
 
 
 class Trainings:
-    """Losses that fall from 1 to a finalist's own end, and rise after a finalist's lowest step."""
+    """Losses that fall from 1 to a finalist's own end, and rise after a finalist's lowest step, so that it ends."""
 
     def __init__(self, ends, lowest=None):
-        self.ends, self.lowest, self.reached, self.calls = ends, lowest or {}, {}, []
+        self.ends, self.lowest, self.reached, self.calls, self.over = ends, lowest or {}, {}, [], {}
 
     def __call__(self, some, step):
-        return {one.name: self.train(one, step) for one in some}
+        found = {one.name: self.over.get(one.name) or self.train(one, step) for one in some}
+        self.over = {name: standing for name, standing in found.items() if standing.over}
+        return found
 
     def train(self, one, step):
         self.calls.append((one.name, step))

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 
 from glora_search import Recipe, Run
@@ -42,6 +43,13 @@ def test_supernet_search_retraining_and_baseline_are_counted_in_steps_and_scored
             "baselines": 3 * epoch,
         }
     )
+
+
+def test_the_rows_that_are_timed_have_all_lengths_of_their_split():
+    lengths = torch.randperm(100).tolist()
+    rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
+    assert [len(ids) for ids in cost._some(rows, 10)["input_ids"]] == list(range(0, 100, 11))
+    assert len(cost._some(rows, 200)) == 100
 
 
 def test_processes_share_minutes_and_a_fixed_number_of_their_steps_has_more_rows(made, tiny_recipe):

@@ -87,9 +87,27 @@ def test_a_search_all_of_whose_trials_fail_says_how_to_search_anew(copied, monke
     copied.forget("search")
     with monkeypatch.context() as patch:
         patch.setattr(SubnetEvaluator, "__call__", lambda *args: Evaluation(math.nan, 1.0))
+        with pytest.raises(UserError, match="10 evaluations in a row have failed, the last one: metric nan"):
+            copied.do("search")
         with pytest.raises(UserError, match=r"no trial has finished .*metric nan.*search anew: .* --again"):
             copied.do("search")
     with pytest.raises(UserError, match="search anew"):
         copied.do("search")
     copied.forget("search")
     assert copied.do("search")["evaluated"] == copied.context.recipe.search.trials
+
+
+def test_a_search_some_of_whose_trials_fail_says_how_many_and_why(copied, monkeypatch, capsys):
+    copied.forget("search")
+    original, calls = SubnetEvaluator.__call__, []
+
+    def evaluate(self, genome):
+        calls.append(genome)
+        if len(calls) in (3, 5):
+            raise MemoryError(f"in call {len(calls)}")
+        return original(self, genome)
+
+    monkeypatch.setattr(SubnetEvaluator, "__call__", evaluate)
+    assert copied.do("search")["failed"] == 2
+    said = "note: 2 of 12 evaluations failed, the last one: MemoryError: in call 5"
+    assert said in capsys.readouterr().out.replace("\n", " ")

@@ -63,3 +63,16 @@ def test_the_commands_that_it_names_can_be_given_to_a_shell_where_its_path_has_s
         messages.append(str(error.value))
     for message in messages:
         assert message.count("glora-search ") == message.count(f" '{run.path}'") > 0
+
+
+def test_a_search_goes_on_only_where_its_trials_are(folder):
+    run = RunFolder(folder)
+    run.check_storage(None)
+    with pytest.raises(UserError, match=r"are in this folder\. .* go on here: .* anew .*--again --storage STORAGE"):
+        run.check_storage("sqlite:///x.db")
+    (folder / "search" / SHARED).touch()
+    run.check_storage("sqlite:///x.db")
+    with pytest.raises(UserError, match="that --storage named"):
+        run.check_storage(None)
+    shutil.rmtree(folder / "search")
+    run.check_storage("sqlite:///x.db")

@@ -288,15 +288,15 @@ def test_a_race_that_went_on_is_decided_at_each_rung_as_it_was(tmp_path):
     ]
     write_json(last / "trainer_state.json", {"global_step": 8, "log_history": history})
     scoring = RowMetric(lambda logits, labels: labels)
-    assert standing(tmp_path, scoring, 4, first=4).loss == 0.8
-    assert standing(tmp_path, scoring, 4, first=4).best_step == 4
-    assert standing(tmp_path, scoring, 8, first=4).loss == 0.1
-    assert standing(tmp_path, scoring, 16, first=4) is None
+    assert standing(tmp_path, scoring, 4, ends_from=4).loss == 0.8
+    assert standing(tmp_path, scoring, 4, ends_from=4).best_step == 4
+    assert standing(tmp_path, scoring, 8, ends_from=4).loss == 0.1
+    assert standing(tmp_path, scoring, 16, ends_from=4) is None
     history[-1]["eval_loss"] = 0.9  # it overfits since step 4, and has ended
     write_json(last / "trainer_state.json", {"global_step": 8, "log_history": history})
-    assert standing(tmp_path, scoring, 16, first=8).step == 8
-    assert standing(tmp_path, scoring, 16, first=8).loss == 0.8
-    assert standing(tmp_path, scoring, 16, first=12) is None  # it was killed before the first rung
+    assert standing(tmp_path, scoring, 16, ends_from=8).step == 8
+    assert standing(tmp_path, scoring, 16, ends_from=8).loss == 0.8
+    assert standing(tmp_path, scoring, 16, ends_from=12) is None  # it was killed before the first rung
 
 
 def test_where_the_supernet_cannot_teach_those_that_were_trained_alone_do(searched, monkeypatch):

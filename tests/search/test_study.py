@@ -145,37 +145,60 @@ def test_a_search_whose_every_trial_fails_says_why(space):
         best_trial(study)
 
 
+def test_evaluations_that_fail_one_after_the_other_end_the_search_and_later_it_goes_on(space, evaluator, tmp_path):
+    journal, made = tmp_path / "journal.log", evaluator()
+
+    def broken(genome):
+        if len(made.genomes) >= 4:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return made(genome)
+
+    with pytest.raises(UserError, match="10 evaluations in a row have failed, the last one: RuntimeError: CUDA error"):
+        search(space, broken, trials=30, storage=journal)
+    assert len(reread(journal).trials) == 14
+    study = search(space, evaluator(), trials=30, storage=journal)
+    assert len(study.trials) == 30
+    assert len(genomes(study)) == 20
+
+
 def test_a_mistake_of_the_user_ends_the_search(space):
     with pytest.raises(UserError, match="evaluate: got 'good'"):
         search(space, lambda genome: "good", trials=5)
 
 
-def append_fails(monkeypatch, error):
-    """The second and the third trial cannot be written at first."""
+def append_fails(monkeypatch, error, *, written=False):
+    """The second and the third time that a trial is written, that fails, or looks as if it had."""
     original, calls = Ledger.append, []
 
     def append(self, trial):
         calls.append(trial)
+        if len(calls) not in (2, 3) or written:
+            original(self, trial)
         if len(calls) in (2, 3):
             raise error
-        return original(self, trial)
 
     monkeypatch.setattr(Ledger, "append", append)
 
 
-def test_a_storage_that_does_not_take_a_trial_fails_it_with_its_reason_and_the_search_goes_on(
-    space, evaluator, tmp_path, monkeypatch
+@pytest.mark.parametrize("written", [False, True])
+def test_a_trial_that_the_storage_does_not_take_is_written_again_unless_it_has_come_through(
+    space, evaluator, tmp_path, monkeypatch, written
 ):
-    append_fails(monkeypatch, OSError(errno.EIO, "Input/output error"))
+    whole = search(space, evaluator(), trials=12)
+    append_fails(monkeypatch, OSError(errno.EIO, "Input/output error"), written=written)
     journal, made = tmp_path / "journal.log", evaluator()
     study = search(space, made, trials=12, storage=journal)
-    assert len(made.genomes) == 12
-    assert len({space.key(genome) for genome in made.genomes}) == 12
     for found in (study, reread(journal)):
-        failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
-        assert len(failed) == 2
-        assert all("Input/output error" in trial.user_attrs[FAILED] for trial in failed)
+        assert genomes(found) == made.genomes == genomes(whole)
         assert len(found.trials) == 12
+
+
+def test_a_storage_that_takes_no_trial_for_a_minute_ends_the_search(space, evaluator, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "PATIENCE_SECONDS", 0.0)
+    append_fails(monkeypatch, OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(UserError, match=r"storage cannot be used \(OSError.*Input/output error"):
+        search(space, evaluator(), trials=12, storage=tmp_path / "journal.log")
+    assert len(reread(tmp_path / "journal.log").trials) == 1
 
 
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on_as_if_nothing_had_happened(
@@ -304,8 +327,7 @@ def test_errors_of_grpc_and_redis_are_those_of_a_storage(space, evaluator, tmp_p
         monkeypatch.setattr(Ledger, method, failing)
     study = search(space, evaluator(), trials=5, storage=tmp_path / "journal.log")
     assert not any(failures.values())
-    assert [trial.user_attrs.get(FAILED) for trial in study.trials].count("not stored: LostError: connection lost") == 1
-    assert len(genomes(study)) == 4
+    assert len(genomes(study)) == 5
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 0.9), ("minimize", 0.2)])

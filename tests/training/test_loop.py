@@ -14,6 +14,7 @@ from transformers import BertTokenizerFast, DataCollatorWithPadding, TrainingArg
 
 from glora_search import GLoraConfig, RowMetric
 from glora_search.errors import UserError
+from glora_search.training import loop
 from glora_search.training.loop import _go, _note_processes, steps_for, total_steps, train, training_arguments
 
 
@@ -117,6 +118,15 @@ def test_another_number_of_processes_does_not_go_on(tmp_path):
         _note_processes(folder, 1, "checkpoint-4", writes=True)
     _note_processes(folder, 1, None, writes=True)  # nothing to go on from
     _note_processes(folder, 1, "checkpoint-4", writes=True)
+
+
+def test_several_devices_of_one_process_are_noted_as_processes_are(make_model, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    monkeypatch.setattr(loop, "_go", lambda *args: None)
+    trainer = SimpleNamespace(is_world_process_zero=lambda: True, remove_callback=lambda callback: None)
+    args, scoring = training_arguments(settings(), tmp_path, 0), RowMetric(lambda logits, labels: labels)
+    train(make_model("bert"), scoring, rows, rows, args, resume=True, trainer_cls=lambda **options: trainer)
+    assert (tmp_path / loop.PROCESSES).read_text() == "2"
 
 
 def test_a_compiled_training_starts_anew_and_torch_does_not_warn_of_its_limit(monkeypatch):

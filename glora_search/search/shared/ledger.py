@@ -211,15 +211,6 @@ class Ledger:
             with contextlib.suppress(Exception):
                 self.storage.set_trial_user_attr(worker, BEAT, self._beats)
 
-    def bury(self, pid: int) -> None:
-        """End the claims of a worker process of this machine that is known to be dead."""
-        if self._workers is None:
-            return
-        place = [*_place()[:1], pid]
-        for trial in self.storage.get_all_trials(self._workers, deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.user_attrs.get(PLACE, [])[:2] == place:
-                self._end(trial_id(trial), TrialState.FAIL)
-
     def _lives(self, worker: FrozenTrial) -> bool:
         machine, pid, started = worker.user_attrs[PLACE]
         if worker.user_attrs[PLACE] == _place():

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import optuna
@@ -136,6 +136,9 @@ class JournalFile(BaseJournalBackend):
     What a worker only claims is handed to the system and not waited for: a killed process loses none of it, and after
     a power cut there are no workers left whose claims could matter.
 
+    Where the search was begun anew, the file is no longer the one that was read, and nothing is written there: what
+    this process has belongs to another search.
+
     What a kill or a full disk has left of a line is removed before the next one is written. A line that is damaged
     anywhere else is named, and nothing is written behind it.
 
@@ -157,17 +160,21 @@ class JournalFile(BaseJournalBackend):
         _check_kind(path)
         # The link must lead to the journal, by whose age Optuna tells for how long nobody has written.
         self._lock = _LOCK(str(path.resolve()), GRACE_SECONDS)
-        self._number, self._offset = 0, 0
+        self._begin()
         with self._locked():
             self._repair()
+
+    def _begin(self) -> None:
+        self._number, self._offset, self._first = 0, 0, b""
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The operations from a number on.
 
         Raises:
-            UserError: a line is damaged; the message names it.
+            UserError: a line is damaged, and the message names it; or this is no longer the file that was read.
         """
         with self.path.open("rb") as file:
+            self._check_same(file)
             if log_number_from < self._number:
                 self._number, self._offset = 0, 0
             file.seek(self._offset)
@@ -184,6 +191,7 @@ class JournalFile(BaseJournalBackend):
                         f"{self.path}: line {number + 1} is damaged: {line[:60]!r}; remove it, or use another storage"
                     ) from None
                 self._number, self._offset = number + 1, self._offset + len(line)
+                self._first = self._first or line
                 if number >= log_number_from:
                     yield log
 
@@ -192,10 +200,13 @@ class JournalFile(BaseJournalBackend):
 
         Raises:
             OSError: they could not be written, by a full disk say; the file is as it was.
+            UserError: this is no longer the file that was read.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         wait = any(log.get("op_code") != SET_TRIAL_USER_ATTR for log in logs)
         with self._locked():
+            with self.path.open("rb") as file:
+                self._check_same(file)
             self._repair()
             size = self.path.stat().st_size
             try:
@@ -213,6 +224,12 @@ class JournalFile(BaseJournalBackend):
         finally:
             with contextlib.suppress(RuntimeError):  # this process stood still for so long that another took the lock
                 self._lock.release()
+
+    def _check_same(self, file: BinaryIO) -> None:
+        """Refuse a file that is not the one that was read. A new file can have an old one's inode, but never its first
+        line, which names the worker that wrote it."""
+        if self._first and (file.readline() != self._first or os.fstat(file.fileno()).st_size < self._offset):
+            raise UserError(f"{self.path}: the search was begun anew by another process")
 
     def _repair(self) -> None:
         """Remove what a killed process has left of a line at the file's end."""
@@ -240,7 +257,7 @@ class JournalReader(JournalFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._number, self._offset = 0, 0
+        self._begin()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Refuse.

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,15 @@ def helped_by(count: int, work: str, *given: Any, **options: Any) -> Iterator[No
     before = torch.get_num_threads()
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     context = multiprocessing.get_context("spawn")
-    helpers = [context.Process(target=_help, args=(threads, work, given, options), daemon=True) for _ in range(count)]
-    with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore
-        for helper in helpers:
-            helper.start()
-    torch.set_num_threads(threads)
+    helpers: list[SpawnProcess] = []
     try:
+        with _ignoring_ctrl_c():  # what a process ignores, those that it starts ignore
+            for _ in range(count):
+                # Daemons may have no processes of their own, as those that load a training's batches.
+                helper = context.Process(target=_help, args=(threads, work, given, options))
+                helper.start()
+                helpers.append(helper)
+        torch.set_num_threads(threads)
         yield
         for helper in helpers:
             helper.join()
@@ -54,6 +58,8 @@ def helped_by(count: int, work: str, *given: Any, **options: Any) -> Iterator[No
         torch.set_num_threads(before)
         for helper in helpers:
             helper.terminate()
+        for helper in helpers:
+            helper.join()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,27 @@ def test_a_line_that_is_damaged_elsewhere_is_named_and_nothing_is_written(space,
     with pytest.raises(UserError, match=r"journal\.log: line 4 is damaged"):
         search(space, evaluator(), trials=8, storage=journal)
     assert journal.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "cut"])
+def test_a_journal_that_was_begun_anew_takes_no_trial_of_the_old_search(space, evaluator, tmp_path, how):
+    folder = tmp_path / "search"
+    journal, made, anew = folder / "journal.log", evaluator(), []
+
+    def evaluate(genome):
+        if len(made.genomes) == 3:
+            if how == "cut":
+                os.truncate(journal, journal.read_bytes().index(b"\n") + 1)
+            else:
+                shutil.rmtree(folder) if how == "removed" else folder.rename(tmp_path / "old")
+                search(space, evaluator(), trials=2, storage=journal)
+            anew.append(journal.read_bytes())
+        return made(genome)
+
+    with pytest.raises(UserError, match=r"journal\.log: the search was begun anew by another process"):
+        search(space, evaluate, trials=8, storage=journal)
+    assert [journal.read_bytes()] == anew
+    assert len(made.genomes) == 4
 
 
 def test_a_write_that_a_full_disk_cut_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
 
 import pandas as pd
 import pytest
+from torch.utils.data import DataLoader
 
 from glora_search import cli, progress
 from glora_search.errors import UserError
@@ -210,3 +212,21 @@ def test_a_helper_that_cannot_go_on_ends_without_a_traceback(monkeypatch, capsys
     with pytest.raises(SystemExit, match="2"):
         workers._help(1, f"{__name__}:asked_to_fail", (cause,), {})
     assert capsys.readouterr().err == ("worker: search: the storage cannot be used\n" if said else "")
+
+
+def load_batches(path):
+    path.write_text(str(list(DataLoader([1, 2, 3, 4], batch_size=2, num_workers=1))))
+
+
+def test_a_helper_can_load_batches_by_processes_of_its_own(tmp_path):
+    with workers.helped_by(1, f"{__name__}:load_batches", tmp_path / "batches"):
+        pass
+    assert (tmp_path / "batches").read_text() == "[tensor([1, 2]), tensor([3, 4])]"
+
+
+def test_no_helper_is_left_by_a_block_that_ctrl_c_ends():
+    block = workers.helped_by(2, "time:sleep", 60)
+    block.__enter__()
+    assert len(multiprocessing.active_children()) == 2
+    assert not block.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not multiprocessing.active_children()
