@@ -260,7 +260,7 @@ def _parts(results: Results) -> dict[str, str]:
     larger = sentence(any_size, what)
     if not larger:
         any_size = results.any_size(500, whole=False)
-        larger = sentence(any_size, f"{what.replace('best size', 'best of the sizes finished so far')}")
+        larger = sentence(any_size, what.replace("best size", "best of the sizes finished so far"))
     if larger:
         larger += f" On the mean, ours has {any_size.size:.0%} of its parameters."
     return {

@@ -175,8 +175,8 @@ class Contest:
     def ends_from(self) -> int:
         """The step from which on a training ends where it overfits: the first rung's, and of numbers the last one. As a
         classifier overfits, its cross-entropy only rises; a squared error swings, and falls again with the rate."""
-        row = self.train[0]
-        numbers = any(isinstance(row.get(name), float) for name in ("labels", "label"))
+        kinds = (str(getattr(self.train.features.get(name), "dtype", "")) for name in ("labels", "label"))
+        numbers = any(kind.startswith("float") for kind in kinds)
         return self.steps if numbers else self.first
 
     @property

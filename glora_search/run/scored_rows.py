@@ -8,6 +8,7 @@ from datasets import Dataset, Image
 
 from glora_search.tasks import Task
 from glora_search.tasks.fingerprints import image_digest
+from glora_search.tasks.splits import undecoded
 
 
 def rows_that_tell_little(task: Task, test: Dataset) -> list[str]:
@@ -50,5 +51,5 @@ def _keys(rows: Dataset) -> list[Hashable]:
     if "input_ids" in rows.column_names:
         return list(map(tuple, rows["input_ids"]))
     if isinstance(rows.features.get("pixel_values"), Image):
-        return list(map(image_digest, rows.cast_column("pixel_values", Image(decode=False))["pixel_values"]))
+        return list(map(image_digest, undecoded(rows, "pixel_values")))
     return []

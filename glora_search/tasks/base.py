@@ -33,7 +33,7 @@ from glora_search.tasks.models import (
     quantized_in,
     resolve_model,
 )
-from glora_search.tasks.rows import Column, with_column
+from glora_search.tasks.rows import Column, notes_of, with_column
 from glora_search.tasks.splits import load_data
 from glora_search.tuners.heads import train_in_float32
 from glora_search.tuners.quantized import keep_format
@@ -95,6 +95,7 @@ class Task(abc.ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}  # split -> its rows, and what became of them
         inputs, targets, beside = self.inputs(), self.targets(), self.beside()
         self._check_columns([*inputs, *targets])
         self.data = load_data(
@@ -191,7 +192,7 @@ class Task(abc.ABC):
 
     def row_notes(self, share: float = 0.0) -> list[str]:
         """What became of the rows of each split that was encoded, where it concerns more than this share of them."""
-        return []
+        return notes_of(self._counts, share)
 
     # -- what all share --------------------------------------------------------------------------------------------
 

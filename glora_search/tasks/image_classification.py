@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from glora_search.errors import UserError, invalid
 from glora_search.recipe.schema import Recipe
 from glora_search.tasks.base import Labelled
-from glora_search.tasks.rows import Column, notes_of, with_column
+from glora_search.tasks.rows import Column, with_column
+from glora_search.tasks.splits import undecoded
 
 
 class ImageClassification(Labelled):
@@ -29,7 +30,7 @@ class ImageClassification(Labelled):
     def __init__(self, recipe: Recipe) -> None:
         if importlib.util.find_spec("PIL") is None:
             raise UserError("image-classification needs the package pillow: pip install 'glora-search[vision]'")
-        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
+        self._images: dict[str, Dataset] = {}
         super().__init__(recipe)
 
     def inputs(self) -> list[Column]:
@@ -45,14 +46,17 @@ class ImageClassification(Labelled):
         return ImageCollator(self.processor)
 
     def row_notes(self, share: float = 0.0) -> list[str]:
-        """See `Task`."""
-        return notes_of(self._counts, share)
+        """See `Task`; images are looked at where this is asked, and once."""
+        what = "have transparency, which the model does not see: save them without"
+        for key, images in self._images.items():
+            if key not in self._counts:
+                clear = sum(map(_is_transparent, undecoded(images, "pixel_values")))
+                self._counts[key] = (len(images), [(clear, what)])
+        return super().row_notes(share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
-        encoded = super()._encoded(rows, key)
-        clear = sum(map(_is_transparent, encoded.cast_column("pixel_values", Image(decode=False))["pixel_values"]))
-        self._counts[key] = (len(rows), [(clear, "have transparency, which the model does not see: save them without")])
-        return encoded
+        self._images[key] = super()._encoded(rows, key)
+        return self._images[key]
 
     def encode(self, rows: Dataset) -> Dataset:
         """Columns ``pixel_values``, still images in a file's form, and ``labels``."""

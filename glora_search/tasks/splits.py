@@ -191,7 +191,7 @@ class _Reader:
                 continue  # no image is read for this
             lacks = [
                 value is None or (isinstance(value, list) and words and None in value)
-                for value in _undecoded(rows, name)
+                for value in undecoded(rows, name)
             ]
             if True in lacks:
                 every = "for every word" if words else "in every row"
@@ -261,7 +261,7 @@ def _seen(name: object) -> str:
     return text if text.isprintable() and text == text.strip() else repr(text)
 
 
-def _undecoded(rows: Dataset, column: str) -> Iterable[Any]:
+def undecoded(rows: Dataset, column: str) -> Iterable[Any]:
     """A column's values; images are in their file's form."""
     image = isinstance(rows.features[column], Image)
     return (rows.cast_column(column, Image(decode=False)) if image else rows)[column]
@@ -272,7 +272,7 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[Hashable]:
     parts: list[list[Hashable]] = []
     for column in columns:
         if isinstance(rows.features[column], Image):
-            parts.append([image_digest(image) for image in _undecoded(rows, column)])
+            parts.append([image_digest(image) for image in undecoded(rows, column)])
         else:
             values = ["" if value is None else value for value in rows[column]]  # as `texts_of` reads what is missing
             parts.append([repr(value) if isinstance(value, (list, dict)) else value for value in values])

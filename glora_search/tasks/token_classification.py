@@ -18,7 +18,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.scoring import IGNORED
 from glora_search.tasks.base import Labelled
 from glora_search.tasks.constants import one_hot
-from glora_search.tasks.rows import Column, notes_of, rows_cut
+from glora_search.tasks.rows import Column, rows_cut
 from glora_search.tasks.texts import TextTask
 
 SPACES = "\u2581\u0120 "
@@ -44,16 +44,11 @@ class TokenClassification(Labelled, TextTask):
         return self.columns("text_column")
 
     def __init__(self, recipe: Recipe) -> None:
-        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         self._cut = self._lost = 0
         super().__init__(recipe)
         labels = self.data.labels
         self.entities = "O" in labels and all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
         self.metric = "f1" if self.entities else "accuracy"
-
-    def row_notes(self, share: float = 0.0) -> list[str]:
-        """See `Task`."""
-        return notes_of(self._counts, share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         self._cut = self._lost = 0

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from glora_search.errors import invalid
 from glora_search.recipe.schema import Recipe
-from glora_search.tasks.rows import Column, notes_of, rows_cut, texts_of
+from glora_search.tasks.rows import Column, rows_cut, texts_of
 from glora_search.tasks.texts import TextTask
 
 
@@ -25,13 +25,8 @@ class WholeTexts(TextTask):
     pipeline = "text-classification"
 
     def __init__(self, recipe: Recipe) -> None:
-        self._counts: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         self._blank = self._cut = 0
         super().__init__(recipe)
-
-    def row_notes(self, share: float = 0.0) -> list[str]:
-        """See `Task`."""
-        return notes_of(self._counts, share)
 
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         self._blank = self._cut = 0  # where a subclass encodes on its own
