@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ FAVOURED = (
 )
 EARLIER = "lowest-loss.csv"
 """Rows of ours whose winner is the finalist with the lowest loss, as in versions before 0.1.8."""
-RESUMED = "resumed.csv"
-"""Rows of runs that a kill had changed, before this was mended."""
+REPLACED = "replaced.csv"
+"""Earlier rows of runs that were repeated with a later version, each with why."""
 REGRESSION = "stsb"
 WAITING = "not enough rows yet"
 Target = tuple[str, str, str]
@@ -75,7 +75,7 @@ def sentence(own: Comparison, what: str) -> str:
     if one is None:
         return ""
     pairs = own.pairs
-    p = f"Wilcoxon's p is {one.p:.3f}. " if math.isfinite(one.p) else ""
+    p = f"Wilcoxon's p is {one.p:.2g}. " if math.isfinite(one.p) else ""
     missing = f" Pairs so far: {len(pairs)} of {own.planned}." if own.missing else ""
     return (
         f"**Ours - {what}: {one} points**, the mean of {count(one.sets, 'set')} with {count(one.seeds, 'seed')}: "
@@ -99,10 +99,12 @@ def write_report(study: Study, folder: Path, page: Path) -> None:
     values = {"targets": _targets(first), "limits": _limits(list(results.values())), "there": coverage(results)}
     values |= _at(first, 500) | _at(first, 2000) | _parts(first)
     earlier = read_rows(folder / EARLIER)
-    before, resumed = (
-        Results(study, with_earlier(rows, own), first.encoder) for own in (earlier, read_rows(folder / RESUMED))
-    )
-    values["robust"] = _robust(first, before, earlier, resumed)
+    before = Results(study, with_earlier(rows, earlier), first.encoder)
+    replaced = {
+        f"{row['data']}, seed {row['seed']} ({row['why']})": Results(study, with_earlier(rows, [row]), first.encoder)
+        for row in read_rows(folder / REPLACED)
+    }
+    values["robust"] = _robust(first, before, earlier, replaced)
     values["encoders"] = _paragraphs(
         sentence(own.ours(500, "lora"), f"the tuned LoRA, on {own.encoder} at 500 rows") for own in others
     )
@@ -202,13 +204,13 @@ def with_earlier(rows: list[dict[str, str]], earlier: list[dict[str, str]]) -> l
     return [*(row for row in rows if cell(row) not in replaced), *earlier]
 
 
-def _robust(results: Results, before: Results, earlier: list[dict[str, str]], resumed: Results) -> str:
+def _robust(results: Results, before: Results, earlier: list[dict[str, str]], replaced: Mapping[str, Results]) -> str:
     """The product claim seen in other ways.
 
     Args:
         before: the same with earlier rows in place of those of the same cells.
         earlier: these rows.
-        resumed: the same with rows that a kill had changed.
+        replaced: which row and why -> the same with that earlier row.
     """
     own = results.ours(500, "lora")
     one = own.found
@@ -236,8 +238,9 @@ def _robust(results: Results, before: Results, earlier: list[dict[str, str]], re
         )
     if known and len(new):
         said.append(f"on the {count(len(new), 'pair')} made since, it is {difference(new)}")
-    if (other := resumed.ours(500, "lora").found) is not None and str(other) != str(one):
-        said.append(f"with the rows of runs that a kill had changed, it was {other}")
+    for which, with_row in replaced.items():
+        if (other := with_row.ours(500, "lora").found) is not None and str(other) != str(one):
+            said.append(f"with the earlier row of {which}, it was {other}")
     return "\n".join(f"- {text[0].upper()}{text[1:]}." for text in said)
 
 

@@ -17,7 +17,7 @@ from glora_search.run.cost import SUPERNET_STEP
 
 STRUCTURELESS = ("taught", "random")
 """What has the teacher or the race, and no searched structure."""
-DEVELOPED = ("bbc-headlines", "sst2", "trec", "trec-fine", "tweet-emotion", "mpqa", "clinc150", "snips")
+DEVELOPED = ("bbc-headlines", "sst2", "trec", "trec-fine", "tweet-emotion", "mpqa", "clinc150", "snips", "stsb")
 """The sets on which something of the method was chosen, see docs/race-history.md; both TRECs have equal questions."""
 NUMBERS = (
     "baseline_test",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         to_stock,
     )
 
-__version__ = "0.1.11"
+__version__ = "0.1.12"
 __all__ = [
     "BoundSpace",
     "Calibration",

@@ -198,6 +198,21 @@ def predicts_next(model: Any) -> bool:
     return is_causal_lm(base)
 
 
+def known_tokens(model: Any) -> int | None:
+    """How many tokens a model has; None where its inputs are none."""
+    try:
+        return int(base_of(model).get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def largest_token(rows: Dataset) -> int:
+    """The largest of the ``input_ids``; -1 where there are none."""
+    if "input_ids" not in rows.column_names:
+        return -1
+    return max((int(np.asarray(ids).max(initial=-1)) for ids in rows["input_ids"]), default=-1)
+
+
 @dataclass
 class Sums:
     """What a task's metric and the mean loss come from, summed over batches.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -21,3 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of several workers none is left alone with the longest tests at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name != "test_launched_run.py")
+
+
+def pytest_collection_finish() -> None:
+    """Each training collects garbage, which takes long while it looks at all that was imported."""
+    gc.collect()
+    gc.freeze()

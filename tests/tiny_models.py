@@ -31,6 +31,11 @@ MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", DECODER),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**DECODER, "num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True},
+    ),
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",

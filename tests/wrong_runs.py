@@ -57,7 +57,7 @@ WRONG = {
         after("search", "run", search__stage_json=None, origin_json=b"{}"), "origin.json: damaged", ["Bring it back"],
     ),
     "a broken note of what a run was made from": (
-        after("search", "run", search__stage_json=None, origin_json=b"{"), "not valid JSON", ["origin.json"],
+        after("search", "run", search__stage_json=None, origin_json=b"{"), "origin.json: damaged", ["remove it"],
     ),
     "a run folder's broken recipe": (after("search", "run", **{"recipe.yaml": b"a: ["}), "not valid YAML", ["recipe"]),
     "a stage's broken result": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ PEFT_CLASSES: dict[str | None, str] = {
 """peft's name of a task -> the class that loads an adapter with its base model."""
 HEAD_FILE = "labels.json"
 """What a model has to be told besides an adapter folder: the labels in their order, and what the head learns."""
+PAD = "pad_token_id"
 
 
 def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Path | None = None) -> None:
     """The model card of an adapter folder, and beside it `HEAD_FILE` where the model has a head.
 
     Args:
-        facts: name -> value; ``labels`` and ``problem type`` are the head's.
+        facts: name -> value; ``labels``, ``problem type``, and ``pad_token_id`` are the head's, and with
+            ``trust_remote_code`` the base model is loaded.
         name: the folder that the card speaks of, where that is another.
     """
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -41,10 +43,10 @@ def write_card(folder: Path, base_model: str, facts: Mapping[str, Any], name: Pa
     counts = "".join(f"| {name} | {count} |\n" for name, count in sorted(kinds.items()))
     layers = f"\n| path and kind | layers |\n| --- | --- |\n{counts}" if ours else ""
     import_line = "import glora_search  # makes the adapter's type known to peft\n" if ours else ""
-    labels, problem = facts.get("labels"), facts.get("problem type")
-    head = " The head is included." if labels else ""
-    if labels:
-        write_json(folder / HEAD_FILE, {"labels": list(labels), "problem_type": problem})
+    head = " The head is included." if facts.get("labels") else ""
+    if facts.get("labels"):
+        pad = {"pad_token_id": facts[PAD]} if PAD in facts else {}
+        write_json(folder / HEAD_FILE, {"labels": list(facts["labels"]), "problem_type": facts["problem type"], **pad})
     plain = "without peft and without this package" if ours else "without peft"
     write_text(
         folder / "README.md",
@@ -63,7 +65,7 @@ Found by glora-search (GLoRA: arXiv 2306.07967).{head}
 {rows}
 {layers}
 ```python
-{import_line}{_loading(settings["task_type"], str(name or folder), labels, problem)}
+{import_line}{_loading(settings["task_type"], str(name or folder), facts)}
 plain = model.merge_and_unload()  # a transformers model, {plain}
 ```
 """,
@@ -81,22 +83,25 @@ def _name(name: str) -> str:
     return name if name.isprintable() and "," not in name else json.dumps(name, ensure_ascii=False)
 
 
-def _loading(task_type: str | None, folder: str, labels: Sequence[str] | None, problem: str | None) -> str:
+def _loading(task_type: str | None, folder: str, facts: Mapping[str, Any]) -> str:
     """The lines of Python that load an adapter folder, its head with the names that the labels have."""
-    cls, where = PEFT_CLASSES[task_type], json.dumps(folder)
+    cls, where, labels = PEFT_CLASSES[task_type], json.dumps(folder), facts.get("labels")
     lines = [f"from peft import {cls}", ""]
+    custom = facts.get("trust_remote_code")
     if labels is None:
-        return "\n".join([*lines, f"model = {cls}.from_pretrained({where})"])
-    return "\n".join(
-        [
-            *lines,
-            f"labels = {list(labels)!r}",
-            f"model = {cls}.from_pretrained(",
-            f"    {where},",
-            "    id2label=dict(enumerate(labels)),",
-            "    label2id={label: index for index, label in enumerate(labels)},",
-            f"    problem_type={problem!r},",
-            "    ignore_mismatched_sizes=True,  # the adapter has the head's weights",
-            ")",
-        ]
-    )
+        trusted = ", trust_remote_code=True" if custom else ""
+        return "\n".join([*lines, f"model = {cls}.from_pretrained({where}{trusted})"])
+    lines += [
+        f"labels = {list(labels)!r}",
+        f"model = {cls}.from_pretrained(",
+        f"    {where},",
+        "    id2label=dict(enumerate(labels)),",
+        "    label2id={label: index for index, label in enumerate(labels)},",
+        f"    problem_type={facts['problem type']!r},",
+        "    ignore_mismatched_sizes=True,  # the adapter has the head's weights",
+        *(["    trust_remote_code=True,"] if custom else []),
+        ")",
+    ]
+    if PAD in facts:  # the head of a decoder reads the last token before the padding
+        lines.append(f"model.config.get_text_config().pad_token_id = {facts[PAD]}")
+    return "\n".join(lines)

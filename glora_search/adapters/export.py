@@ -64,6 +64,14 @@ def _rank_facts(ranks: set[int]) -> dict[str, str]:
     return {"rank": f"{which}; for llama.cpp, and others that do not know these patterns, export with `--pad`"}
 
 
+def _size_facts(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the card says of the size of an adapter whose layers were padded to one kind or rank."""
+    trained = [key for key in weights if (".glora_" in key or ".lora_" in key) and not key.endswith(".zeros")]
+    count = f"{sum(weights[key].numel() for key in trained):,}"
+    own = facts.get("adapter parameters")
+    return {"adapter parameters": f"{own}, and {count} with padding"} if own not in (None, count) else {}
+
+
 STOCK_FORMATS: dict[str, Any] = {"peft": to_stock, "lora": to_lora}
 """What peft loads without this package: its own GLoRA, and LoRA."""
 
@@ -103,7 +111,7 @@ def export_stock(
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part, config, weights)
     ranks = _ranks(config)
-    write_card(part, base_model, {**facts, **_rank_facts(ranks)}, folder)
+    write_card(part, base_model, {**facts, **_size_facts(facts, weights), **_rank_facts(ranks)}, folder)
     processor.save_pretrained(str(part))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +23,28 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
     Raises:
         UserError: the folder's files are missing or damaged.
     """
-    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
-    try:
-        if missing:  # peft would look for it on the hub
-            raise FileNotFoundError(f"{missing[0]} is missing")
+    with _refused(folder):
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:  # of another config, say
-        raise UserError(f"{folder}: not a complete adapter ({error}); repeat its stage with --again") from error
     config = model.peft_config[model.active_adapter]
     if config.modules_to_save:  # to which peft adds the head that it knows, each time
         config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
     return model
+
+
+@contextlib.contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """What goes wrong with an adapter folder's files as a UserError."""
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    try:
+        for name in files:
+            if not (folder / name).is_file():  # peft would look for it on the hub
+                raise FileNotFoundError(f"{name} is missing")
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:  # another config, say
+        reason = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"{folder}: not a complete adapter ({reason}); repeat its stage with --again") from error
 
 
 def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inherited", "scratch"]) -> Any:
@@ -44,10 +57,14 @@ def subnet_to_train(base: PreTrainedModel, adapter: Path, *, start: Literal["inh
 
     Returns:
         The ``PeftModel``.
+
+    Raises:
+        UserError: the folder's files are missing or damaged.
     """
     if start == "inherited":
         return load_adapter(base, adapter, trainable=True)
-    config = GLoraConfig.from_pretrained(str(adapter))
+    with _refused(adapter):
+        config = GLoraConfig.from_pretrained(str(adapter))
     config.inference_mode = False
     return get_peft_model(base, config)
 

@@ -119,4 +119,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove it to repeat the stage") from None
+        raise UserError(f"{path}: not valid JSON ({error})") from None

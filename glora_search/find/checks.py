@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from glora_search.errors import invalid
 from glora_search.files.checked import validate
 from glora_search.recipe.schema import Finals
-from glora_search.scoring import Batches, RowMetric, Sums
+from glora_search.scoring import IGNORED, Batches, RowMetric, Sums, items_of, known_tokens, largest_token, predicts_next
 from glora_search.space.bound import BoundSpace
 from glora_search.space.idle import called, idle_notes
 from glora_search.training.answers import check_teachable
@@ -22,12 +22,19 @@ from glora_search.training.answers import check_teachable
 def rows_for(model: PreTrainedModel, rows: Dataset, name: str, args: TrainingArguments, scoring: RowMetric) -> Dataset:
     """The rows without the columns that a model does not take; a batch is made of one, before any training."""
     if not isinstance(rows, Dataset) or len(rows) == 0:
-        raise invalid(name, f"{type(rows).__name__} of {len(rows)} rows", "a datasets.Dataset with rows")
+        found = "a datasets.Dataset of 0 rows" if isinstance(rows, Dataset) else type(rows).__name__
+        raise invalid(name, found, "a datasets.Dataset with rows")
     if args.remove_unused_columns:
         taken = {*inspect.signature(model.forward).parameters, "label", "label_ids", *(args.label_names or ())}
         rows = rows.remove_columns([column for column in rows.column_names if column not in taken])
     if "labels" not in scoring.collator([rows[0]]):
         raise invalid(name, ", ".join(rows.column_names), "rows of which the collator makes a batch with `labels`")
+    known = known_tokens(model)
+    if known is not None and (largest := largest_token(rows)) >= known:
+        raise invalid(name, f"a row with token {largest}", f"tokens that the model's embedding has, below {known}")
+    shifted, batches = predicts_next(model), Batches(rows, scoring.collator, 8)
+    if not any(int(items_of(batch["labels"], shifted=shifted).sum()) for batch in batches):
+        raise invalid(name, f"{len(rows)} rows whose labels are all {IGNORED}", "rows with a label that counts")
     return rows
 
 
@@ -42,6 +49,9 @@ def check_rows(
 ) -> None:
     """Score two rows, where Trainer will put the model: a metric, or a model that cannot be taught, is refused before
     the training; of adapted layers that the model does not call, a warning tells."""
+    if any(getattr(config, "output_router_logits", False) for config in (model.config, model.config.get_text_config())):
+        allowed = "False: a router's loss would be a part of every score, and the router is frozen"
+        raise invalid("model.config.output_router_logits", True, allowed)
     if getattr(model, "hf_device_map", None) is None:
         model.to(args.device)
     batch = Batches(rows, scoring.collator, 2)[0]

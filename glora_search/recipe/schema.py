@@ -173,8 +173,10 @@ class Search(Section):
     @classmethod
     def _several_budgets(cls, values: Any) -> Any:
         given = values.get("max_params") if isinstance(values, dict) else None
-        if not isinstance(given, list) or not given or not all(type(one) is int for one in given):
+        if not isinstance(given, list):
             return values
+        if not given or not all(type(one) is int for one in given):
+            raise invalid("max_params", given, "a whole number, or a list of whole numbers")
         if values.get("budgets"):
             raise invalid("budgets", values["budgets"], "no value, where max_params lists all budgets")
         return {**values, "max_params": max(given), "budgets": [one for one in given if one < max(given)]}

@@ -80,7 +80,8 @@ def is_lower_better(metrics: dict[str, Any]) -> bool:
 
 def by_peft(entry: dict[str, Any]) -> str:
     """What is said beside a baseline's name: LoRA is peft's own, the other uniform methods are subnets."""
-    return " (peft)" if str(entry.get("method", "lora")).lower().startswith("lora") else ""
+    method = str(entry.get("method", "lora")).lower()
+    return " (peft)" if method.startswith("lora") and "vectors" not in method else ""
 
 
 def _trials(run: RunFolder) -> pd.DataFrame:

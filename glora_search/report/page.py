@@ -152,7 +152,8 @@ def budget_rows(run: RunFolder) -> list[tuple[str, ...]]:
             rows.append((_number(budget), "not done yet", *["-"] * (len(BUDGET_COLUMNS) - 2)))
             continue
         final: dict[str, Any] = metrics["final"]
-        baseline: dict[str, Any] = next(iter(metrics["baselines"]), {})
+        ends = [one for one in metrics["baselines"] if not one.get("diverged")] or metrics["baselines"]
+        baseline: dict[str, Any] = ends[-1] if ends else {}  # the tuned one, where there are finals
         chosen = measures(metrics)[0]
         scores = [_score(entry, chosen, split) for entry in (final, baseline) for split in ("validation", "test")]
         cost = metrics.get("lora_trainings")
@@ -287,7 +288,7 @@ def _progress(data: RunData) -> Section:
 def _importance(data: RunData) -> Section:
     title = "What mattered"
     if len(data.trials) < MIN_TRIALS or data.genes.empty:
-        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets: raise search.trials in the recipe."
+        text = f"Gene importance needs {MIN_TRIALS} evaluated subnets: there are {len(data.trials)}."
         return Section(title, text)
     shares, agreement = gene_importance(data.genes, data.trials["score"])
     if agreement < MIN_AGREEMENT:

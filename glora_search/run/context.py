@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from glora_search.adapters.card import PAD
 from glora_search.adapters.load import load_adapter
 from glora_search.files.checked import validate
 from glora_search.ranking import is_finite
@@ -125,6 +126,8 @@ class Context:
         return {
             "experiment": self.recipe.name,
             **({"labels": outputs, "problem type": problem} if problem else {}),
+            **({} if problem is None or self.task.new_padding is None else {PAD: self.task.new_padding}),
+            **({"trust_remote_code": True} if self.recipe.task.trust_remote_code else {}),
             "adapter parameters": f"{params:,}",
             "budget": self.recipe.search.max_params,
             **({} if validation is None else {f"validation {self.task.metric}": f"{validation:.4f}"}),

@@ -92,10 +92,13 @@ class RunFolder:
         path = self.path / STAGES[stage].written_last
         if not path.is_file():
             return None
-        found = read_json(path)
         expected = {"seconds", *(("name", "search", "final", "merged", "baselines") if stage == "test" else ())}
-        if not isinstance(found, dict) or not expected <= found.keys():
-            raise UserError(f"{path}: not what {STAGES[stage].command} writes; remove it to repeat the stage")
+        try:
+            found = read_json(path)
+            if not isinstance(found, dict) or not expected <= found.keys():
+                raise UserError(f"{path}: not what {STAGES[stage].command} writes")
+        except UserError as error:
+            raise UserError(f"{error}; remove it to repeat the stage") from None
         return found
 
     def has_begun(self) -> bool:

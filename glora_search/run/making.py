@@ -53,8 +53,9 @@ def make(folder: Path, recipe: Recipe) -> None:
 def share_supernet(run: RunFolder, folder: Path) -> None:
     """Give a new run folder another run's supernet, and what that was made from; what says that it is there is last."""
     done = run.result("supernet")
-    shutil.copy2(run.path / ORIGIN, folder / ORIGIN)
-    shutil.copy2(run.path / "environment.json", folder / "environment.json")
+    for name in (ORIGIN, "environment.json"):
+        if (run.path / name).is_file():  # a user may have removed the first one
+            shutil.copy2(run.path / name, folder / name)
     unfinished = shutil.ignore_patterns("stage.json", "checkpoints")
     shutil.copytree(run.path / "supernet", folder / "supernet", ignore=unfinished, dirs_exist_ok=True)
     write_json(folder / "supernet" / "stage.json", {**done, "seconds": 0.0})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ def check_origin(run: Context) -> None:
     if different:
         raise UserError(
             f"{run.folder}: made from different data, model or code: {'; '.join(different)}. Bring back what it was "
-            "made from, or use another --run-dir. To start over here: "
+            f"made from, or use another --run-dir. {_advice(different)}To start over here: "
             f"{run.view.command(STAGES['supernet'].command, '--again')}"
         )
     whole = {**noted, **{part: {**now[part], **noted.get(part, {})} for part in ("data", "code")}}
@@ -70,7 +72,9 @@ def origin_of(run: RunFolder) -> dict[str, Any] | None:
     path = run.path / ORIGIN
     if not path.is_file() or not run.has_begun():
         return None
-    found: dict[str, Any] = read_json(path)
+    found: Any = None
+    with contextlib.suppress(UserError):
+        found = read_json(path)
     if not isinstance(found, dict) or not {"data", "labels", "model", "versions"} <= found.keys():
         raise UserError(f"{path}: damaged. Bring it back, or remove it: data and model are then noted as they are now")
     return found
@@ -81,6 +85,12 @@ def forget_unlabelled(run: RunFolder) -> None:
     noted = origin_of(run)
     if noted is not None and noted["data"].pop("unlabelled", None) is not None:
         write_json(run.path / ORIGIN, noted)
+
+
+def _advice(different: Sequence[str]) -> str:
+    if not all(text.startswith("data.unlabelled") for text in different):
+        return ""
+    return "To repeat the finals alone, give the unlabelled rows another file name. "
 
 
 def differences(noted: dict[str, Any], task: Task) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glora_search.errors import invalid
+from glora_search.files.python import arguments
 from glora_search.run.folder import RunFolder
 from glora_search.run.questions import Question, Questions, questions_in
 
@@ -59,14 +60,15 @@ def usage(run: RunFolder) -> str:
     task, merged = run.recipe["task"], str(run.path / "merged")
     cls, questions = task_class(task["type"]), _questions(run)
     example = questions.example(cls.example)
+    loading = {"trust_remote_code": True} if task.get("trust_remote_code") else {}
     if getattr(cls, "pipeline", None) == "text-generation" and not questions.chats and _ends_texts(merged, task):
-        return _ENDED.format(folder=merged, example=example)
-    return cls.usage(merged, example)
+        return _ENDED.format(arguments=arguments(merged, **loading), example=example)
+    return cls.usage(merged, example, **loading)
 
 
 _ENDED = (
     "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-    "m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
+    "m, t = (c.from_pretrained({arguments}) for c in (M, T)); "
     "ids = t({example}, return_tensors='pt').input_ids[:, :-1]; "
     "answer = m.generate(ids, do_sample=False, max_new_tokens=256)[0, ids.shape[1]:]; "
     "print(t.decode(answer, skip_special_tokens=True))"

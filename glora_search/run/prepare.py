@@ -27,7 +27,7 @@ from glora_search.recipe.schema import Recipe
 from glora_search.run.scored_rows import rows_that_tell_little
 from glora_search.run.search import short_search
 from glora_search.run.supernet import supernet_options
-from glora_search.scoring import Batches, Sums
+from glora_search.scoring import Batches, Sums, known_tokens, largest_token
 from glora_search.search.calibration import calibration_args
 from glora_search.search.study import check_search
 from glora_search.space import BoundSpace, SearchSpace
@@ -65,6 +65,7 @@ def check(recipe: Recipe) -> Task:
     say("reading data and model", "dim")
     task = make_task(recipe)
     model = task.model()
+    _check_tokens(task, model)
     task.check_model(model)
     space = SearchSpace.load(recipe.space).bind(model, task.modules_to_save)
     check_space(recipe, space)
@@ -118,7 +119,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
     if (unlabelled := task.unlabelled()) is not None:
         splits["unlabelled"] = unlabelled
     batches = {split: Batches(rows, task.collator, task.recipe.search.batch_size) for split, rows in splits.items()}
-    known, name = _known_tokens(model), task.recipe.task.model
+    known, name = known_tokens(model), task.recipe.task.model
     _check_words(task)
     for note in (*rows_that_tell_little(task, splits["test"]), *_labels_like_none(task), *task.row_notes()):
         say(f"note: {note}")
@@ -128,8 +129,7 @@ def _try_rows(task: Task, model: PreTrainedModel) -> None:
                 batch = _batch(own, index, f"data.{split}")
                 tokens = max((int(batch[key].max()) for key in LOOKED_UP if key in batch), default=0)
                 if known is not None and tokens >= known:
-                    allowed = f"a model with every token of its tokenizer; data.{split} has token {tokens}"
-                    raise invalid("task.model", name, f"{allowed}, and this one's embedding has {known}")
+                    raise _unknown_token(name, split, tokens, known)
                 bar.advance(1)
             with _refused("task.model", name, f"a model that takes the longest rows of data.{split}"):
                 sums = Sums()
@@ -170,6 +170,18 @@ def _labels_like_none(task: Task) -> list[str]:
     return counted_notes("data.train", len(task.data.train), counts, 0.0)
 
 
+def _check_tokens(task: Task, model: PreTrainedModel) -> None:
+    """Refuse a train row with a token that the model has not, before the model is given any."""
+    known = known_tokens(model)
+    if known is not None and (largest := largest_token(task.train_rows)) >= known:
+        raise _unknown_token(task.recipe.task.model, "train", largest, known)
+
+
+def _unknown_token(name: str, split: str, token: int, known: int) -> UserError:
+    allowed = f"a model with every token of its tokenizer; data.{split} has token {token}"
+    return invalid("task.model", name, f"{allowed}, and this one's embedding has {known}")
+
+
 def _check_words(task: Task) -> None:
     """Refuse a tokenizer that does not know the texts' words."""
     unknown = getattr(task.processor, "unk_token_id", None)
@@ -199,14 +211,6 @@ def _name(rows: Dataset, row: int) -> str:
     images = next((name for name, kind in rows.features.items() if isinstance(kind, Image)), None)
     path = None if images is None else rows.cast_column(images, Image(decode=False))[row][images]["path"]
     return path or f"row {row + 1}, counted after the split"
-
-
-def _known_tokens(model: PreTrainedModel) -> int | None:
-    """How many tokens a model has; None where its inputs are none."""
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (NotImplementedError, AttributeError):
-        return None
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------------

@@ -9,12 +9,11 @@ from typing import Any
 
 from glora_search.errors import invalid
 from glora_search.files.cells import is_missing, text_of
+from glora_search.files.python import literal
 from glora_search.recipe.prompts import columns_of, prompt_columns, template_for
 
 Question = str | Mapping[str, Any]
 """A text, or a row: column -> value."""
-SHELL = "'\"$`!\\"
-"""What ends a string of Python, or means something between a shell's double quotes."""
 JSON = (".json", ".jsonl", ".ndjson")
 """How files end whose lines in quotes are texts of json; elsewhere the quotes may be part of a text."""
 
@@ -82,7 +81,7 @@ class Questions:
         """The shortest template with its columns, as Python."""
         template = self._shortest()
         values = ", ".join(f"{name}='Your {name} here'" for name in prompt_columns(template))
-        return f"{_literal(template)}.format({values})"
+        return f"{literal(template)}.format({values})"
 
     def _row(self, question: Question) -> Mapping[str, Any]:
         if not isinstance(question, str):
@@ -117,17 +116,6 @@ class Questions:
     def _shortest(self) -> str:
         """The template of the fewest columns."""
         return min(self.templates, key=lambda template: len(prompt_columns(template)))
-
-
-def _literal(text: str) -> str:
-    """A text as Python writes it, so that a shell leaves it alone between double quotes."""
-    named = {"\n": "\\n", "\t": "\\t"}
-    return "'" + "".join(named.get(c) or (c if c not in SHELL and c.isprintable() else _code(c)) for c in text) + "'"
-
-
-def _code(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 256 else f"\\U{number:08x}"
 
 
 def questions_in(text: str, file: str, *, whole: bool) -> list[Question]:

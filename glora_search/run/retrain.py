@@ -23,6 +23,7 @@ def retrain(run: Context, folder: Path) -> dict[str, Any]:
     args, factors = run.arguments(settings.training, folder), recipe.lr_factors(settings)
     set_seed(args.seed)
     model = subnet_to_train(run.base(args), run.folder / "best", start=settings.start)
+    run.view.check_weights("best")
     train(model, task, task.train, task.validation, args, description="retrain", resume=True, lr_factors=factors)
     if follows():
         return {}

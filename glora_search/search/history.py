@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from glora_search.errors import invalid
 from glora_search.search.trials import NOTES, trial_key
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code, key_of
+
+LISTED = 1 << 16
+"""The most genomes of a space whose last ones are looked for one by one."""
 
 
 class History:
@@ -97,6 +102,12 @@ class History:
             return True  # a key takes many times as long, and a proposal asks about a hundred codes
         key = key_of(code)
         return key not in self.seen and key not in self.pending
+
+    def rest(self) -> Iterator[Code]:
+        """Every code that is new and within the budget, in order; none in a space of more than `LISTED` genomes."""
+        if math.prod(map(int, self.codec.sizes)) <= LISTED:
+            everything = map(np.array, itertools.product(*map(range, self.codec.sizes)))
+            yield from (code for code in everything if self.fits(code) and self.is_new(code))
 
     def sample(self, rng: np.random.Generator) -> Code:
         """A code with every gene drawn uniformly."""

@@ -191,7 +191,7 @@ class OptunaProposer:
 
 
 def _made_new(history: History, code: Code, rng: np.random.Generator) -> Code | None:
-    """The code itself where it can be evaluated, else a neighbour of it; None if none was found."""
+    """The code itself where it can be evaluated, else a neighbour of it, else any; None if none was found."""
     codec = history.codec
     for attempt in range(MAX_TRIES):
         candidate = code
@@ -204,4 +204,4 @@ def _made_new(history: History, code: Code, rng: np.random.Generator) -> Code | 
         candidate = resized(codec, candidate, history.max_params, rng)
         if history.fits(candidate) and history.is_new(candidate):
             return candidate
-    return None
+    return next(history.rest(), None)

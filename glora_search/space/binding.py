@@ -80,7 +80,7 @@ def _linear(model: nn.Module, module: nn.Module, name: str, config: peft.LoraCon
     except UserError as error:
         if isinstance(module, BaseTunerLayer):
             raise
-        raise UserError(f"{error}; or set space.exclude to [{name}]") from error
+        raise UserError(f"{error}; or set space.exclude to [{last}]") from error
 
 
 def _refuse_unmatched(model: nn.Module, targets: str | list[str], example: str) -> None:

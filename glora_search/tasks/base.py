@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from glora_search.errors import invalid
+from glora_search.files.python import arguments
 from glora_search.progress import say
 from glora_search.recipe.data import Columns
 from glora_search.recipe.schema import Recipe
@@ -280,16 +281,22 @@ class Task(abc.ABC):
         encoded = self._encoded(with_column(rows, self.column("label_column"), any_label), "data.unlabelled")
         return with_column(encoded, "labels", [IGNORED] * len(encoded))
 
+    @property
+    def new_padding(self) -> int | None:
+        """The id of the padding token that the model is told, if its config says another one."""
+        return None
+
     @classmethod
-    def usage(cls, folder: str, example: str = "") -> str:
+    def usage(cls, folder: str, example: str = "", **loading: Any) -> str:
         """A line of Python, without double quotes, that uses the merged model.
 
         Args:
             example: what the model is given, as Python; empty is the class's.
+            loading: further arguments of ``from_pretrained``, if there are any.
         """
         options = [f"{key}={value!r}" for key, value in cls.pipeline_options.items()]
-        given = ", ".join([example or cls.example, *options])
-        return f"from transformers import pipeline; print(pipeline('{cls.pipeline}', '{folder}')({given}){cls.taken})"
+        given, made = ", ".join([example or cls.example, *options]), arguments(cls.pipeline, folder, **loading)
+        return f"from transformers import pipeline; print(pipeline({made})({given}){cls.taken})"
 
     def load(self, auto_class: Any, **kwargs: Any) -> Any:
         """``auto_class.from_pretrained`` of the recipe's model, see `load_pretrained`."""
@@ -329,7 +336,9 @@ class Task(abc.ABC):
     def _encoded(self, rows: Dataset, key: str) -> Dataset:
         encoded = self.encode(rows)
         if len(encoded) == 0:
-            raise invalid(key, f"{len(rows)} rows", "rows with something to learn within task.max_length tokens")
+            length = self.recipe.task.max_length
+            allowed = f"rows with something to learn within task.max_length, {length} tokens: no row has"
+            raise invalid(key, f"{len(rows)} rows", allowed)
         return encoded
 
 

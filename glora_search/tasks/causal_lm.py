@@ -140,9 +140,14 @@ class CausalLM(LanguageModel):
         return packed(rows, self.max_length) if self.recipe.task.packing else rows
 
     def row_notes(self, share: float = 0.0) -> list[str]:
-        """See `Task`; and how many sequences packed rows share."""
+        """See `Task`; and how many sequences packed rows share, and what is said of tools."""
         shared = f"{len(self.train_rows)} rows of data.train are packed into {len(self.train)} sequences"
-        return [*super().row_notes(share), *([shared] if self.recipe.task.packing else [])]
+        tools = "the column tools is not read: the chat template writes conversations without tools"
+        return [
+            *super().row_notes(share),
+            *([shared] if self.recipe.task.packing else []),
+            *([tools] if self.converses and "tools" in self.data.columns else []),
+        ]
 
     def make_collator(self) -> Any:
         """See `LanguageModel`; the model makes logits for the tokens alone that are learned in a row of the batch."""

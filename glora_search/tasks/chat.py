@@ -29,6 +29,8 @@ def messages_in(value: Any, column: Column) -> list[Message]:
         UserError: it is no list of messages.
     """
     found = _without_none(value)
+    if isinstance(found, list):  # a turn of tool calls alone has no content
+        found = [{"content": "", **one} if isinstance(one, dict) and one.get("tool_calls") else one for one in found]
     if not isinstance(found, list) or not found or not all(map(_is_message, found)):
         key, name = column
         allowed = f"lists of messages, each with a role and a content that are text, not {reprlib.repr(value)}"

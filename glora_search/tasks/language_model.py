@@ -24,6 +24,9 @@ from glora_search.scoring import IGNORED, Evaluation, summed
 from glora_search.tasks.rows import Column, counted_notes, texts_of, with_column
 from glora_search.tasks.texts import TextTask
 
+ENDS_LOOKED_FOR = 1000
+"""The train rows of which one has to show where an answer ends."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -92,10 +95,20 @@ class LanguageModel(TextTask):
                 (fit.empty, "have an empty response, which the model learns"),
             )
             notes += counted_notes(key, fit.rows, counts, share)
-        if self.answers and not self.ends(self.data.train):
-            why = "since its tokenizer has neither eos_token nor sep_token: it writes until max_new_tokens"
-            notes.append(f"the model does not learn where an answer ends, {why}")
+        if self.answers and (why := self._endless()) is not None:
+            notes.append(f"the model does not learn where an answer ends, since {why}: it writes until max_new_tokens")
         return notes
+
+    def _endless(self) -> str | None:
+        """Why no row teaches where an answer ends; None where one does."""
+        ends = self.ends(self.data.train)
+        if not ends:
+            return "its tokenizer has neither eos_token nor sep_token"
+        some = self.train_rows.select(range(min(ENDS_LOOKED_FOR, len(self.train_rows))))
+        if any(not {*ends}.isdisjoint(labels) for labels in some["labels"]):
+            return None
+        names = " or ".join(self.tokenizer.convert_ids_to_tokens(ends))
+        return f"no row has {names} in what is learned, because of the chat template or task.max_length"
 
     def load_tokenizer(self) -> Any:
         """See `TextTask`; where no token is called a text's end, the separator is, as BERT's tokenizers end texts."""
@@ -170,8 +183,12 @@ class LanguageModel(TextTask):
         return float(np.exp(sums[0] / sums[1]))
 
     def model(self, seed: int | None = None) -> PreTrainedModel:
-        """See `Task.model`; what the model generates ends where the answers end that it learns."""
+        """See `Task.model`; what the model generates ends where the answers end that it learns, and a loss is that of
+        tokens alone, without that of a router, which is frozen."""
         model = super().model(seed)
+        for config in (model.config, model.config.get_text_config()):
+            if getattr(config, "output_router_logits", False):
+                config.output_router_logits = False
         known = [end for end in np.atleast_1d(model.generation_config.eos_token_id).tolist() if end is not None]
         if new := [end for end in self.ends(self.data.train) if end not in known]:
             set_generation(model, eos_token_id=[*known, *new])

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from glora_search.errors import invalid
+from glora_search.files.python import arguments
 from glora_search.tasks.language_model import Fit, LanguageModel, Question, set_generation
 from glora_search.tasks.rows import Column
 from glora_search.tuners.heads import loss_in_float32
@@ -67,11 +68,11 @@ class Seq2SeqLM(LanguageModel):
         return model
 
     @classmethod
-    def usage(cls, folder: str, example: str = "") -> str:
+    def usage(cls, folder: str, example: str = "", **loading: Any) -> str:
         """See `Task`; transformers has no pipeline for these models."""
         return (
             "from transformers import AutoModelForSeq2SeqLM as M, AutoTokenizer as T; "
-            f"m, t = (c.from_pretrained('{folder}') for c in (M, T)); "
+            f"m, t = (c.from_pretrained({arguments(folder, **loading)}) for c in (M, T)); "
             f"answer = m.generate(**t({example or cls.example}, return_tensors='pt'), do_sample=False)[0]; "
             "print(t.decode(answer, skip_special_tokens=True))"
         )

@@ -44,6 +44,7 @@ class Data:
         labels: label names; a label's class is its index. Empty where the task has none.
         unlabelled: further rows, with the columns of the inputs alone; None where the recipe names none.
         beside: columns that are neither inputs nor targets: other ones are no other data.
+        columns: all that the train rows have, read or not.
     """
 
     train: Dataset
@@ -53,6 +54,7 @@ class Data:
     _test_digest: Callable[[], str] = field(repr=False)
     unlabelled: Dataset | None = None
     beside: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def read_test(self) -> Dataset:
         """Read the test split; call it once, at the end."""
@@ -126,7 +128,8 @@ def load_data(
     unlabelled = None
     if getattr(data, "unlabelled", None) is not None:
         unlabelled = reader.unlabelled([rows, validation, *others])
-    return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled, other)
+    columns = tuple(reader.source.columns("train"))
+    return Data(rows, validation, in_order(known, reader.declared), test, test_digest, unlabelled, other, columns)
 
 
 def _digest(rows: Dataset, without: Sequence[str]) -> str:
@@ -206,9 +209,10 @@ class _Reader:
             raise invalid(self.used[0][0], "the same in every row", "a column with at least 2 different inputs")
 
     def _check_targets(self, rows: Dataset, known: Counter[str]) -> None:
-        if self.target == "label" and not self.declared:
-            check_classes(known, self.key)
-        check_case(known, self.key)
+        if not self.declared:
+            if self.target == "label":
+                check_classes(known, self.key)
+            check_case(known, self.key)
         kind = "numbers" if self.target == "number" else "labels"
         found = sorted(set(rows[self.column]) if self.target == "number" else known)
         if len(found) < 2:

@@ -60,6 +60,12 @@ class TextTask(Task):
         return model
 
     @property
+    def new_padding(self) -> int | None:
+        """See `Task.new_padding`."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return None if pad == self.config.get_text_config().pad_token_id else pad
+
+    @property
     def max_length(self) -> int:
         """The longest input, in tokens."""
         return self.recipe.task.max_length

@@ -58,6 +58,18 @@ def test_the_loading_line_passes_the_labels_whatever_they_are_called(card, tmp_p
     assert found == {"labels": labels, "problem_type": "single_label_classification"}
 
 
+def test_a_head_that_reads_the_last_token_is_told_what_pads(card, tmp_path):
+    text = card({"labels": ["a", "b"], "problem type": "single_label_classification", "pad_token_id": 3})
+    assert ")\nmodel.config.get_text_config().pad_token_id = 3\nplain = " in text
+    assert json.loads((tmp_path / "labels.json").read_text())["pad_token_id"] == 3
+
+
+@pytest.mark.parametrize("facts", [{}, {"labels": ["a", "b"], "problem type": "regression"}])
+def test_code_of_the_model_is_trusted_where_the_recipe_trusts_it(card, facts):
+    assert "trust_remote_code" not in card(facts)
+    assert "trust_remote_code=True" in card({**facts, "trust_remote_code": True}).split("```")[1]
+
+
 def test_a_card_without_labels_has_neither_names_nor_a_file(card, tmp_path):
     text = card({"adapter parameters": "12"}, task_type="CAUSAL_LM")
     assert f"AutoPeftModelForCausalLM.from_pretrained({json.dumps(str(tmp_path))})" in text

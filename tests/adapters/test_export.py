@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from glora_search import GLoraConfig
@@ -34,6 +34,17 @@ def test_the_card_of_a_lora_says_which_readers_need_one_rank(config, pad, said, 
     export_stock(model, "lora", folder, base_model="base", facts={}, processor=Processor(), pad=pad)
     assert f"| rank | {said}" in (folder / "README.md").read_text()
     assert type(PeftConfig.from_pretrained(folder)) is LoraConfig
+
+
+@pytest.mark.parametrize("form", ["lora", "peft"])
+def test_the_card_says_how_large_a_padded_adapter_is(form, make_model, tmp_path):
+    config = GLoraConfig(r=1, **OFF, path_pattern={"value": {"r": 3}}, target_modules=["query", "value"])
+    model = get_peft_model(make_model("bert"), config)
+    own = f"{model.get_nb_trainable_parameters()[0]:,}"
+    facts = {"adapter parameters": own}
+    export_stock(model, form, tmp_path, base_model="base", facts=facts, processor=Processor(), pad=form == "lora")
+    padded = PeftModel.from_pretrained(make_model("bert"), tmp_path, is_trainable=True).get_nb_trainable_parameters()[0]
+    assert f"| adapter parameters | {own}, and {padded:,} with padding |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_lora_that_has_won_is_what_plain_peft_loads_in_either_format(make_model, tmp_path):

@@ -138,3 +138,30 @@ def test_losses_on_seen_and_unseen_rows_are_means_of_both_directions(tmp_path):
     assert unseen.report(tmp_path / "u.csv").splitlines()[2:] == [
         "| mpqa | 0.350, 0.500 | 0.400, 0.400 | 0.400, 0.400 | 0.400, 0.400 |"
     ]
+
+
+def test_a_training_ends_once_its_lowest_loss_is_in_its_first_half_and_not_before_the_first_rung():
+    import ends
+
+    losses = dict(zip(range(40, 361, 40), (0.9, 0.5, 0.6, 0.7, 0.4, 0.6, 0.6, 0.6, 0.3), strict=True))
+    assert ends.end_of(losses, 160) == 160
+    assert ends.end_of(losses, 200) == 360  # at 200 there is a new lowest one, and at 360 another
+    assert ends.end_of(dict.fromkeys(range(40, 361, 40), 0.5), 160) == 160
+
+
+def test_what_ends_early_misses_and_saves_is_told(tmp_path):
+    import ends
+
+    row = {"data": "a", "seed": 0, "steps": 100, "early_metric": 0.8, "metric": 0.9}
+    rows = [
+        {**row, "who": "lora-taught x1", "ends": 50, "early_loss": 0.5, "loss": 0.4},
+        {**row, "who": "lora x1", "ends": 100, "early_loss": 0.3, "loss": 0.3},
+    ]
+    append_rows(tmp_path / "ends.csv", rows)
+    lines = ends.report(tmp_path / "ends.csv").splitlines()
+    assert lines[2] == "| a, 0 | lora-taught x1 | 50 of 100 | 0.500 (0.800) | 0.400 (0.900) |"
+    assert lines[-2].startswith("alone: 1 trainings, 0 end early")
+    assert lines[-1] == (
+        "taught: 1 trainings, 1 end early, 1 of these would find a lower loss later; trained to the end, the loss of "
+        "all is -20.0% on the mean, for +100% of the steps"
+    )

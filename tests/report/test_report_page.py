@@ -74,7 +74,7 @@ def test_what_is_not_there_yet_is_left_out_with_the_command_that_makes_it(make_r
 def test_few_trials_have_no_importance(make_run, chart_ids):
     elements = Elements(page_of(make_run("search", trials=10)))
     assert ids(elements) & chart_ids == chart_ids - {"importance-paths", "importance-layers"}
-    assert "Gene importance needs 50 evaluated subnets" in elements.text
+    assert "Gene importance needs 50 evaluated subnets: there are 10." in elements.text
 
 
 def test_a_search_by_the_metric_has_one_progress_chart(make_run):
@@ -133,6 +133,14 @@ def test_the_page_asks_for_nothing_from_outside(make_run):
 def test_the_final_table_of_an_unfinished_run_has_what_there_is():
     rows = result_rows({"baselines": [], "search": {"best": {"params": 1234, "validation": 0.5}}})
     assert rows == [("best subnet, inherited weights", "1,234", "0.5000", "-")]
+
+
+def test_only_a_lora_is_called_pefts():
+    names = {"lora": "lora r=1", "LoRA r=1": "LoRA r=1, tuned", "LoRA r=1 and vectors": "LoRA r=1 and vectors, tuned"}
+    rows = result_rows({"baselines": [{"method": method, "name": name} for method, name in names.items()]})
+    assert [row[0] for row in rows] == [
+        *("baseline: lora r=1 (peft)", "baseline: LoRA r=1, tuned (peft)", "baseline: LoRA r=1 and vectors, tuned")
+    ]
 
 
 def test_of_finalists_the_winner_and_the_baseline_have_the_metric_of_answers():

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from glora_search import Recipe, Run
+from glora_search.files.text import write_json
 from glora_search.report import budget_rows, write_report
 from glora_search.run import supernet
 from glora_search.run.runner import Run as Runner
@@ -35,9 +36,15 @@ def test_a_list_of_budgets_is_the_largest_and_the_smaller_ones(tiny_recipe):
     assert Recipe.model_validate(several(tiny_recipe, [600])).search.budgets == []
 
 
-@pytest.mark.parametrize("budgets", [[1.5, 3], ["a"], [], [-1, 3]])
-def test_what_is_no_budget_is_refused(tiny_recipe, budgets):
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        *((budgets, "a whole number, or a list of whole numbers") for budgets in ([1.5, 3], [1000.0, 2000], ["a"], [])),
+        ([-1, 3], "greater than or equal to 0"),
+    ],
+)
+def test_what_is_no_budget_is_refused(tiny_recipe, budgets, words):
+    with pytest.raises(ValidationError, match=words):
         Recipe.model_validate(several(tiny_recipe, budgets))
 
 
@@ -68,6 +75,28 @@ def test_the_table_has_a_row_for_each_budget(ran):
     run, _ = ran
     assert [row[0] for row in budget_rows(run.view)] == ["300", "600", "1,000"]
     assert "Trained adapters under each budget" in write_report(run.folder).read_text()
+
+
+def test_the_table_of_budgets_has_the_tuned_baseline(ran, tmp_path):
+    run = Run(shutil.copytree(ran[0].folder, tmp_path / "run"))
+    metrics = run.view.done("test")
+    given = {"name": "lora r=1", "validation": 0.61, "test": 0.6}
+    tuned = {"name": "LoRA r=1, tuned", "validation": 0.79, "test": 0.8}
+    for baselines, shown in (
+        ([given], ("0.6100", "0.6000")),
+        ([given, tuned], ("0.7900", "0.8000")),
+        ([given, {**tuned, "validation": None, "test": None, "diverged": True}], ("0.6100", "0.6000")),
+    ):
+        write_json(run.folder / "metrics.json", {**metrics, "baselines": baselines})
+        assert budget_rows(run.view)[-1][5:7] == shown
+
+
+def test_a_budget_that_comes_later_needs_no_note_of_where_the_run_is_from(ran, tiny_recipe, tmp_path):
+    folder = shutil.copytree(ran[0].folder, tmp_path / "run")
+    (folder / "origin.json").unlink()  # as its own message advises where it is damaged
+    run = Run.create(Recipe.model_validate(several(tiny_recipe, [300, 500, 600, 1000])), folder)
+    run.all_stages()
+    assert [one.budget for one in run.view.smaller()] == [300, 500, 600]
 
 
 def test_a_budget_that_is_not_done_is_shown(ran, tmp_path, call):

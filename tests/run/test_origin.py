@@ -285,5 +285,5 @@ def test_unlabelled_rows_may_be_others_where_the_recipe_says_so(copied, tiny_rec
         origin.check_origin(run.context)
         assert json.loads((run.folder / "origin.json").read_text())["data"]["unlabelled"]["rows"] == 1
     (tmp_path / "b.csv").write_text("text\nnew goal\n")
-    with pytest.raises(UserError, match=r"data\.unlabelled has other rows"):
+    with pytest.raises(UserError, match=r"data\.unlabelled has other rows.*give the unlabelled rows another file name"):
         origin.check_origin(Run(copied.folder).context)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from pydantic import ImportString, TypeAdapter
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from glora_search import Run, SubnetEvaluator, SupernetTrainer
@@ -281,6 +282,10 @@ def test_weights_that_a_stage_has_not_left_are_not_used(copied):
         UserError, match=r"retrained/adapter_model.*: not the weights that were trained.* retrain .*--again"
     ):
         copied.do("merged")
+    (copied.folder / "retrained" / "stage.json").unlink()
+    save_file({name: value + 1 for name, value in load_file(best).items()}, best)
+    with pytest.raises(UserError, match=r"best/adapter_model.*: not the weights that were trained"):
+        copied.do("retrained")
 
 
 def test_all_that_is_removed_is_named(copied, capsys):

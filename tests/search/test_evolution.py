@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
-from optuna.study import StudyDirection
 
 from glora_search.errors import UserError
 from glora_search.search import Evaluation, EvolutionSampler, best_trial, search
@@ -18,7 +15,6 @@ from glora_search.search.evolution.variation import GiveAndTake, LayerCrossover,
 from glora_search.search.history import History
 from glora_search.search.trials import ORIGIN
 from glora_search.space.bound import BoundSpace
-from glora_search.space.codes import key_of
 from glora_search.space.layers import SpaceLayer
 
 
@@ -227,17 +223,3 @@ def test_a_short_search_is_told_what_it_is_spent_on_and_how_long_one_is_not(wide
         )
     assert sampler.note(2 * start) is None
     assert own(origins(2 * start)) == start
-
-
-def test_the_last_genome_of_a_small_space_is_found():
-    layers = [SpaceLayer(f"l{number}.query", 4, 4, True, {"E": ["vector", "none"]}, []) for number in range(10)]
-    space = BoundSpace(layers)
-    codes = [np.array(code) for code in itertools.product((0, 1), repeat=10)]
-    for left in (codes[0], codes[-1], codes[400]):
-        history = History(space, max_params=None, direction=StudyDirection.MINIMIZE)
-        history.pending = {key_of(code) for code in codes} - {key_of(left)}
-        found = EvolutionSampler(space, n_random=5).propose(history, 7)
-        assert found is not None
-        assert found.code.tolist() == left.tolist()
-        history.pending.add(key_of(left))
-        assert EvolutionSampler(space, n_random=5).propose(history, 7) is None

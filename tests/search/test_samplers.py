@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
 import optuna
 import pytest
+from optuna.study import StudyDirection
 
 from glora_search.errors import UserError
 from glora_search.search import Evaluation, EvolutionSampler, PaperSampler, make_sampler, search
 from glora_search.search.evolution.base import distributions
+from glora_search.search.history import History
+from glora_search.search.samplers import OptunaProposer
 from glora_search.space.bound import BoundSpace
+from glora_search.space.codes import key_of
 from glora_search.space.layers import SpaceLayer
 
 OWN = {
@@ -141,6 +146,28 @@ def test_a_paper_sampler_without_a_budget_finds_what_fits_a_small_one():
     assert not any(wide.params(wide.sample(np.random.default_rng(seed))) <= budget for seed in range(100))
     study = search(wide, lambda genome: Evaluation(0.5, 1.0), sampler=PaperSampler(wide), trials=5, max_params=budget)
     assert len(study.trials) == 5
+
+
+LAST = {
+    "evolution": lambda space: EvolutionSampler(space, n_random=5),
+    "paper": lambda space: PaperSampler(space, max_tries=1),
+    "tpe": lambda space: OptunaProposer("tpe", space, directions=[StudyDirection.MINIMIZE] * 2, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_genome_of_a_small_space_is_found(name):
+    layers = [SpaceLayer(f"l{number}.query", 4, 4, True, {"E": ["vector", "none"]}, []) for number in range(10)]
+    space = BoundSpace(layers)
+    codes = [np.array(code) for code in itertools.product((0, 1), repeat=10)]
+    for left in (codes[0], codes[-1], codes[400]):
+        history = History(space, max_params=None, direction=StudyDirection.MINIMIZE)
+        history.pending = {key_of(code) for code in codes} - {key_of(left)}
+        found = LAST[name](space).propose(history, 7)
+        assert found is not None
+        assert found.code.tolist() == left.tolist()
+        history.pending.add(key_of(left))
+        assert LAST[name](space).propose(history, 7) is None
 
 
 def test_numbers_of_numpy_are_numbers(space):

@@ -231,3 +231,15 @@ def test_a_space_without_a_parameter_on_this_model_is_refused(make_model):
         SearchSpace(paths={"E": ["vector", "none"]}).bind(make_model("llama"))
     with pytest.raises(UserError, match=r"^space\.paths: got .*paths that add parameters to this Bert"):
         SearchSpace(paths={"E": ["none"]}).bind(make_model("bert"))
+
+
+class OwnLinear(nn.Linear):
+    """A linear layer of a model's own, as Falcon's are."""
+
+
+def test_layers_of_a_kind_of_their_own_are_refused_with_a_name_that_leaves_out_all_of_them():
+    model = nn.ModuleDict({str(n): nn.ModuleDict({"qkv": OwnLinear(4, 4), "out": nn.Linear(4, 4)}) for n in range(3)})
+    with pytest.raises(UserError, match=r"set space\.exclude to \[qkv\]"):
+        SearchSpace(targets=["qkv", "out"], paths={"B": ["lora", "none"]}).bind(model)
+    space = SearchSpace(targets=["qkv", "out"], exclude=["qkv"], paths={"B": ["lora", "none"]})
+    assert [layer.name for layer in space.bind(model).layers] == ["0.out", "1.out", "2.out"]

@@ -106,6 +106,34 @@ def test_all_turns_of_the_assistant_are_learned_and_nothing_else(chat, tmp_path,
     assert made.tokenizer.decode(ids).replace("<s>", "").split()[:3] == ["<|system|>", "big", "data"]
 
 
+def test_where_the_template_writes_no_end_of_a_turn_it_is_said(chat):
+    rows = [{"messages": turns(f"the goal {n}", "a team")} for n in range(20)]
+    endless = GROWING.replace("<|end|>", "")
+    for template, said in ((GROWING, False), (endless, True)):
+        made = chat(rows, template=template)
+        notes = [note for note in made.row_notes() if "does not learn where an answer ends" in note]
+        assert bool(notes) == said
+        if said:
+            assert "no row has </s> in what is learned, because of the chat template or task.max_length" in notes[0]
+        shutil.rmtree(made.recipe.task.model)
+
+
+def test_a_turn_of_tool_calls_alone_needs_no_content(chat):
+    calls = [{"type": "function", "function": {"name": "chip"}}]
+    asks = {"role": "assistant", "content": None, "tool_calls": calls}
+    rows = [{"messages": [*turns(f"the goal {n}"), asks, *turns("the code", "a team")]} for n in range(20)]
+    template = GROWING.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls[0].function.name if m.tool_calls }}")
+    assert learned(chat(rows, template=template))[0] == ["chip", "<|end|>"]
+
+
+def test_a_column_of_tools_is_said_not_to_be_read(chat):
+    rows = [{"messages": turns(f"the goal {n}", "a team")} for n in range(20)]
+    tools = [{"type": "function", "function": {"name": "chip"}}]
+    assert not [note for note in chat(rows).row_notes() if "tools" in note]
+    said = chat([{**row, "tools": tools} for row in rows]).row_notes()
+    assert "the column tools is not read: the chat template writes conversations without tools" in said
+
+
 @pytest.mark.parametrize("template", [GROWING, MARKED])
 def test_of_prompts_and_completions_that_are_messages_the_completion_is_learned(chat, template):
     rows = [

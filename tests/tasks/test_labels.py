@@ -111,13 +111,13 @@ def test_numbers_are_in_numeric_order_and_other_labels_sorted(tmp_path):
 
 @pytest.mark.parametrize("target", ["label", "tags", "labels"])
 def test_a_data_set_that_declares_its_classes_gives_their_order(tmp_path, target):
-    names = ClassLabel(names=["low", "medium", " high"])
+    names = ClassLabel(names=["low", "medium", " high", "Low"])
     one = target == "label"
     features = Features({"text": Value("string"), "label": names if one else List(names)})
-    found = {"text": [str(n) for n in range(30)], "label": [n % 3 if one else [n % 3] for n in range(30)]}
+    found = {"text": [str(n) for n in range(40)], "label": [n % 4 if one else [n % 4] for n in range(40)]}
     DatasetDict({"train": Dataset.from_dict(found, features=features)}).save_to_disk(tmp_path / "saved")
     data = load(Saved(source="saved", folder=str(tmp_path / "saved")), target)
-    assert data.labels == ["low", "medium", "high"]
+    assert data.labels == ["low", "medium", "high", "Low"]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_prompt_without_room_for_a_response_is_left_out_and_none_at_all_is_an_
     made = task("llama", "causal-lm", rows, {"response_column": "answer"})
     long = sum(len(text.split()) > 24 for text in made.data.train["text"])
     assert len(made.train) == len(made.data.train) - long
-    with pytest.raises(UserError, match=r"data\.train.*something to learn within task\.max_length"):
+    with pytest.raises(UserError, match=r"data\.train.*something to learn within task\.max_length, \d+ tokens: no"):
         task(
             "llama",
             "causal-lm",
@@ -159,10 +159,12 @@ def test_a_cut_response_is_not_learned_to_end_there(task, architecture, type_):
     made = task(architecture, type_, rows, {"response_column": "answer"})
     end = made.tokenizer.eos_token_id
     assert all(end not in labels and len(labels) == made.max_length for labels in made.train["labels"])
-    assert made.row_notes() == [
+    *cut, endless = made.row_notes()
+    assert cut == [
         f"{len(rows)} of {len(rows)} rows of data.{split} are cut at task.max_length, 24 tokens"
         for split, rows in (("train", made.data.train), ("validation", made.data.validation))
     ]
+    assert f"no row has {made.tokenizer.eos_token} in what is learned" in endless
 
 
 @pytest.fixture
@@ -206,6 +208,25 @@ def test_smoothing_the_labels_that_a_decoder_reads_is_refused(tiny, recipe, make
     made["retrain"]["training"]["label_smoothing_factor"] = 0.1
     with pytest.raises(UserError, match=r"retrain\.training\.label_smoothing_factor: got 0\.1; allowed: 0 with an enc"):
         check(Recipe.model_validate(made))
+
+
+def test_a_token_that_a_causal_model_does_not_have_is_refused_before_the_model_is_tried(tiny, recipe, make, tmp_path):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["brandnew"])
+    tokenizer.save_pretrained(folder)
+    rows = [{"text": f"{row['text']} brandnew", "label": row["label"]} for row in make.rows()]
+    data = {"source": "json", "train": make.json(tmp_path / "rows.jsonl", rows), "response_column": "label"}
+    with pytest.raises(UserError, match=rf"data\.train has token {len(tokenizer) - 1}, .*embedding has"):
+        check(Recipe.model_validate(recipe(folder, data, type="causal-lm")))
+
+
+def test_a_loss_is_that_of_the_labels_whatever_a_router_adds(task, make):
+    made = task("mixtral", "causal-lm", make.rows(), {"response_column": "label"})
+    model = made.model()
+    made.check_model(model)
+    scored = evaluate(model, Batches(made.validation, made.collator, 4), made)
+    assert scored.loss == pytest.approx(np.log(scored.metric), rel=1e-5)
 
 
 def test_a_decoder_whose_own_loss_would_teach_it_to_copy_is_refused(task, make):

@@ -31,6 +31,13 @@ def test_the_line_that_uses_a_merged_model_is_python_without_double_quotes(name)
     assert "runs/x/merged" in line
 
 
+@pytest.mark.parametrize("name", ["text-classification", "seq2seq-lm"])
+def test_the_line_has_any_folder_and_what_loading_needs(name):
+    line = task_class(name).usage("it's/merged", trust_remote_code=True)
+    compile(line, "usage", "exec")
+    assert "it\\x27s/merged', trust_remote_code=True)" in line
+
+
 class Backwards(TextClassification):
     """A task of one's own: the words in reverse."""
 

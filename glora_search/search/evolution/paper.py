@@ -88,6 +88,8 @@ class PaperSampler(GenomeSampler, BaseGASampler):
         code = self._first(history, lambda: history.sample(rng))
         if code is None:
             code = self._first(history, lambda: self._fitting(rng, history))
+        if code is None:
+            code = next(history.rest(), None)
         return None if code is None else Proposal(code, "random", **place)
 
     def _place(self, history: History) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,9 +17,6 @@ from glora_search.search.evolution.variation import Changes, GiveAndTake, LayerC
 from glora_search.search.history import History
 from glora_search.space.bound import BoundSpace
 from glora_search.space.codes import Code, Codec
-
-LISTED = 1 << 16
-"""The most genomes of a space whose last ones are looked for one by one."""
 
 
 class EvolutionSampler(GenomeSampler):
@@ -156,7 +152,8 @@ class EvolutionSampler(GenomeSampler):
         return candidates[int((scores - rng.uniform(0, self.boldness) * spread).argmin())]
 
     def _first_new(self, history: History, rng: np.random.Generator) -> Code | None:
-        return next((code for code in self._draws(history, rng) if history.is_new(code)), None)
+        drawn = filter(history.is_new, self._draws(history, rng))
+        return next(itertools.chain(drawn, history.rest()), None)
 
     def _draws(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         for _ in range(50):
@@ -168,6 +165,3 @@ class EvolutionSampler(GenomeSampler):
                 code = self.mutate(history.codec, code, history.max_params, rng)
                 if history.fits(code):
                     yield code
-        if math.prod(map(int, history.codec.sizes)) <= LISTED:
-            everything = map(np.array, itertools.product(*map(range, history.codec.sizes)))
-            yield from filter(history.fits, everything)
