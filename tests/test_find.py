@@ -348,21 +348,10 @@ def test_rows_are_taken_as_trainer_takes_them_with_options_in_their_batches(find
     assert found.evaluation.metric > 0.3
 
 
-@pytest.mark.parametrize(
-    ("validation", "words"),
-    [
-        (rows(40, 1).remove_columns("labels"), r"validation: got 'input_ids.*'; allowed: .*`labels`"),
-        (
-            rows(40, 1).select([]),
-            r"validation: got 'a datasets.Dataset of 0 rows'; allowed: a datasets\.Dataset with rows",
-        ),
-        ([{"labels": 0}], r"validation: got 'list'; allowed: a datasets\.Dataset with rows"),
-    ],
-)
-def test_rows_that_cannot_be_scored_are_refused_before_the_training(find, monkeypatch, validation, words):
+def test_rows_that_cannot_be_scored_are_refused_before_the_training(find, monkeypatch):
     monkeypatch.setattr(SupernetTrainer, "train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(UserError, match=words):
-        find(validation=validation)
+    with pytest.raises(UserError, match=r"validation: got 'input_ids.*'; allowed: .*`labels`"):
+        find(validation=rows(40, 1).remove_columns("labels"))
 
 
 @pytest.mark.parametrize(

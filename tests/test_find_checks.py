@@ -19,6 +19,8 @@ def rows(labels, token=3):
 GOOD = rows([-100, 2, 1, 0])
 MASKED = {
     "none": (None, r"got 'NoneType'; allowed: a datasets\.Dataset with rows"),
+    "no rows": (GOOD.select([]), r"got 'a datasets\.Dataset of 0 rows'; allowed: a datasets\.Dataset with rows"),
+    "a list": ([{"labels": 0}], r"got 'list'; allowed: a datasets\.Dataset with rows"),
     "a stream": (IterableDataset.from_generator(lambda: iter(())), r"got 'IterableDataset'; allowed: a datasets"),
     "masked": (rows([-100] * 4), r"got '16 rows whose labels are all -100'; allowed: rows with a label that counts"),
     "only the first token": (rows([3, -100, -100, -100]), r"got '16 rows whose labels are all -100'"),

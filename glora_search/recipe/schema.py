@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
     field_validator,
     model_validator,
@@ -309,7 +310,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     task: Task
     data: Data
-    space: str
+    space: Annotated[str, AfterValidator(expanded)]
     supernet: Supernet = Field(default_factory=Supernet)
     search: Search = Field(default_factory=Search)
     retrain: Retrain = Field(default_factory=Retrain)
@@ -349,11 +350,6 @@ class Recipe(Section):
         if largest is not None and (budget is None or largest < budget):
             raise invalid("supernet.max_params", largest, f"null, or at least search.max_params ({budget})")
         return self
-
-    @field_validator("space")
-    @classmethod
-    def _check_space(cls, value: str) -> str:
-        return expanded(value)
 
     @field_validator("baselines")
     @classmethod

@@ -123,10 +123,22 @@ class ChatTemplate:
             if number >= first and message["role"] == ASSISTANT:
                 after = self._text(messages[: number + 1])
                 before = self._before(messages, number, after)
-                if not text.startswith(after):
+                end = len(after) if text.startswith(after) else self._shared(after, text)
+                if end < len(after) and _last_line(message) not in text[len(before) : end]:
                     raise self._unclear(messages)
-                spans.append((len(before), len(after)))
+                spans.append((len(before), end))
         return text, spans
+
+    def _shared(self, after: str, text: str) -> int:
+        """How far two texts are the same, up to a special token and white space: at its end, a conversation may have a
+        token that is not there where it goes on, as Phi-3's have."""
+        special = self.tokenizer.convert_ids_to_tokens(
+            [*self.tokenizer.all_special_ids, *_special_tokens(self.tokenizer)]
+        )
+        pattern = "|".join(map(re.escape, sorted({*special}, key=len, reverse=True)))
+        differ = (place for place, pair in enumerate(zip(after, text, strict=False)) if len({*pair}) > 1)
+        found = re.finditer(rf"(?:{pattern})\s*", after[: next(differ, len(text))])
+        return max((match.end() for match in found), default=0)
 
     def _before(self, messages: list[Message], number: int, text: str) -> str:
         """The prompt for a message, with which the text begins."""

@@ -106,6 +106,15 @@ def test_all_turns_of_the_assistant_are_learned_and_nothing_else(chat, tmp_path,
     assert made.tokenizer.decode(ids).replace("<s>", "").split()[:3] == ["<|system|>", "big", "data"]
 
 
+def test_what_a_template_writes_at_the_end_of_a_conversation_alone_is_no_part_of_an_earlier_turn(chat):
+    ending = GROWING.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    made = chat(
+        [{"messages": turns(f"the goal {n}", "a team", "the code", "a chip")} for n in range(20)], template=ending
+    )
+    assert learned(made)[0] == ["a", "team", "<|end|>"]
+    assert learned(made)[1] == ["a", "chip", "<|end|>", "</s>"]
+
+
 def test_where_the_template_writes_no_end_of_a_turn_it_is_said(chat):
     rows = [{"messages": turns(f"the goal {n}", "a team")} for n in range(20)]
     endless = GROWING.replace("<|end|>", "")
