@@ -13,7 +13,7 @@ from csv_rows import read_rows
 from study_figures import forest, lines
 from study_found import read_genomes
 from study_plan import Study
-from study_results import DEVELOPED, Comparison, Results
+from study_results import DEVELOPED, PLANNED_NEW, Comparison, Results
 from study_statistics import FEWEST, TIE, difference, interval
 from study_tables import by_method, by_set, coverage, curves, found, inside, winners
 
@@ -101,7 +101,7 @@ def write_report(study: Study, folder: Path, page: Path) -> None:
     earlier = read_rows(folder / EARLIER)
     before = Results(study, with_earlier(rows, earlier), first.encoder)
     replaced = {
-        f"{row['data']}, seed {row['seed']} ({row['why']})": Results(study, with_earlier(rows, [row]), first.encoder)
+        (row["data"], row["seed"], row["why"]): Results(study, with_earlier(rows, [row]), first.encoder)
         for row in read_rows(folder / REPLACED)
     }
     values["robust"] = _robust(first, before, earlier, replaced)
@@ -204,13 +204,15 @@ def with_earlier(rows: list[dict[str, str]], earlier: list[dict[str, str]]) -> l
     return [*(row for row in rows if cell(row) not in replaced), *earlier]
 
 
-def _robust(results: Results, before: Results, earlier: list[dict[str, str]], replaced: Mapping[str, Results]) -> str:
+def _robust(
+    results: Results, before: Results, earlier: list[dict[str, str]], replaced: Mapping[tuple[str, str, str], Results]
+) -> str:
     """The product claim seen in other ways.
 
     Args:
         before: the same with earlier rows in place of those of the same cells.
         earlier: these rows.
-        replaced: which row and why -> the same with that earlier row.
+        replaced: data, seed, and why -> the same with that earlier row.
     """
     own = results.ours(500, "lora")
     one = own.found
@@ -228,19 +230,25 @@ def _robust(results: Results, before: Results, earlier: list[dict[str, str]], re
     if (other := difference(own.pairs.replace({"data": {"trec-fine": "trec"}}))) is not None and other.sets < one.sets:
         said.append(f"with both TRECs, which have the same questions, as one set, it is {other}")
     known = {(row["data"], int(row["seed"])) for row in earlier}
-    same, new = (own.pairs[[(pair in known) == wanted for pair in _keys(own.pairs)]] for wanted in (True, False))
+    again = {(data, int(seed)) for data, seed, _ in replaced}
+    once = own.pairs[[pair not in again for pair in _keys(own.pairs)]]
+    same, new = (once[[(pair in known) == wanted for pair in _keys(once)]] for wanted in (True, False))
     old = before.ours(500, "lora").pairs
     old = old[[pair in set(_keys(same)) for pair in _keys(old)]]
     if len(same):
         said.append(
-            f"on the {count(len(same), 'pair')} known before a subnet needed a margin to win, it is "
-            f"{difference(same)}; with the lowest loss as the winner, it was {difference(old)}"
+            f"on the {count(len(same), 'pair')} known before a subnet needed a margin to win, without those repeated "
+            f"for other reasons, it is {difference(same)}; with the lowest loss as the winner, it was {difference(old)}"
         )
     if known and len(new):
         said.append(f"on the {count(len(new), 'pair')} made since, it is {difference(new)}")
-    for which, with_row in replaced.items():
-        if (other := with_row.ours(500, "lora").found) is not None and str(other) != str(one):
-            said.append(f"with the earlier row of {which}, it was {other}")
+    for (data, seed, why), with_row in replaced.items():
+        pairs = with_row.ours(500, "lora").pairs
+        if (other := difference(pairs)) is None or str(other) == str(one):
+            continue
+        fresh = difference(pairs[pairs["data"].isin(PLANNED_NEW)])
+        also = f", and {fresh} on the {fresh.sets} sets that were planned as new to the method" if fresh else ""
+        said.append(f"with the earlier row of {data}, seed {seed} ({why}), it was {other}{also}")
     return "\n".join(f"- {text[0].upper()}{text[1:]}." for text in said)
 
 

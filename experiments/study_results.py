@@ -19,6 +19,8 @@ STRUCTURELESS = ("taught", "random")
 """What has the teacher or the race, and no searched structure."""
 DEVELOPED = ("bbc-headlines", "sst2", "trec", "trec-fine", "tweet-emotion", "mpqa", "clinc150", "snips", "stsb")
 """The sets on which something of the method was chosen, see docs/race-history.md; both TRECs have equal questions."""
+PLANNED_NEW = ("stsb", "wordnet", "election-tweets", "newsgroups", "reuters")
+"""The sets that were planned as new to the method."""
 NUMBERS = (
     "baseline_test",
     "rows",

@@ -173,8 +173,8 @@ class Contest:
 
     @property
     def ends_from(self) -> int:
-        """The step from which on a training ends where it overfits: the first rung's, and of numbers the last one. As a
-        classifier overfits, its cross-entropy only rises; a squared error swings, and falls again with the rate."""
+        """The step from which on a training ends where it overfits: the first rung's, and of numbers the last one, as
+        a squared error swings more, and falls again with the rate."""
         kinds = (str(getattr(self.train.features.get(name), "dtype", "")) for name in ("labels", "label"))
         numbers = any(kind.startswith("float") for kind in kinds)
         return self.steps if numbers else self.first
